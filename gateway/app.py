@@ -1,0 +1,106 @@
+"""The application: builds every part from the settings, starts and stops them. Decides nothing."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.routing import BaseRoute, Router
+
+from gateway import settings as settings_
+from gateway.auth import authenticator
+from gateway.beat import Beat
+from gateway.errors import SettingsError
+from gateway.records import Records, new_id
+from gateway.replica import Replica
+from gateway.routes import Routes
+from gateway.runs import Caps
+from gateway.settings import Settings
+from gateway.store import Store
+from gateway.tail import Tails
+from gateway.upstream import Upstream
+
+
+class Gateway:
+    """One replica: `app` is the ASGI application, whose lifespan is `running`."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.secrets:
+            raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
+        self.settings = settings
+        self.store = Store(settings.redis_url)
+        self.name = new_id()
+        self.records = Records(
+            self.store,
+            self.name,
+            start_by=settings.start_by,
+            log_ttl=settings.log_ttl,
+            max_run=_longest(settings),
+            lease=settings.lease,
+        )
+        self.tails = Tails(
+            self.store,
+            self.records,
+            grace=settings.grace,
+            heartbeat=settings.heartbeat,
+            write_timeout=settings.write_timeout,
+        )
+        self.upstream = Upstream()
+        self.replica = Replica(
+            self.store,
+            self.records,
+            Beat(self.store, self.name, settings.lease),
+            self.tails,
+            self.upstream,
+            Caps(settings.max_event, settings.max_log),
+            max_streams=settings.max_streams,
+            interval=_sweep_interval(settings),
+        )
+        self.routes = Routes(
+            settings, self.store, self.records, self.tails, self.replica, authenticator(settings)
+        )
+        self.app = self.with_routes([])
+
+    def with_routes(self, more: Sequence[BaseRoute]) -> Router:
+        """Return the application with further URLs."""
+        return Router(
+            [*self.routes.all(), *more],
+            default=self.routes.fallback(),
+            redirect_slashes=False,
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the replica; at the end runs are drained, unless the server has done so before."""
+        self.replica.start()
+        try:
+            yield
+        finally:
+            if not self.replica.draining:
+                await self.replica.drain(self.settings.drain)
+            await self.replica.stop()
+            await self.upstream.close()
+            await self.store.close()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: object) -> AsyncIterator[None]:
+        async with self.running():
+            yield
+
+
+def create() -> Router:
+    """Return the application for another server: `uvicorn --factory gateway.app:create`."""
+    return Gateway(settings_.load({})).app
+
+
+def _longest(settings: Settings) -> float:
+    names = ("default", *settings.presets)
+    presets = (settings.preset(name) for name in names)
+    return max(preset.max_run for preset in presets if preset is not None)
+
+
+def _sweep_interval(settings: Settings) -> float:
+    """Return a quarter of the shortest time that the sweep has to keep, within bounds."""
+    names = ("default", *settings.presets)
+    presets = [preset for name in names if (preset := settings.preset(name)) is not None]
+    shortest = min(min(each.stall, each.first_byte, each.max_run) for each in presets)
+    return min(1.0, max(0.05, min(shortest, settings.heartbeat, settings.write_timeout) / 4))

@@ -1,0 +1,126 @@
+"""Authenticators: from plain headers and cookies to the subject, who the caller is.
+
+`signed` reads the cookie of Starlette's SessionMiddleware, so that an app which has one needs no
+code. Anything else is `module:callable`, which gets headers and cookies and returns the subject.
+"""
+
+import importlib
+import inspect
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from time import time
+from typing import Any, Protocol
+
+from itsdangerous import BadData, TimestampSigner
+
+from gateway.errors import SettingsError
+from gateway.settings import Settings
+
+_SKEW = 60  # Seconds an app's clock may be ahead of ours.
+_LONGEST = 256
+
+
+class Authenticator(Protocol):
+    """Tells who is calling."""
+
+    async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+        """Return the caller's subject, None if there is no valid sign of one; may raise Passing."""
+
+
+class SignedCookie:
+    """Starlette's session cookie: base64 of a JSON object, signed by itsdangerous with a time."""
+
+    def __init__(
+        self,
+        secrets: Sequence[str],
+        *,
+        name: str,
+        field: str,
+        max_age: float,
+        now: Callable[[], float] = time,
+    ) -> None:
+        self.name = name
+        self._signer = TimestampSigner(list(reversed(secrets)))  # The last one signs.
+        self._field = field
+        self._max_age = max_age
+        self._now = now
+
+    async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+        """Return what the session's field says, None if the cookie is missing, forged or old."""
+        try:
+            # Not with max_age: that refuses a cookie from an app whose clock is a second ahead.
+            data, made = self._signer.unsign(cookies.get(self.name, ""), return_timestamp=True)
+            session = json.loads(b64decode(data))
+        except (BadData, ValueError, RecursionError):
+            return None
+        age = self._now() - made.timestamp()
+        if not -_SKEW <= age <= self._max_age:
+            return None
+        return usable(_member(session, self._field))
+
+    def sign(self, subject: str) -> str:
+        """Return a cookie value for a subject, as the app would set it."""
+        session: Any = subject
+        for part in reversed(self._field.split(".")):
+            session = {part: session}
+        data = b64encode(json.dumps(session).encode())
+        return self._signer.sign(data).decode()
+
+
+class Custom:
+    """A callable of the app's own: `(headers, cookies) -> subject | None`, async or not."""
+
+    def __init__(self, call: Callable[[Mapping[str, str], Mapping[str, str]], Any]) -> None:
+        self._call = call
+
+    async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+        """Return what the callable says."""
+        said = self._call(headers, cookies)
+        return usable(await said if inspect.isawaitable(said) else said)
+
+
+def authenticator(settings: Settings) -> Authenticator:
+    """Return the one that the settings name; raises SettingsError."""
+    if settings.auth == "signed":
+        return signed_cookie(settings)
+    module, colon, name = settings.auth.partition(":")
+    if not colon:
+        raise SettingsError(
+            f"GATEWAY_AUTH: {settings.auth!r} is neither signed nor module:callable"
+        )
+    try:
+        call = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"GATEWAY_AUTH: cannot load {settings.auth}: {error}") from None
+    if not callable(call):
+        raise SettingsError(f"GATEWAY_AUTH: {settings.auth} is not callable")
+    return Custom(call)
+
+
+def signed_cookie(settings: Settings) -> SignedCookie:
+    """Return the `signed` authenticator; raises SettingsError without a secret."""
+    secrets = settings.cookie_secrets or settings.secrets
+    if not secrets:
+        raise SettingsError("GATEWAY_COOKIE_SECRETS: missing, as are GATEWAY_SECRETS")
+    return SignedCookie(
+        [secret.get_secret_value() for secret in secrets],
+        name=settings.cookie_name,
+        field=settings.subject_field,
+        max_age=settings.cookie_max_age,
+    )
+
+
+def usable(subject: Any) -> str | None:
+    """Return a subject as a string, None if it cannot name anybody."""
+    if isinstance(subject, int) and not isinstance(subject, bool):
+        subject = str(subject)
+    if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST:
+        return None
+    return subject if subject.isprintable() else None
+
+
+def _member(session: Any, field: str) -> Any:
+    for part in field.split("."):
+        session = session.get(part) if isinstance(session, dict) else None
+    return session

@@ -1,0 +1,105 @@
+"""Check: settings, Redis and upstream, each with a verdict, before anybody depends on them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.auth import authenticator
+from gateway.errors import GatewayError, SettingsError
+from gateway.settings import Settings
+from gateway.store import Store
+from gateway.upstream import Upstream
+
+_SHORT = 16  # Characters; a secret below this can be guessed.
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One finding: ok, warning or fault."""
+
+    level: str
+    subject: str
+    words: str
+
+    @property
+    def fault(self) -> bool:
+        """Whether the gateway will not work."""
+        return self.level == "fault"
+
+    def __str__(self) -> str:
+        return f"{self.level:8}{self.subject:10}{self.words}"
+
+
+async def verdicts(settings: Settings) -> list[Verdict]:
+    """Return what is to be said of everything the gateway depends on."""
+    return [
+        *_settings(settings),
+        *await _store(settings),
+        *[verdict for name in _presets(settings) for verdict in await _upstream(settings, name)],
+    ]
+
+
+def _settings(settings: Settings) -> list[Verdict]:
+    found: list[Verdict] = []
+    if not settings.secrets:
+        found.append(Verdict("fault", "settings", "GATEWAY_SECRETS: missing"))
+    elif min(len(each.get_secret_value()) for each in settings.secrets) < _SHORT:
+        found.append(Verdict("warning", "settings", "GATEWAY_SECRETS: shorter than 16 characters"))
+    try:
+        authenticator(settings)
+    except SettingsError as error:
+        found.append(Verdict("fault", "settings", str(error)))
+    return found or [Verdict("ok", "settings", "complete")]
+
+
+def _presets(settings: Settings) -> list[str]:
+    return [*(["default"] if "default" not in settings.presets else []), *settings.presets]
+
+
+async def _store(settings: Settings) -> list[Verdict]:
+    if settings.embedded:
+        words = "embedded: one process, and nothing survives it"
+        return [Verdict("warning", "redis", words)]
+    try:
+        store = Store(settings.redis_url)
+        try:
+            info = await store.call("INFO")
+        finally:
+            await store.close()
+    except GatewayError as error:
+        return [Verdict("fault", "redis", getattr(error, "detail", "") or str(error))]
+    return _durability(info)
+
+
+def _durability(info: dict[str, Any]) -> list[Verdict]:
+    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    found = [Verdict("ok", "redis", f"answers, version {version}")]
+    if int(version.partition(".")[0]) < 7:
+        found = [Verdict("fault", "redis", f"version {version}; 7.0 is the oldest that will do")]
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and info.get("maxmemory"):
+        words = f"maxmemory-policy {policy} throws streams away; set noeviction"
+        found.append(Verdict("warning", "redis", words))
+    if not info.get("aof_enabled"):
+        words = "appendonly is off: a restart forgets unredeemed tickets and ended streams"
+        found.append(Verdict("warning", "redis", words))
+    if info.get("connected_slaves") and not info.get("min_slaves_good_slaves"):
+        words = "min-replicas-to-write is 0: a failover can lose a claim, and cost a second call"
+        found.append(Verdict("warning", "redis", words))
+    return found
+
+
+async def _upstream(settings: Settings, name: str) -> list[Verdict]:
+    preset = settings.preset(name)
+    assert preset is not None
+    if not preset.url:
+        if settings.presets:
+            return []
+        return [Verdict("fault", "upstream", "GATEWAY_UPSTREAM_URL: missing")]
+    upstream = Upstream()
+    try:
+        status = await upstream.reach(preset)
+        return [Verdict("ok", "upstream", f"{name}: {preset.url} answers ({status} to OPTIONS)")]
+    except GatewayError as error:
+        return [Verdict("fault", "upstream", f"{name}: {preset.url}: {error}")]
+    finally:
+        await upstream.close()

@@ -1,0 +1,275 @@
+"""The command `gateway`: serve, demo, check, cookie, upstream; and the server that drains."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import click
+import uvicorn
+from starlette.routing import Mount
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway import __version__, check, demo, settings, workers
+from gateway.app import Gateway
+from gateway.auth import signed_cookie
+from gateway.errors import SettingsError
+from gateway.settings import Settings
+
+CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
+_LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
+
+log = logging.getLogger("gateway")
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a way for the application to cut a connection whose reader is stuck."""
+
+    def on_message_begin(self) -> None:
+        """Lend the transport's abort to the response: a close would wait for the reader."""
+        super().on_message_begin()
+        self.scope["extensions"] = {"gateway.abort": self.transport.abort}  # type: ignore[dict-item]
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with an orderly end: the listener first, then viewers, then runs, then exit 0."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway | None) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._parent = os.getppid() if workers.inside() else None
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look whether to end; a worker whose supervisor was killed does."""
+        orphaned = self._parent is not None and os.getppid() != self._parent
+        return await super().on_tick(counter) or orphaned
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the second signal ends at once.
+
+        uvicorn raises what it captured again at its end, and the exit code would not be 0.
+        """
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, drain, then let uvicorn close what is left."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        if self._gateway is not None:
+            await self._drain(self._gateway)
+        await super().shutdown(sockets)
+
+    async def _drain(self, gateway: Gateway) -> None:
+        drained = asyncio.create_task(gateway.replica.drain(gateway.settings.drain))
+        log.info("draining %d run(s)", len(gateway.replica.active))
+        linger = asyncio.get_running_loop().time() + _LINGER
+        while not drained.done() or asyncio.get_running_loop().time() < linger:
+            if self.force_exit:
+                drained.cancel()
+                break
+            await asyncio.sleep(0.05)
+        with suppress(asyncio.CancelledError):
+            await drained
+
+
+def run(app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: str) -> None:
+    """Serve on a bound socket until a signal, then drain."""
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        log_level=level if level == "debug" else "warning",
+        access_log=False,  # It prints the query, and so the ticket.
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        backlog=4096,
+    )
+    Server(config, gateway).run([listener])
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a listening address; raises SettingsError if it is not to be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return where a socket listens, as a browser would write it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option per setting, with the same table as everywhere."""
+    for row in reversed(list(settings.table())):
+        name = row.name.removeprefix(settings.PREFIX).lower()
+        default = f"  [{row.default}]" if row.default else ""
+        option = click.option(
+            "--" + name.replace("_", "-"),
+            name,
+            metavar="VALUE",
+            help=f"{row.help}{default}  ({row.name})",
+        )
+        command = option(command)
+    return command
+
+
+class _OneLine(click.Group):
+    """Shows our own errors as one line, and exits with a code of their own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            click.echo(f"gateway: {error}", err=True)
+            ctx.exit(CONFIG_ERROR)
+
+
+@click.group(cls=_OneLine, context_settings={"max_content_width": 120})
+@click.version_option(__version__, prog_name="gateway")
+def main() -> None:
+    """Ticketed, durable, resumable streaming of LLM completions to a bare EventSource."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--port", default=8000, show_default=True, help="port to listen on; 0 = any free")
+@click.option("--workers", "count", default=1, show_default=True, help="processes; needs Redis")
+@_flags
+def serve(host: str, port: int, count: int, **flags: str | None) -> None:
+    """Run the gateway. Every setting is an option here, a variable or a line of the TOML file."""
+    loaded = _load(flags)
+    if not loaded.upstream_url and not loaded.presets:
+        raise SettingsError("GATEWAY_UPSTREAM_URL: missing; the full URL of a completion endpoint")
+    if loaded.embedded and count > 1:
+        raise SettingsError(
+            "GATEWAY_REDIS_URL: missing; the embedded store is of one process, not of "
+            f"--workers {count}"
+        )
+    if count > 1:
+        Gateway(loaded)  # A wrong setting is to be said once, not by every worker.
+        with bind(host, port, shared=True) as reserved:
+            _, actual = reserved.getsockname()[:2]
+            command = [*_self(), "serve", "--host", host, "--port", str(actual)]
+            url = url_of(reserved)
+            sys.exit(workers.supervise(command, count, settings.as_variables(flags), url))
+    if loaded.embedded:
+        log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
+    gateway = Gateway(loaded)
+    with bind(host, port, shared=workers.inside()) as listener:
+        click.echo(f"gateway listening on {url_of(listener)}")
+        run(gateway.app, listener, gateway, loaded.log_level)
+
+
+@main.command("demo")
+@click.option("--port", default=8000, show_default=True, help="port of the page; taken = any free")
+@_flags
+def demo_(port: int, **flags: str | None) -> None:
+    """Show it: a page, a pretend upstream and an embedded store, in one process, loopback only."""
+    with _preferred(port) as listener:
+        given = {name: value for name, value in flags.items() if value is not None}
+        made_up = {
+            "secrets": secrets.token_urlsafe(32),
+            "upstream_url": f"{url_of(listener)}/pretend/v1/chat/completions",
+        }
+        loaded = _load({"log_level": "warning", **made_up, **given})
+        gateway = Gateway(loaded)
+        signer = signed_cookie(loaded)
+
+        def cookie(subject: str) -> str:
+            return f"{signer.name}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
+
+        def cut(ticket: str) -> int:
+            tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
+            return tail.drop() if tail else 0
+
+        pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
+        app = gateway.with_routes([*demo.page(cookie, cut), pretend])
+        click.echo(f"The demo is at {url_of(listener)}  (Ctrl+C ends it)")
+        run(app, listener, gateway, loaded.log_level)
+
+
+def _preferred(port: int) -> socket.socket:
+    try:
+        return bind("127.0.0.1", port)
+    except SettingsError:
+        return bind("127.0.0.1", 0)
+
+
+@main.command("check")
+@_flags
+def check_(**flags: str | None) -> None:
+    """Say whether settings, Redis and upstream will do; exit 1 on a fault."""
+    verdicts = asyncio.run(check.verdicts(_load(flags)))
+    for verdict in verdicts:
+        click.echo(str(verdict))
+    sys.exit(1 if any(verdict.fault for verdict in verdicts) else 0)
+
+
+@main.command("cookie")
+@click.argument("subject")
+@_flags
+def cookie_(subject: str, **flags: str | None) -> None:
+    """Print NAME=VALUE of a valid `signed` cookie of SUBJECT, for curl."""
+    signer = signed_cookie(_load(flags))
+    click.echo(f"{signer.name}={signer.sign(subject)}")
+
+
+@main.command("upstream")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--port", default=8001, show_default=True, help="port to listen on; 0 = any free")
+@click.option("--interval", default=0.05, show_default=True, help="seconds between two tokens")
+@click.option("--tokens", type=int, help="tokens of every answer; else as long as it comes")
+@click.option(
+    "--fault", default="", help="what goes wrong: status:503, cut:10, stall:5, no-done, …"
+)
+@click.option("--api-key", default="", help="the only bearer token accepted")
+def upstream_(
+    host: str, port: int, interval: float, tokens: int | None, fault: str, api_key: str
+) -> None:
+    """Run the pretend upstream alone; GET /calls tells what was asked of it."""
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
+    options = demo.UpstreamOptions(interval=interval, tokens=tokens, fault=fault, api_key=api_key)
+    with bind(host, port) as listener:
+        click.echo(f"pretend upstream listening on {url_of(listener)}/v1/chat/completions")
+        run(demo.upstream(options), listener, None, "info")
+
+
+def _load(flags: dict[str, Any]) -> Settings:
+    loaded = settings.load(flags)
+    logging.basicConfig(
+        level=loaded.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs every request with its URL.
+    for hint in settings.unknown_names():
+        log.warning("%s", hint)
+    return loaded
+
+
+def _self() -> Sequence[str]:
+    return (sys.executable, "-m", "gateway")

@@ -1,0 +1,106 @@
+"""The one tree of errors; each class adds the facts its catcher needs.
+
+    GatewayError
+    ├── SettingsError     a setting is wrong: the program cannot start
+    ├── Refusal           this request will never pass as it is: 4xx
+    ├── Passing           it will pass later: 503, or 200-and-retry to an EventSource
+    ├── UpstreamFailure   how an upstream request ended badly: `failure` and `end`
+    └── Fenced            another replica owns the stream now: write nothing more
+
+Codes are part of the contract: a client may switch on them.
+"""
+
+REFUSALS = {
+    "not_json": (400, "The body is not JSON"),
+    "not_an_object": (400, "The body is not a JSON object"),
+    "stream_required": (400, "Completions are only streamed here"),
+    "model_not_allowed": (400, "The preset does not allow this model"),
+    "bad_idempotency_key": (400, "The Idempotency-Key is not usable"),
+    "not_authenticated": (401, "No valid cookie"),
+    "foreign_origin": (403, "The page is not one of ours"),
+    "not_a_stream_request": (403, "Only a page's script may open this"),
+    "prefetch": (403, "Prefetching starts nothing"),
+    "not_found": (404, "There is nothing here"),
+    "ticket_not_found": (404, "No such ticket"),
+    "preset_not_found": (404, "No such preset"),
+    "method_not_allowed": (405, "The method is not allowed here"),
+    "not_acceptable": (406, "The answer is an event stream"),
+    "ticket_expired": (410, "The ticket was not redeemed in time"),
+    "log_expired": (410, "The stream is not kept any more"),
+    "body_too_large": (413, "The body is too large"),
+    "unsupported_media_type": (415, "The body is not application/json"),
+    "idempotency_mismatch": (422, "The Idempotency-Key was used for another body"),
+    "internal": (500, "The gateway made a mistake"),
+}
+
+PASSING = {
+    "store_unavailable": "The store does not answer",
+    "draining": "This replica is shutting down",
+    "overloaded": "This replica is full",
+    "not_yet": "The store has just come back and may still learn of this ticket",
+    "newer_record": "A newer version of the gateway wrote this stream",
+    "auth_unavailable": "The authenticator does not answer",
+}
+
+
+class GatewayError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class SettingsError(GatewayError):
+    """A setting is wrong; the message is one line that names it."""
+
+
+class Refusal(GatewayError):
+    """A request that will not pass as it is; `code` is a key of REFUSALS."""
+
+    def __init__(self, code: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail or code)
+        self.code = code
+        self.status, self.title = REFUSALS[code]
+        self.detail = detail
+        self.headers = headers or {}
+
+
+class Passing(GatewayError):
+    """A request that will pass later; `code` is a key of PASSING."""
+
+    status = 503
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        super().__init__(detail or code)
+        self.code = code
+        self.title = PASSING[code]
+        self.detail = detail
+
+
+class UpstreamFailure(GatewayError):
+    """An upstream request that ended badly.
+
+    `state` is the stream's end state; `retryable` says that a new ticket may fare better; `sure`
+    that nothing can have been paid for, so that asking again is safe; `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        state: str,
+        status: int | None = None,
+        retryable: bool = False,
+        sure: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.state = state
+        self.status = status
+        self.retryable = retryable
+        self.sure = sure
+        self.retry_after = retry_after
+
+
+class Fenced(GatewayError):
+    """The stream has another owner; whatever this one still holds must not be written."""

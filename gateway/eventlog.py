@@ -1,0 +1,456 @@
+"""EventLog: one Redis Stream per ticket; append by group commit, read, repair, seal.
+
+Theory of operation
+-------------------
+Ids are explicit, `<epoch>-<seq>`. Redis refuses an id that does not grow, so an append that is
+repeated, or that comes late from an owner whose successor has set the fence `<epoch>-0`, fails by
+itself; and the id of an event is its position in the log, for ever.
+
+One entry holds the events that arrived together: field = their number, value = their frames, just
+as viewers get them; its id is that of the last one. Within an epoch the seq has no holes.
+
+Redis checks that ids grow, not that they are contiguous. If an append fails in the middle of a
+pipeline (out of memory, failover) and a later one succeeds, the hole stays for ever. Hence at most
+one entry of a stream is in flight; what gathers meanwhile becomes the next. After a lost reply, an
+error, a nil or a Redis that forgot, the log is in doubt: nothing is appended before the last id was
+read back (`Records.hold`, which also asserts the ownership), and what is missing goes first, with
+the same borders.
+
+One Writer per process sends the next entries of all its logs in one pipeline, at once when nothing
+is in flight: an idle system pays no delay, a busy one a single round trip for hundreds of events.
+Its connection never re-sends by itself. An entry is shown to viewers only after Redis answered.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError, ResponseError
+
+from gateway.beat import inbox
+from gateway.errors import Fenced, Passing
+from gateway.records import Records, Seal
+from gateway.sse import Event, encode, safe_name
+from gateway.store import Store, log_key, unavailable
+
+log = logging.getLogger("gateway.eventlog")
+
+READ_COUNT = 500  # Entries fetched at once.
+_REPAIR_BATCH = 64
+_MAX_ID = 2**63
+
+
+class Position(NamedTuple):
+    """A place in a log: just after the event with this id."""
+
+    epoch: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Position | None":
+        """Return the position that an id names, None if it is not one of ours."""
+        epoch, dash, seq = text.partition("-")
+        if not (dash and epoch.isdecimal() and seq.isdecimal() and text.isascii()):
+            return None
+        if len(epoch) > 19 or len(seq) > 19:
+            return None
+        position = cls(int(epoch), int(seq))
+        return position if str(position) == text and max(position) < _MAX_ID else None
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+
+class Entry(NamedTuple):
+    """A number of events that arrived together; `state` is the end, in the last entry only."""
+
+    last: Position
+    number: int
+    frames: bytes
+    state: str = ""
+
+    def after(self, position: Position) -> bytes:
+        """Return the frames after a position, which may be inside the entry."""
+        if position.epoch != self.last.epoch or position.seq <= self.last.seq - self.number:
+            return self.frames
+        if position >= self.last:
+            return b""
+        _, _, rest = self.frames.partition(b"\nid: %d-%d\n\n" % position)
+        return rest
+
+
+class Cursor(NamedTuple):
+    """Where to go on reading: an index into the entries, and what to drop before it shows more."""
+
+    at: int
+    after: Position | None = None
+
+
+def seek(entries: Sequence[Entry], position: Position, ended: bool) -> Cursor | None:
+    """Return where a reader at `position` goes on, None if the log cannot tell what follows it."""
+    index = bisect_right(entries, position, key=lambda entry: entry.last)
+    before = entries[index - 1].last if index else None
+    if before == position:
+        return Cursor(index)
+    if index < len(entries):
+        entry = entries[index]
+        inside = entry.last.seq - entry.number <= position.seq
+        return Cursor(index, position) if inside and entry.last.epoch == position.epoch else None
+    ahead = before is not None and before.epoch == position.epoch
+    return Cursor(index, position) if ahead and not ended else None
+
+
+def start_of(entries: Sequence[Entry]) -> Position:
+    """Return the position before the first event."""
+    for entry in entries:
+        if entry.number:
+            return Position(entry.last.epoch, entry.last.seq - entry.number)
+    return entries[-1].last if entries else Position(0, 0)
+
+
+async def read(
+    store: Store, stream_ids: Sequence[str], after: Sequence[Position | None]
+) -> list[list[Entry]]:
+    """Return the next entries of several logs, READ_COUNT of each at most; raises Passing."""
+    replies = await store.calls(
+        [
+            "XRANGE",
+            log_key(stream_id),
+            f"({position}" if position else "-",
+            "+",
+            "COUNT",
+            READ_COUNT,
+        ]
+        for stream_id, position in zip(stream_ids, after, strict=True)
+    )
+    return [[_entry(*item) for item in reply] for reply in replies]
+
+
+async def read_all(store: Store, stream_id: str) -> list[Entry]:
+    """Return all entries of one log; raises Passing."""
+    entries: list[Entry] = []
+    while True:
+        position = entries[-1].last if entries else None
+        (more,) = await read(store, [stream_id], [position])
+        entries += more
+        if len(more) < READ_COUNT:
+            return entries
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    epoch, _, seq = entry_id.partition(b"-")
+    state = fields.pop(b"end", b"")
+    ((count, frames),) = fields.items()
+    return Entry(Position(int(epoch), int(seq)), int(count), frames, state.decode())
+
+
+class EventLog:
+    """One stream's log as its owner writes it; the entries it has shown stay here until dropped."""
+
+    def __init__(
+        self,
+        writer: "Writer",
+        stream_id: str,
+        epoch: int,
+        entries: list[Entry],
+        fields: dict[str, Any],
+    ) -> None:
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.entries = entries
+        self.fields = fields  # Of the record, to write it again where Redis forgot it.
+        self.size = 0
+        self.watchers: dict[str, float] = {}  # Replica -> until when it wants to be woken.
+        self.on_commit: Callable[[], None] = lambda: None
+        self.on_fence: Callable[[], None] = lambda: None
+        self.fenced = False
+        self.in_doubt = False
+        self.dirty = False
+        self.flying: Entry | None = None
+        self._writer = writer
+        self._key = log_key(stream_id).encode()
+        self._seq = 0
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._drained: asyncio.Future[None] | None = None
+        self._sealed: Seal | None = None
+
+    @property
+    def backlog(self) -> int:
+        """The bytes not yet committed."""
+        return self._pending_bytes + (len(self.flying.frames) if self.flying else 0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything appended was committed."""
+        return not (self._pending or self.flying or self.in_doubt)
+
+    def append(self, events: Iterable[Event]) -> None:
+        """Add events; they are shown once Redis has them."""
+        for event in events:
+            self._seq += 1
+            name = safe_name(event.name) if event.name else b""
+            frame = encode(event.data, b"%d-%d" % (self.epoch, self._seq), name)
+            self._pending.append(frame)
+            self._pending_bytes += len(frame)
+            self.size += len(frame)
+        self._writer.mark(self)
+
+    async def drained(self) -> None:
+        """Wait until everything is committed; raises Fenced."""
+        while not self.settled and not self.fenced:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+        if self.fenced:
+            raise Fenced(self.stream_id)
+
+    async def seal(self, state: str, events: list[Event], end: Event, result: bytes) -> str:
+        """End the log with `events`, or with `end` alone if a cancel was stored first.
+
+        Tries until Redis has stored it; returns the state it stored. Raises Fenced.
+        """
+        await self.drained()
+        last = Position(self.epoch, self._seq)
+        frames = b"".join(
+            encode(event.data, b"%d-%d" % (self.epoch, self._seq + number), event.name)
+            for number, event in enumerate(events, 1)
+        )
+        cancelled_id = f"{self.epoch}-{self._seq + 1}"
+        self._sealed = Seal(
+            last_id=str(last),
+            state=state,
+            end_id=f"{self.epoch}-{self._seq + len(events)}",
+            count=len(events),
+            frames=frames,
+            cancelled_id=cancelled_id,
+            cancelled_frames=encode(end.data, cancelled_id.encode(), end.name),
+            result=result,
+        )
+        stored = await self._store_seal(self._sealed)
+        self._show_end(stored, self._sealed)
+        await self._writer.wake_watchers(self)
+        return stored
+
+    async def reseal(self) -> None:
+        """Write a sealed log again where Redis forgot it; raises Fenced."""
+        if self._sealed is not None:
+            self.doubt()
+            await self.drained()
+            await self._store_seal(self._sealed)
+
+    async def _store_seal(self, seal: Seal) -> str:
+        while True:
+            with suppress(Passing):
+                verdict, state = await self._writer.records.seal(self.stream_id, self.epoch, seal)
+                if verdict == "sealed":
+                    return state
+                if verdict == "fenced":
+                    self.fence()
+                    raise Fenced(self.stream_id)
+                self.doubt()
+                await self.drained()
+                continue
+            await asyncio.sleep(0.2)
+
+    def _show_end(self, state: str, seal: Seal) -> None:
+        if state == seal.state:
+            last, count, frames = seal.end_id, seal.count, seal.frames
+        else:
+            last, count, frames = seal.cancelled_id, 1, seal.cancelled_frames
+        position = Position.parse(last)
+        assert position is not None
+        self.entries.append(Entry(position, count, frames, state))
+        self.on_commit()
+
+    def doubt(self) -> None:
+        """Append nothing more before Redis was asked what it has."""
+        self.in_doubt = True
+        self._writer.mark(self)
+
+    def fence(self) -> None:
+        """Stop for good: another replica owns the stream."""
+        self.fenced = True
+        self._pending.clear()
+        self.flying = None
+        self._settle()
+        self.on_fence()
+
+    # What follows is for the Writer.
+
+    def take(self) -> list[Any]:
+        """Put what gathered in flight; return the command that appends it."""
+        count = len(self._pending)
+        frames = self._pending[0] if count == 1 else b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.flying = Entry(Position(self.epoch, self._seq), count, frames)
+        return _append(self._key, self.flying)
+
+    def landed(self) -> None:
+        """Show what was in flight: Redis has it."""
+        assert self.flying is not None
+        self.entries.append(self.flying)
+        self.flying = None
+        self.on_commit()
+        self._settle()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to send or to clear up."""
+        return bool(self._pending) or self.in_doubt
+
+    async def repair(self, store: Store) -> None:
+        """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
+        verdict, last = await self._writer.records.hold(self.stream_id, self.epoch, self.fields)
+        if verdict == "fenced":
+            self.fence()
+            return
+        tail = Position.parse(last) or Position(self.epoch, 0)
+        mine = [entry for entry in self.entries if not entry.state]
+        if self.flying is not None:
+            mine.append(self.flying)
+        missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
+        for start in range(0, len(missing), _REPAIR_BATCH):
+            batch = missing[start : start + _REPAIR_BATCH]
+            replies = await store.atomically([_append(self._key, entry) for entry in batch])
+            if None in replies:
+                raise Passing("store_unavailable", "the log went away while it was repaired")
+        if missing:
+            log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
+        self.in_doubt = False
+        if self.flying is not None:
+            self.landed()
+        self._settle()
+
+    def _settle(self) -> None:
+        if (self.settled or self.fenced) and self._drained and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _append(key: bytes, entry: Entry) -> list[Any]:
+    return [
+        *(b"XADD", key, b"NOMKSTREAM", b"%d-%d" % entry.last),
+        *(b"%d" % entry.number, entry.frames),
+    ]
+
+
+class Writer:
+    """The group commit of one process; `run` is its only task."""
+
+    def __init__(self, store: Store, records: Records) -> None:
+        self.records = records
+        self._store = store
+        self._dirty: list[EventLog] = []
+        self._wake = asyncio.Event()
+        self._connection: AbstractConnection | None = None
+
+    def mark(self, log: EventLog) -> None:
+        """Let the next round look at this log."""
+        if not log.dirty:
+            log.dirty = True
+            self._dirty.append(log)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Commit for ever; the owner cancels it."""
+        try:
+            while True:
+                if not self._dirty:
+                    self._wake.clear()
+                    await self._wake.wait()
+                await self._round()
+        finally:
+            await self._disconnect()
+
+    async def wake_watchers(self, log: EventLog) -> None:
+        """Tell replicas that watch this log that there is more; a lost word costs them a second."""
+        commands = _wake_ups([log])
+        if commands:
+            with suppress(Passing):
+                await self._store.calls(commands)
+
+    async def _round(self) -> None:
+        logs, self._dirty = self._dirty, []
+        for each in logs:
+            each.dirty = False
+        logs = [each for each in logs if not each.fenced]
+        try:
+            await self._repair([each for each in logs if each.in_doubt])
+            await self._commit([each for each in logs if not each.in_doubt and each.has_news])
+        except Passing as error:
+            log.info("nothing can be written: %s", error.detail)
+            await self._disconnect()
+            await asyncio.sleep(0.1)
+        for each in logs:
+            if each.has_news or each.flying is not None:
+                self.mark(each)
+
+    async def _repair(self, logs: list[EventLog]) -> None:
+        for start in range(0, len(logs), 16):
+            batch = logs[start : start + 16]
+            results = await asyncio.gather(
+                *(each.repair(self._store) for each in batch), return_exceptions=True
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+
+    async def _commit(self, logs: list[EventLog]) -> None:
+        if not logs:
+            return
+        commands = [each.take() for each in logs]
+        commands += _wake_ups(logs)
+        landed = 0
+        try:
+            connection = await self._connected()
+            await connection.send_packed_command(connection.pack_commands(commands), False)
+            for each in logs:
+                reply = await _reply(connection)
+                landed += 1
+                if reply is None:
+                    each.in_doubt = True
+                else:
+                    each.landed()
+            for _ in commands[len(logs) :]:
+                await _reply(connection)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        finally:
+            for each in logs[landed:]:  # Sent or not, stored or not: nobody knows.
+                each.in_doubt = True
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is None:
+            self._connection = await self._store.connection()
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with suppress(RedisError, OSError):
+                await self._store.release(connection)
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    """Return one reply, None for an error reply too: both leave the log in doubt."""
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        log.warning("an append was refused: %s", error)
+        return None
+
+
+def _wake_ups(logs: list[EventLog]) -> list[list[Any]]:
+    """Return one message for each replica that watches any of these logs."""
+    news: dict[str, list[str]] = {}
+    for each in logs:
+        if each.watchers:
+            now = asyncio.get_running_loop().time()
+            each.watchers = {name: end for name, end in each.watchers.items() if end > now}
+            for replica in each.watchers:
+                news.setdefault(replica, []).append(each.stream_id)
+    return [["PUBLISH", inbox(name), "wake " + " ".join(ids)] for name, ids in news.items()]

@@ -1,0 +1,50 @@
+"""Presets: named policies for asking an upstream, as data.
+
+A preset is a `[presets.NAME]` table of the TOML file; what it leaves out (or sets to 0) comes from
+the settings of the same name. Without a file there is one preset, `default`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from gateway.errors import Refusal
+
+
+class Preset(BaseModel):
+    """One named policy; times are in seconds, sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field("", description="full URL of the completion endpoint")
+    api_key: SecretStr = Field(SecretStr(""), description="sent as a bearer token")
+    headers: dict[str, str] = Field({}, description="further request headers")
+    models: list[str] = Field([], description="models allowed; empty allows all")
+    defaults: dict[str, Any] = Field({}, description="body members added where missing")
+    force: dict[str, Any] = Field({}, description="body members set whatever was asked")
+    include_usage: bool = Field(True, description="ask the upstream for token counts")
+    retries: int = Field(2, ge=0, le=10, description="further attempts after a sure refusal")
+    retry_after_max: float = Field(20, ge=0, description="longest Retry-After waited for")
+    on_leave: Literal["cancel", "finish"] = Field(
+        "cancel", description="what becomes of a run whose last viewer left"
+    )
+    grace: float = Field(0, ge=0, description="how long the last viewer may be gone")
+    connect: float = Field(0, ge=0, description="longest wait for a connection")
+    first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
+    stall: float = Field(0, ge=0, description="longest silence of the upstream")
+    max_run: float = Field(0, ge=0, description="longest run")
+
+    def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the completion request to send; raises Refusal where it is not allowed."""
+        request = {**self.defaults, **body, **self.force}
+        if request.setdefault("stream", True) is not True:
+            raise Refusal("stream_required", 'Leave "stream" out, or set it to true.')
+        if self.models and request.get("model") not in self.models:
+            allowed = ", ".join(self.models)
+            raise Refusal("model_not_allowed", f"Allowed are: {allowed}.")
+        if self.include_usage:
+            options = request.get("stream_options") or {}
+            if not isinstance(options, dict):
+                raise Refusal("not_an_object", '"stream_options" must be an object.')
+            request["stream_options"] = {"include_usage": True, **options}
+        return request

@@ -1,0 +1,221 @@
+"""Records: one Redis hash per stream, and the scripts that are its only way to change.
+
+The record says what was asked, by whom, and who runs it. Each script is fenced (only the owner and
+epoch it names may act) and idempotent (the same command twice is the command once), because
+connections break after Redis has acted and before it has answered.
+
+A Redis may come back empty. The marker dates its memory: set once, kept alive by every beat. A
+ticket older than the marker may have a record that is only forgotten, not expired.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.store import MARKER, Store, log_key, presence_key, record_key
+
+VERSION = 1
+FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
+DAY = 86_400_000  # In milliseconds, as all times here.
+
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts")
+_TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
+_FIELDS = (*_NUMBERS, *_TEXTS, "result")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What Redis knows of a stream; times in milliseconds of Redis's clock."""
+
+    stream_id: str
+    state: str
+    version: int
+    subject: str
+    preset: str
+    digest: str
+    issued: int
+    start_by: int
+    owner: str
+    epoch: int
+    attempts: int
+    end_id: str
+    result: bytes
+    now: int
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody redeemed it in time."""
+        return self.state == "cached" and self.now > self.start_by
+
+    @property
+    def running(self) -> bool:
+        """Whether it has an owner and no end yet."""
+        return self.state == "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What is stored under an id after `create`, by this call or an earlier one."""
+
+    issued: int
+    start_by: int
+    now: int
+    digest: str
+    state: str
+    made: bool
+
+    @property
+    def seconds_left(self) -> int:
+        """The time left to redeem it; 0 once it was redeemed."""
+        left = (self.start_by - self.now) // 1000 if self.state == "cached" else 0
+        return max(0, left)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of a claim: claimed, attach, expired or missing."""
+
+    verdict: str
+    epoch: int = 0
+    request: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The two ends a stream can have: the owner's, and the one if a cancel was stored first."""
+
+    last_id: str
+    state: str
+    end_id: str
+    count: int
+    frames: bytes
+    cancelled_id: str
+    cancelled_frames: bytes
+    result: bytes
+
+
+class Records:
+    """The records as one replica sees and changes them; every method may raise Passing."""
+
+    def __init__(
+        self,
+        store: Store,
+        replica: str,
+        *,
+        start_by: float,
+        log_ttl: float,
+        max_run: float,
+        lease: float,
+    ) -> None:
+        self.replica = replica
+        self.store = store
+        self._young = lease * 2000
+        self._start_by = int(start_by * 1000)
+        self._ended_ttl = int(log_ttl * 1000)
+        # A run may be drained, retried and taken over: twice the longest run outlives all of it.
+        self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
+
+    async def create(
+        self, stream_id: str, subject: str, preset: str, request: bytes, digest: str
+    ) -> Created:
+        """Store a request, unless its id is taken; tell what is stored there then."""
+        fields = {
+            "version": VERSION,
+            "subject": subject.encode(),
+            "preset": preset,
+            "request": request,
+        }
+        args = [self._start_by, self._start_by + self._ended_ttl, digest, *_flat(fields)]
+        reply = await self.store.script("create", _keys(stream_id), args)
+        issued, start_by, now = (int(part) for part in reply[:3])
+        return Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
+
+    async def read(self, stream_id: str) -> Record | None:
+        """Return a record, None if there is none."""
+        (seconds, micros), values = await self.store.calls(
+            [["TIME"], ["HMGET", record_key(stream_id), *_FIELDS]]
+        )
+        got = dict(zip(_FIELDS, values, strict=True))
+        if got["state"] is None or got["subject"] is None:
+            return None
+        facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
+        facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
+
+    async def claim(self, stream_id: str, nonce: str) -> Claim:
+        """Become the owner of a cached stream; the same nonce again gives the same answer."""
+        args = [self.replica, nonce, self._running_ttl]
+        verdict, *more = await self.store.script("claim", _keys(stream_id), args)
+        if verdict == b"claimed":
+            return Claim("claimed", int(more[0]), more[1] or b"")
+        return Claim(verdict.decode())
+
+    async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
+        """Become the owner in place of a dead one; return the new epoch, None if it was not."""
+        args = [dead, self.replica, nonce, self._running_ttl]
+        verdict, *more = await self.store.script("takeover", _keys(stream_id), args)
+        return int(more[0]) if verdict == b"taken" else None
+
+    async def hold(self, stream_id: str, epoch: int, fields: dict[str, Any]) -> tuple[str, str]:
+        """Assert an ownership and write it again where Redis forgot it.
+
+        Returns the verdict (ours, sealed or fenced) and the id of the log's last entry.
+        """
+        args = [self.replica, epoch, self._running_ttl, *_flat(fields)]
+        verdict, last = await self.store.script("hold", _keys(stream_id), args)
+        return verdict.decode(), last.decode()
+
+    async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:
+        """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
+        args = [
+            *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
+            *(seal.state, seal.end_id, seal.count, seal.frames),
+            *(seal.cancelled_id, 1, seal.cancelled_frames),
+        ]
+        verdict, *state = await self.store.script("seal", _keys(stream_id), args)
+        return verdict.decode(), state[0].decode() if state else ""
+
+    async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
+        """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""
+        args = [self._ended_ttl, end_frame, result]
+        state, owner = await self.store.script("cancel", _keys(stream_id), args)
+        return state.decode(), (owner or b"").decode()
+
+    async def may_be_forgotten(self, issued: int) -> bool:
+        """Whether a missing record may be one that Redis lost, and that its owner writes again."""
+        (seconds, micros), marker = await self.store.calls([["TIME"], ["GET", MARKER]])
+        if marker is None:
+            return True
+        age = int(seconds) * 1000 + int(micros) // 1000 - int(marker)
+        return issued < int(marker) and age < self._young
+
+    async def exist(self, stream_ids: list[str]) -> list[bool]:
+        """Tell which of these streams have a record."""
+        replies = await self.store.calls(["EXISTS", record_key(each)] for each in stream_ids)
+        return [bool(reply) for reply in replies]
+
+    async def show_presence(self, stream_ids: list[str], ttl: float) -> None:
+        """Tell the owners of these streams that somebody watches from here."""
+        milliseconds = max(1, int(ttl * 1000))
+        await self.store.calls(
+            ["SET", presence_key(each), self.replica, "PX", milliseconds] for each in stream_ids
+        )
+
+    async def watched(self, stream_ids: list[str]) -> list[bool]:
+        """Tell which of these streams somebody watches from another replica."""
+        replies = await self.store.calls(["EXISTS", presence_key(each)] for each in stream_ids)
+        return [bool(reply) for reply in replies]
+
+
+def new_id() -> str:
+    """Return 128 random bits, URL-safe: a stream id, a replica's name or a nonce."""
+    return secrets.token_urlsafe(16)
+
+
+def _keys(stream_id: str) -> list[str]:
+    return [record_key(stream_id), log_key(stream_id)]
+
+
+def _flat(fields: dict[str, Any]) -> list[Any]:
+    return [part for item in fields.items() for part in item]

@@ -1,0 +1,394 @@
+"""Replica: all runs of one process, its loops, and its duties towards replicas that died.
+
+What Redis has given to this replica has a run here, whatever becomes of the request that asked for
+it. A dead replica's streams are taken over (which fences its late writes) and sealed with what
+their logs tell. An ended stream is kept for two leases more, and written again if Redis comes back
+empty.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from gateway.beat import Beat, inbox
+from gateway.errors import Fenced, GatewayError, Passing
+from gateway.eventlog import Entry, EventLog, Position, Writer, read_all
+from gateway.presets import Preset
+from gateway.records import VERSION, Claim, Record, Records, new_id
+from gateway.runs import Caps, Ending, Run, ending_events, failure
+from gateway.sse import OURS, parse
+from gateway.store import Store
+from gateway.tail import Tails
+from gateway.upstream import Reading, Upstream
+
+log = logging.getLogger("gateway.replica")
+
+_CLAIM_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
+_SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
+
+T = TypeVar("T")
+
+
+class Replica:
+    """The runs of this process; `start`, `drain` and `stop` are its life."""
+
+    def __init__(
+        self,
+        store: Store,
+        records: Records,
+        beat: Beat,
+        tails: Tails,
+        upstream: Upstream,
+        caps: Caps,
+        *,
+        max_streams: int,
+        interval: float,
+    ) -> None:
+        self.draining = False
+        self._store = store
+        self._records = records
+        self._beat = beat
+        self._tails = tails
+        self._upstream = upstream
+        self._caps = caps
+        self._max_streams = max_streams
+        self._interval = interval  # Seconds between two sweeps.
+        self._writer = Writer(store, records)
+        self._runs: dict[str, Run] = {}
+        self._claims: dict[str, asyncio.Task[str]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._burying: set[str] = set()
+        self._ended = asyncio.Event()
+
+    @property
+    def active(self) -> list[Run]:
+        """The runs whose end is not stored yet."""
+        return [run for run in self._runs.values() if run.active]
+
+    @property
+    def full(self) -> bool:
+        """Whether this replica takes no further stream."""
+        return max(len(self._runs), self._tails.viewers) >= self._max_streams
+
+    # Redeeming and cancelling
+
+    async def redeem(self, record: Record, preset: Preset) -> str:
+        """Claim a cached stream and run it; returns the claim's verdict. Raises Passing.
+
+        The claim goes on when the request that wanted it has gone: what Redis has given to this
+        replica must have a run, whether or not somebody still looks.
+        """
+        task = self._claims.get(record.stream_id)
+        if task is None:
+            if self.full:
+                raise Passing("overloaded")
+            task = self._spawn(self._claim(record, preset))
+            self._claims[record.stream_id] = task
+            task.add_done_callback(lambda _: self._claims.pop(record.stream_id, None))
+        done, _ = await asyncio.wait({task}, timeout=_CLAIM_WAIT)
+        if not done:
+            raise Passing("store_unavailable", "The claim is not answered yet.")
+        return task.result()
+
+    async def _claim(self, record: Record, preset: Preset) -> str:
+        nonce = new_id()
+        while True:
+            with suppress(Passing):
+                await self._beat.enter(record.stream_id)
+                claim = await self._records.claim(record.stream_id, nonce)
+                break
+            await asyncio.sleep(0.3)
+        if claim.verdict == "claimed":
+            self._begin(record, preset, claim)
+        elif record.stream_id not in self._runs:
+            with suppress(Passing):
+                await self._beat.leave(record.stream_id)
+        return claim.verdict
+
+    def _begin(self, record: Record, preset: Preset, claim: Claim) -> None:
+        stream_id = record.stream_id
+        tail = self._tails.own(stream_id, Entry(Position(claim.epoch, 0), 0, b""))
+        fields = {**_fields(record), "request": claim.request, "attempts": 1}
+        journal = EventLog(self._writer, stream_id, claim.epoch, tail.entries, fields)
+        run = Run(journal, tail, preset, claim.request, self._caps)
+        self._runs[stream_id] = run
+        self._spawn(self._live(run))
+
+    async def _live(self, run: Run) -> None:
+        stream_id = run.log.stream_id
+        try:
+            state = await run.main(self._upstream, self._permit)
+            log.info("%s: %s after %d attempt(s)", stream_id, state, run.attempts)
+            await self._leave(stream_id)
+        except Fenced:
+            log.warning("%s: another replica took it over", stream_id)
+            self._tails.disown(stream_id)
+            self._runs.pop(stream_id, None)
+        finally:
+            run.finished_at = _now()
+            self._ended.set()
+
+    async def _leave(self, stream_id: str) -> None:
+        with suppress(Passing):
+            await self._beat.leave(stream_id)
+            await self._beat.cancelled(stream_id)
+
+    async def _permit(self, run: Run) -> None:
+        """Return when this replica may ask the upstream; raises Fenced.
+
+        A paused process may have been declared dead: its claim is then no right to spend money.
+        A further attempt is recorded before it is made.
+        """
+        while run.attempts > 1 or not self._beat.fresh:
+            with suppress(Passing):
+                log_ = run.log
+                verdict, _ = await self._records.hold(log_.stream_id, log_.epoch, log_.fields)
+                if verdict != "ours":
+                    log_.fence()
+                    raise Fenced(log_.stream_id)
+                if self._beat.fresh:
+                    return
+            await asyncio.sleep(self._interval)
+
+    async def cancel(self, record: Record) -> str:
+        """Store a cancel and make it happen; returns the state the stream ends with."""
+        reading = Reading()
+        _, end, result = ending_events(Ending("cancelled"), reading, 0)
+        frame = b"event: end\ndata: " + end.data + b"\n"
+        state, owner = await self._records.cancel(record.stream_id, frame, result)
+        if owner == self._records.replica:
+            self._cancel_here([record.stream_id])
+        elif owner:
+            with suppress(Passing):  # Stored is stored: the owner looks once a second as well.
+                await self._beat.ask_to_cancel(record.stream_id, owner)
+        return state
+
+    def _cancel_here(self, stream_ids: list[str]) -> None:
+        for stream_id in stream_ids:
+            if run := self._runs.get(stream_id):
+                run.stop(Ending("cancelled"))
+
+    # The life of the replica
+
+    def start(self) -> None:
+        """Begin the loops; `stop` ends them."""
+        loops = (
+            *(self._writer.run, self._beats, self._sweeps, self._looks, self._messages),
+            *(self._tails.follow, self._tails.announce),
+        )
+        self._loops = [asyncio.create_task(_supervised(loop)) for loop in loops]
+
+    async def drain(self, deadline: float) -> None:
+        """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
+        self.draining = True
+        self._tails.drain()
+        await self._until_idle(deadline)
+        words = "The replica that ran it was shut down."
+        for run in self.active:
+            run.stop(Ending("interrupted", failure("interrupted", words, retryable=True)))
+        await self._until_idle(_SEAL_WAIT)
+
+    async def _until_idle(self, seconds: float) -> None:
+        end = _now() + seconds
+        while (self.active or self._claims) and (left := end - _now()) > 0:
+            self._ended.clear()
+            waiting = asyncio.create_task(self._ended.wait())
+            await asyncio.wait({waiting, *self._claims.values()}, timeout=left)
+            waiting.cancel()
+
+    async def stop(self) -> None:
+        """End all tasks; what is not sealed by now, another replica will find."""
+        if not self.active and not self._claims:
+            with suppress(Passing):
+                await self._beat.stop()
+        tasks = [*self._loops, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _beats(self) -> None:
+        while True:
+            try:
+                running = [run.log.stream_id for run in self.active]
+                owners = self._tails.owners()
+                news = await self._beat.renew(running, owners)
+                self._cancel_here(news.cancels)
+                if news.forgot:
+                    self._remind()
+                for dead in news.dead:
+                    if dead not in self._burying:
+                        self._burying.add(dead)
+                        self._spawn(self._bury(dead, owners.get(dead, [])))
+                pause = self._beat.interval
+            except Passing as error:
+                log.warning("the beat is not renewed: %s", error.detail)
+                pause = min(1.0, self._beat.interval)
+            await asyncio.sleep(pause)
+
+    def _remind(self) -> None:
+        """Write everything this replica owns into a Redis that lost its memory."""
+        log.warning("the store came back without its memory")
+        for run in self._runs.values():
+            if run.active:
+                run.log.doubt()
+            else:
+                self._spawn(_reseal(run))
+
+    async def _sweeps(self) -> None:
+        before = _now()
+        while True:
+            await asyncio.sleep(self._interval)
+            now = _now()
+            self._tails.sweep(now)
+            # After a pause of the whole process the bytes that came meanwhile are not read yet.
+            late = now - before > 3 * self._interval
+            before = now
+            for run in [] if late else list(self._runs.values()):
+                run.check(now)
+            self._drop_ended(now)
+
+    def _drop_ended(self, now: float) -> None:
+        keep = 2 * self._beat.lease
+        for stream_id, run in list(self._runs.items()):
+            if run.finished_at is not None and now - run.finished_at > keep:
+                del self._runs[stream_id]
+                if self._tails.get(stream_id) is run.tail:
+                    self._tails.forget(stream_id)
+
+    async def _looks(self) -> None:
+        """Look for cancels whose message was lost, and for runs that nobody watches any more."""
+        while True:
+            await asyncio.sleep(min(1.0, self._shortest_grace() / 3))
+            try:
+                if self.active:
+                    self._cancel_here(await self._beat.cancels())
+                    await self._look_for_viewers()
+            except Passing:
+                for run in self.active:
+                    run.unseen_since = None
+
+    def _shortest_grace(self) -> float:
+        return min((run.preset.grace for run in self.active), default=3.0)
+
+    async def _look_for_viewers(self) -> None:
+        alone: list[Run] = []
+        for run in self.active:
+            if run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
+                run.unseen_since = None
+            else:
+                alone.append(run)
+        if not alone:
+            return
+        now = _now()
+        watched = await self._records.watched([run.log.stream_id for run in alone])
+        for run, seen in zip(alone, watched, strict=True):
+            if seen or run.tail.viewers:
+                run.unseen_since = None
+            elif run.unseen_since is None:
+                run.unseen_since = now
+            elif now - run.unseen_since >= run.preset.grace:
+                log.info("%s: nobody watches it any more", run.log.stream_id)
+                run.stop(Ending("cancelled"))
+
+    async def _messages(self) -> None:
+        async for message in self._store.messages(inbox(self._records.replica)):
+            word, *rest = message.decode("utf-8", "replace").split() or [""]
+            if word == "wake":
+                self._tails.mark(rest)
+            elif word == "cancel":
+                self._cancel_here(rest)
+            elif word == "watch" and rest:
+                self._watched_by(rest[0], rest[1:])
+
+    def _watched_by(self, replica: str, stream_ids: list[str]) -> None:
+        for stream_id in stream_ids:
+            if run := self._runs.get(stream_id):
+                run.log.watchers[replica] = _now() + run.preset.grace
+
+    # The dead
+
+    async def _bury(self, dead: str, watched: list[str]) -> None:
+        try:
+            stream_ids = {*await self._beat.streams_of(dead), *watched}
+            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
+            for stream_id in stream_ids:
+                await self._inherit(stream_id, dead)
+            await self._beat.bury(dead)
+        except Passing as error:
+            log.info("%s is not buried yet: %s", dead, error.detail)
+        finally:
+            self._burying.discard(dead)
+
+    async def _inherit(self, stream_id: str, dead: str) -> None:
+        """Take one stream over and seal it with what its log tells; raises Passing."""
+        await self._beat.enter(stream_id)
+        epoch = await self._records.takeover(stream_id, dead, new_id())
+        record = await self._records.read(stream_id)
+        if epoch is not None and record is not None:
+            entries = await read_all(self._store, stream_id)
+            reading = reading_of(entries)
+            ending = Ending("done") if reading.finished else _lost()
+            events, end, result = ending_events(ending, reading, record.attempts)
+            fields = _fields(record)
+            journal = EventLog(self._writer, stream_id, epoch, entries, fields)
+            with suppress(Fenced):
+                state = await journal.seal(ending.state, events, end, result)
+                log.warning("%s: %s in place of a dead replica", stream_id, state)
+            self._tails.mark([stream_id])
+        await self._beat.leave(stream_id)
+
+
+def reading_of(entries: list[Entry]) -> Reading:
+    """Return what a log tells of its completion."""
+    reading = Reading()
+    for entry in entries:
+        for event in parse(entry.frames):
+            if event.name not in OURS:
+                reading.see(event)
+    return reading
+
+
+def _lost() -> Ending:
+    words = "The replica that ran it died."
+    return Ending("interrupted", failure("interrupted", words, retryable=True))
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    """Return what the record's owner writes again if Redis forgets it."""
+    return {
+        "version": VERSION,
+        "subject": record.subject.encode(),
+        "preset": record.preset,
+        "digest": record.digest,
+        "issued": record.issued,
+        "start_by": record.start_by,
+        "attempts": record.attempts,
+    }
+
+
+async def _reseal(run: Run) -> None:
+    with suppress(GatewayError):
+        await run.log.reseal()
+
+
+async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop for ever: one that breaks is a fault of ours, but must not take the rest along."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("a loop of the replica broke")
+        await asyncio.sleep(1)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

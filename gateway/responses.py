@@ -1,0 +1,160 @@
+"""Responses: what goes over the wire, as ASGI callables: streams, refusals, come-back-laters.
+
+A browser's EventSource gives up for ever on anything but 200, so what will pass is 200 with a
+`retry:` line and a close. A stream is plain ASGI `send`, one join per wake: that is a third of the
+memory of a Response class and its task group.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import Passing, Refusal
+from gateway.sse import OURS, encode, parse, retry
+from gateway.tail import Tails, Viewer
+from gateway.upstream import text_of
+
+Headers = list[tuple[bytes, bytes]]
+
+_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Retry:
+    """Jittered reconnection times, a third of the grace at most: a reload must not look like a
+    viewer who left."""
+
+    def __init__(self, grace: float) -> None:
+        self._longest = int(min(3.0, grace / 3) * 1000)
+
+    def line(self) -> bytes:
+        """Return a `retry:` line, another for every connection: they must not come in step."""
+        return retry(random.randint(max(1, self._longest // 3), max(1, self._longest)))
+
+    def seconds(self) -> int:
+        """Return a value for Retry-After."""
+        return random.randint(1, max(1, self._longest // 1000))
+
+
+class EventStream:
+    """One viewer's response, from its cursor to the end of the stream."""
+
+    status_code = 200
+
+    def __init__(self, tails: Tails, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
+        self.raw_headers = list(_STREAM_HEADERS)
+        self._tails = tails
+        self._viewer = viewer
+        self._first = first
+        self._text = text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send frames as they come; a viewer who leaves or does not read ends it."""
+        viewer = self._viewer
+        viewer.abort = scope.get("extensions", {}).get("gateway.abort")
+        leaving = asyncio.create_task(_left(receive, viewer))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_all(send)
+        finally:
+            leaving.cancel()
+            self._tails.detach(viewer)
+
+    async def _send_all(self, send: Send) -> None:
+        viewer, loop = self._viewer, asyncio.get_running_loop()
+        # The head of the first block, at once: it flushes the headers without an event of its own.
+        chunk = self._first + self._take()
+        while not viewer.finished or chunk:
+            if chunk:
+                viewer.sending_since = loop.time()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                viewer.sending_since = None
+            elif not viewer.has_more:
+                await viewer.wait()
+            chunk = b"" if viewer.gone else self._take()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _take(self) -> bytes:
+        chunk = self._viewer.take()
+        return text_frames(chunk) if self._text and chunk.endswith(b"\n\n") else chunk
+
+
+async def _left(receive: Receive, viewer: Viewer) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            viewer.leave()
+            return
+
+
+def text_frames(frames: bytes) -> bytes:
+    """Return the frames with only the text of choice 0 as data; ids and our own events stay."""
+    parts: list[bytes] = []
+    for event in parse(frames):
+        if event.name in OURS:
+            parts.append(encode(event.data, event.id, event.name))
+        elif text := text_of(event.data):
+            data = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
+            parts.append(encode(data, event.id))
+    return b"".join(parts)
+
+
+def reply(
+    data: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return a JSON answer that nobody keeps."""
+    return Response(
+        json.dumps(data, separators=(",", ":")),
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        "application/json",
+    )
+
+
+def nothing_more() -> Response:
+    """Return the one answer after which an EventSource stops for good."""
+    return Response(None, 204, {"Cache-Control": "no-store"})
+
+
+def refusal(error: Refusal) -> Response:
+    """Return a refusal as a problem (RFC 9457) with its stable code."""
+    return _problem(error.status, error.code, error.title, error.detail, error.headers)
+
+
+def passing(error: Passing, times: Retry, names_stream: bool) -> Response:
+    """Return what will pass: 200 and a retry to an EventSource's GET, 503 to anybody else."""
+    if names_stream:
+        body = times.line() + b": %s\n" % error.code.encode()
+        response = Response(body, 200)
+        response.raw_headers = [
+            *_STREAM_HEADERS,
+            (b"content-length", b"%d" % len(body)),
+        ]
+        return response
+    headers = {"Retry-After": str(times.seconds())}
+    return _problem(error.status, error.code, error.title, error.detail, headers)
+
+
+def _problem(status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
+    problem = {"type": "about:blank", "title": title, "status": status, "code": code}
+    if detail:
+        problem["detail"] = detail
+    return Response(
+        json.dumps(problem),
+        status,
+        {"Cache-Control": "no-store", **headers},
+        "application/problem+json",
+    )
+
+
+Answer = Response | EventStream
+Handler = Callable[..., Any]

@@ -1,0 +1,397 @@
+"""Routes: every URL of the gateway, and what each checks before it does anything.
+
+The order is the same everywhere: the page's origin, the caller's cookie, the request's form, the
+ticket, the record. Only then is anything stored or started.
+"""
+
+import hashlib
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.auth import Authenticator
+from gateway.errors import Passing, Refusal
+from gateway.eventlog import Position, read_all
+from gateway.origins import Origins
+from gateway.presets import Preset
+from gateway.records import FINAL, VERSION, Created, Record, Records, new_id
+from gateway.replica import Replica, reading_of
+from gateway.responses import (
+    Answer,
+    EventStream,
+    Retry,
+    nothing_more,
+    passing,
+    refusal,
+    reply,
+)
+from gateway.settings import Settings
+from gateway.sse import OURS, parse
+from gateway.store import Store
+from gateway.tail import Tails
+from gateway.tickets import Ticket, Tickets
+from gateway.upstream import text_of
+
+Call = Callable[[Request], Awaitable[Answer]]
+
+_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
+
+
+class Methods:
+    """One URL: its methods, and the one place where errors become answers."""
+
+    def __init__(self, routes: "Routes", **calls: Call) -> None:
+        self._routes = routes
+        self._calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the stream of a GET outlives this object's frame only."""
+        if scope["type"] == "http":
+            answer = await self._answer(Request(scope, receive))
+            if answer is not None:
+                await answer(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Answer | None:
+        routes = self._routes
+        try:
+            answer = await self._dispatch(request)
+        except ClientDisconnect:
+            return None
+        except Refusal as error:
+            answer = refusal(error)
+        except Passing as error:
+            names_stream = request.method == "GET" and accepts(request)[0]
+            answer = passing(error, routes.retry, names_stream)
+        answer.raw_headers += routes.origins.cors(request.headers)
+        if routes.replica.draining:
+            answer.raw_headers.append((b"connection", b"close"))
+        return answer
+
+    async def _dispatch(self, request: Request) -> Answer:
+        if request.method == "OPTIONS":
+            return self._preflight(request)
+        call = self._calls.get(request.method)
+        if call is None:
+            allowed = ", ".join(self._calls)
+            raise Refusal("method_not_allowed", f"Allowed: {allowed}.", {"Allow": allowed})
+        return await call(request)
+
+    def _preflight(self, request: Request) -> Response:
+        self._routes.origins.check(request.headers)
+        headers = {
+            "Allow": ", ".join(self._calls),
+            "Access-Control-Allow-Methods": ", ".join(self._calls),
+            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Max-Age": "600",
+        }
+        return Response(None, 204, headers)
+
+
+class Routes:
+    """The HTTP contract of DESIGN §3 over the parts below it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        records: Records,
+        tails: Tails,
+        replica: Replica,
+        authenticator: Authenticator,
+    ) -> None:
+        self.origins = Origins(settings.allowed_origins, settings.public_url)
+        self.retry = Retry(settings.grace)
+        self.replica = replica
+        self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
+        self._settings = settings
+        self._store = store
+        self._records = records
+        self._tails = tails
+        self._authenticator = authenticator
+
+    def all(self) -> list[BaseRoute]:
+        """Return every URL."""
+        post = Methods(self, POST=self.create)
+        return [
+            Route("/tickets", post),
+            Route("/tickets/{preset}", post),
+            Route("/stream", Methods(self, GET=self.stream, DELETE=self.cancel)),
+            Route("/stream/cancel", Methods(self, POST=self.cancel)),
+            Route("/completion", Methods(self, GET=self.completion)),
+            Route("/healthz", Methods(self, GET=self.alive, HEAD=self.alive)),
+            Route("/readyz", Methods(self, GET=self.ready, HEAD=self.ready)),
+        ]
+
+    def fallback(self) -> ASGIApp:
+        """Return the answer to every other URL."""
+
+        async def nowhere(request: Request) -> NoReturn:
+            raise Refusal("not_found")
+
+        methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        return Methods(self, **dict.fromkeys(methods, nowhere))
+
+    # Tickets
+
+    async def create(self, request: Request) -> Answer:
+        """POST /tickets: cache a request and return its ticket, or the stream itself."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        name = request.path_params.get("preset", "default")
+        preset = self._preset(name)
+        at_once = accepts(request)[0]
+        if at_once and self.replica.draining:
+            raise Passing("draining")
+        key = _idempotency_key(request)
+        body = preset.prepare(await self._body(request))
+        packed = _packed(body)
+        stream_id = _stream_id(subject, name, key) if key else new_id()
+        digest = hashlib.sha256(_packed(body, sort=True)).hexdigest()[:32]
+        created = await self._records.create(stream_id, subject, name, packed, digest)
+        if created.digest != digest:
+            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+        ticket = self.tickets.issue(stream_id, subject, created.issued)
+        url = f"{self._settings.public_url}/stream?ticket={ticket}"
+        if at_once:
+            claim = self.tickets.verify(ticket)
+            answer = await self._open(request, claim, subject)
+            answer.raw_headers.append((b"content-location", url.encode()))
+            return answer
+        return _ticket_answer(ticket, url, created)
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not (kind == "application/json" or kind.endswith("+json")):
+            raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
+        limit = self._settings.max_body
+        too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
+        if int(request.headers.get("content-length") or 0) > limit:
+            raise too_large
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+        return _json_object(body)
+
+    # Streams
+
+    async def stream(self, request: Request) -> Answer:
+        """GET /stream: redeem a ticket, or go on with its stream."""
+        self.origins.check_stream(request.headers)
+        subject = await self._subject(request)
+        if not accepts(request)[1]:
+            raise Refusal("not_acceptable", "Send Accept: text/event-stream.")
+        return await self._open(request, self._ticket(request, subject), subject)
+
+    async def _open(self, request: Request, ticket: Ticket, subject: str) -> Answer:
+        wanted = last_event_id(request)
+        record = await self._record(ticket, subject, wanted)
+        if record is None or (wanted and wanted == record.end_id):
+            return nothing_more()
+        if self.replica.draining:
+            raise Passing("draining")
+        if record.state == "cached":
+            record = await self._redeem(record)
+        if self.replica.full:
+            raise Passing("overloaded")
+        owner = record.owner if record.running else ""
+        position = Position.parse(wanted)
+        viewer = await self._tails.attach(record.stream_id, owner, position)
+        if record.state in FINAL and not viewer.tail.ended:
+            self._tails.detach(viewer)  # The log went before the record did.
+            _unless_reconnect(wanted)
+            return nothing_more()
+        text = request.query_params.get("format") == "text"
+        return EventStream(self._tails, viewer, self.retry.line(), text=text)
+
+    async def _redeem(self, record: Record) -> Record:
+        preset = self._settings.preset(record.preset)
+        if preset is None:
+            raise Passing("newer_record", f"This replica has no preset {record.preset}.")
+        if record.expired:
+            raise Refusal("ticket_expired", "Ask for a new one.")
+        verdict = await self.replica.redeem(record, preset)
+        if verdict == "expired":
+            raise Refusal("ticket_expired", "Ask for a new one.")
+        found = await self._records.read(record.stream_id)
+        if found is None or found.state == "cached":
+            raise Passing("not_yet")
+        return found
+
+    async def cancel(self, request: Request) -> Answer:
+        """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        record = await self._record(self._ticket(request, subject), subject, "")
+        assert record is not None
+        state = await self.replica.cancel(record)
+        if state == "missing":
+            raise Refusal("log_expired")
+        return reply({"state": state})
+
+    async def completion(self, request: Request) -> Answer:
+        """GET /completion: the answer so far, as one object."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        record = await self._record(self._ticket(request, subject), subject, "")
+        assert record is not None
+        tail = self._tails.get(record.stream_id)
+        whole = tail is not None and (tail.local or tail.ended)
+        entries = tail.entries if tail and whole else []
+        if not whole and record.state != "cached":
+            entries = await read_all(self._store, record.stream_id)
+        reading = reading_of(entries)
+        result = json.loads(record.result) if record.result else {}
+        events = [event for entry in entries for event in parse(entry.frames)]
+        return reply(
+            {
+                "state": _state(record, bool(events)),
+                "text": "".join(text_of(each.data) for each in events if each.name not in OURS),
+                "finish_reason": result.get("finish_reason", reading.finish_reason),
+                "usage": result.get("usage", reading.usage),
+                "last_event_id": events[-1].id.decode() if events else None,
+                "attempts": result.get("attempts", record.attempts),
+            }
+        )
+
+    # Health
+
+    async def alive(self, request: Request) -> Answer:
+        """GET /healthz: the process answers."""
+        return reply({"status": "ok"})
+
+    async def ready(self, request: Request) -> Answer:
+        """GET /readyz: able to serve."""
+        if self.replica.draining:
+            raise Passing("draining")
+        await self._store.call("PING")
+        return reply({"status": "ready"})
+
+    # Checks
+
+    async def _subject(self, request: Request) -> str:
+        subject = await self._authenticator.subject(request.headers, request.cookies)
+        if subject is None:
+            raise Refusal("not_authenticated", "Log in, then try again.")
+        return subject
+
+    def _preset(self, name: str) -> Preset:
+        preset = self._settings.preset(name)
+        if preset is None:
+            raise Refusal("preset_not_found")
+        return preset
+
+    def _ticket(self, request: Request, subject: str) -> Ticket:
+        ticket = self.tickets.verify(request.query_params.get("ticket", ""))
+        if not ticket.belongs_to(subject):
+            raise Refusal("ticket_not_found")
+        return ticket
+
+    async def _record(self, ticket: Ticket, subject: str, wanted: str) -> Record | None:
+        """Return the ticket's record; None where a reconnect is to be told that it is over.
+
+        Raises Refusal, and Passing where Redis may only have forgotten it.
+        """
+        record = await self._records.read(ticket.stream_id)
+        if record is None:
+            if await self._records.may_be_forgotten(ticket.issued):
+                raise Passing("not_yet")
+            _unless_reconnect(wanted)
+            return None
+        if record.version > VERSION:
+            raise Passing("newer_record")
+        if record.subject != subject:
+            raise Refusal("ticket_not_found")
+        if record.issued != ticket.issued:
+            _unless_reconnect(wanted)  # The key was used again after this ticket had run out.
+            return None
+        return record
+
+
+def accepts(request: Request) -> tuple[bool, bool]:
+    """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
+    header = request.headers.get("accept")
+    if header is None:
+        return False, True
+    ranges: dict[str, bool] = {}
+    for part in header.lower().split(","):
+        kind, *parameters = (each.strip() for each in part.split(";"))
+        refused = any(each.replace(" ", "").rstrip("0") in {"q=", "q=0."} for each in parameters)
+        ranges[kind] = not refused
+    named = ranges.get("text/event-stream")
+    if named is not None:
+        return named, named
+    return False, ranges.get("text/*", ranges.get("*/*", False))
+
+
+def last_event_id(request: Request) -> str:
+    """Return where to go on, "" for the start; a header is newer than what the URL says."""
+    query = request.query_params
+    return (
+        request.headers.get("last-event-id")
+        or query.get("last_event_id")
+        or query.get("lastEventId")
+        or ""
+    )
+
+
+def _unless_reconnect(wanted: str) -> None:
+    """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
+    if not wanted:
+        raise Refusal("log_expired", "Ask for a new ticket.")
+
+
+def _state(record: Record, started: bool) -> str:
+    if record.expired:
+        return "expired"
+    return "streaming" if record.running and started else record.state
+
+
+def _ticket_answer(ticket: str, url: str, created: Created) -> Response:
+    data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
+    return reply(data, 201 if created.made else 200, {"Location": url})
+
+
+def _idempotency_key(request: Request) -> str:
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > 255 or not key.isprintable():
+        raise Refusal("bad_idempotency_key", "At most 255 printable characters.")
+    return key
+
+
+def _stream_id(subject: str, preset: str, key: str) -> str:
+    """The same subject, preset and key name the same stream: no second lookup, no second key."""
+    digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("not_json", str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise Refusal("not_an_object", f"It is a JSON {type(value).__name__}.")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _packed(body: dict[str, Any], *, sort: bool = False) -> bytes:
+    """Return a request as it is sent; raises Refusal for 1e999, which only looks like JSON."""
+    try:
+        text = json.dumps(body, separators=(",", ":"), sort_keys=sort, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("not_json", str(error)[:200]) from None
+    return text.encode()

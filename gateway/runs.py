@@ -1,0 +1,258 @@
+"""Runs: the tasks that own the one upstream call of a stream and write its log.
+
+Theory of operation
+-------------------
+A run is never inside a request: viewers come and go, the run goes on. It has one task that pulls
+from the upstream and one that waits for it and seals the log. Whatever ends a run early (a cancel,
+the last viewer's grace, silence, a cap, the drain) sets its ending and cancels the pull, so the
+upstream's connection is closed whatever await it was in; the seal itself is never cancelled.
+
+At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
+stream to one owner. The owner asks only while nobody can have declared it dead (`Beat.fresh`), else
+it asserts its ownership first. It asks again only after a sure refusal: no connection, or 429 or
+5xx before any body.
+
+A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
+late writes) and seals it with what the log tells: `interrupted`, `done` if the finish was logged,
+`cancelled` if a cancel was stored. The owner of an ended stream keeps everything for two leases
+more, and writes it again if Redis comes back empty.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import Fenced, UpstreamFailure
+from gateway.eventlog import EventLog
+from gateway.presets import Preset
+from gateway.records import FINAL
+from gateway.sse import Event, Parser
+from gateway.tail import Tail
+from gateway.upstream import Reading, Upstream
+
+log = logging.getLogger("gateway.runs")
+
+
+# Every state and where it may go. `streaming` is `starting` with an event in the log.
+MOVES: dict[str, frozenset[str]] = {
+    "cached": frozenset({"starting", "cancelled", "expired"}),
+    "starting": frozenset(
+        {"streaming", "cancelled", "truncated", "stalled", "failed", "interrupted"}
+    ),
+    "streaming": frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted"}),
+    **dict.fromkeys(FINAL, frozenset()),
+}
+
+BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
+_AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after the finish reason.
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a stream ends, and what the page is told about it."""
+
+    state: str
+    failure: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The largest event and log of a run, in bytes."""
+
+    event: int
+    log: int
+
+
+def failure(
+    code: str, message: str, *, retryable: bool, status: int | None = None
+) -> dict[str, Any]:
+    """Return the data of a `failure` event."""
+    data: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
+    return data if status is None else {**data, "status": status}
+
+
+def ending_events(
+    ending: Ending, reading: Reading, attempts: int
+) -> tuple[list[Event], Event, bytes]:
+    """Return the last events, the lone `end` if a cancel came first, and the record's result."""
+    usage = reading.estimate() if ending.state == "interrupted" else reading.usage
+    result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
+    last = [Event(_json({"state": ending.state, **result}), b"end")]
+    if ending.failure is not None:
+        last.insert(0, Event(_json(ending.failure), b"failure"))
+    cancelled = Event(_json({"state": "cancelled", **result}), b"end")
+    return last, cancelled, _json(result)
+
+
+class Run:
+    """One stream while it is asked for, written and sealed."""
+
+    def __init__(
+        self, log: EventLog, tail: Tail, preset: Preset, request: bytes, caps: Caps
+    ) -> None:
+        now = _now()
+        self.log = log
+        self.tail = tail
+        self.preset = preset
+        self.attempts = 1
+        self.unseen_since: float | None = None
+        self.finished_at: float | None = None
+        self._request = request
+        self._caps = caps
+        self._reading = Reading(_choices(request))
+        self._ending: Ending | None = None
+        self._pull: asyncio.Task[None] | None = None
+        self._began = now
+        self._heard = now
+        self._silence: float | None = None  # The longest allowed now; None while it waits itself.
+        log.on_commit = tail.wake
+        log.on_fence = self._fenced
+
+    @property
+    def active(self) -> bool:
+        """Whether its end is not stored yet."""
+        return self.finished_at is None
+
+    @property
+    def pulling(self) -> bool:
+        """Whether it still reads, or waits for, its upstream."""
+        return self._pull is not None and not self._pull.done()
+
+    async def main(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> str:
+        """Pull, then seal; return the state stored. Raises Fenced."""
+        if self._ending is None:
+            self._pull = asyncio.create_task(self._attempts(ask, permit))
+            await asyncio.wait({self._pull})
+        ending = self._ending or self._outcome()
+        if self.log.fenced:
+            raise Fenced(self.log.stream_id)
+        events, cancelled, result = ending_events(ending, self._reading, self.attempts)
+        return await self.log.seal(ending.state, events, cancelled, result)
+
+    def stop(self, ending: Ending) -> None:
+        """End the run as told, unless it is at its end already."""
+        if self._ending is None and not (self._pull and self._pull.done()):
+            self._ending = ending
+            if self._pull is not None:
+                self._pull.cancel()
+
+    def check(self, now: float) -> None:
+        """Stop a run that is too long or whose upstream is silent."""
+        if not self.pulling:
+            return
+        if now - self._began > self.preset.max_run:
+            words = f"The completion took longer than {self.preset.max_run:g} seconds."
+            self.stop(Ending("truncated", failure("run_too_long", words, retryable=False)))
+        elif self._silence is not None and now - self._heard > self._silence:
+            self.stop(self._silent())
+
+    def _silent(self) -> Ending:
+        if self._reading.finished:
+            return Ending("done")
+        words = f"The upstream was silent for {self._silence:g} seconds."
+        return Ending("stalled", failure("upstream_stalled", words, retryable=True))
+
+    def _fenced(self) -> None:
+        if self._pull is not None:
+            self._pull.cancel()
+
+    async def _attempts(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> None:
+        while True:
+            await permit(self)
+            try:
+                await self._attempt(ask)
+                return
+            except UpstreamFailure as failed:
+                pause = self._pause(failed)
+                if pause is None:
+                    raise
+                log.info("%s: attempt %d: %s", self.log.stream_id, self.attempts, failed)
+            self._silence = None
+            await asyncio.sleep(pause)
+            self.attempts += 1
+            self.log.fields["attempts"] = self.attempts
+
+    def _pause(self, failed: UpstreamFailure) -> float | None:
+        """Return the seconds before the next attempt, None if there must be none."""
+        if not failed.sure or self.attempts > self.preset.retries:
+            return None
+        pause = failed.retry_after
+        if pause is None:
+            pause = min(0.5 * 2 ** (self.attempts - 1), 8.0)
+        return pause if pause <= self.preset.retry_after_max else None
+
+    async def _attempt(self, ask: Upstream) -> None:
+        parser = Parser(self._caps.event)
+        self._heard, self._silence = _now(), self.preset.first_byte
+        async with ask.ask(self.preset, self._request) as chunks:
+            async for chunk in chunks:
+                self._heard = _now()
+                self._keep(parser.feed(chunk))
+                if parser.overflow:
+                    raise _too_large("event_too_large", "An event of the upstream is too large.")
+                if self._reading.closed:
+                    return
+                if self.log.backlog > BACKLOG:
+                    await self._wait_for_store()
+
+    def _keep(self, events: list[Event]) -> None:
+        stall = self.preset.stall
+        if events:
+            for event in events:
+                self._reading.see(event)
+            self.log.append(events)
+            if self.log.size > self._caps.log:
+                raise _too_large("log_full", "The completion is larger than a stream may be.")
+        self._silence = min(stall, _AFTER_FINISH) if self._reading.finished else stall
+
+    async def _wait_for_store(self) -> None:
+        self._silence = None  # It is not the upstream who is silent.
+        await self.log.drained()
+        self._heard, self._silence = _now(), self.preset.stall
+
+    def _outcome(self) -> Ending:
+        """Tell how the pull ended; an upstream that had finished before is done all the same."""
+        assert self._pull is not None
+        error = None if self._pull.cancelled() else self._pull.exception()
+        if isinstance(error, UpstreamFailure):
+            capped = error.code in {"log_full", "event_too_large"}
+            if self._reading.finished and not capped:
+                return Ending("done")
+            return Ending(
+                error.state,
+                failure(error.code, error.message, retryable=error.retryable, status=error.status),
+            )
+        if error is not None and not isinstance(error, Fenced):
+            log.error("%s: the run broke", self.log.stream_id, exc_info=error)
+            words = "The gateway made a mistake."
+            return Ending("failed", failure("internal", words, retryable=True))
+        return self._natural_end()
+
+    def _natural_end(self) -> Ending:
+        if self._reading.error is not None and not self._reading.finish_reason:
+            words = str(self._reading.error.get("message") or "The upstream reported an error.")
+            return Ending("failed", failure("upstream_error", words[:500], retryable=True))
+        if self._reading.finished:
+            return Ending("done")
+        words = "The upstream ended the stream before the completion was whole."
+        return Ending("truncated", failure("upstream_cut", words, retryable=True))
+
+
+def _too_large(code: str, message: str) -> UpstreamFailure:
+    return UpstreamFailure(code, message, state="truncated")
+
+
+def _choices(request: bytes) -> int:
+    wanted = json.loads(request).get("n")
+    return wanted if isinstance(wanted, int) and wanted > 0 else 1
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,203 @@
+"""Settings: one frozen object from flags, environment and a TOML file, in this order.
+
+The fields below are the one table of names, defaults and help texts; the command line's help and
+the README are made from it.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.errors import SettingsError
+from gateway.presets import Preset
+
+PREFIX = "GATEWAY_"
+_OTHER_NAMES = {"GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
+
+_DEFAULT = Preset.model_validate({})
+
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Bytes = Annotated[int, Field(ge=1024, le=1 << 30)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    redis_url: str = Field(
+        "",
+        description="redis://, rediss://, unix:// or redis+sentinel://h1:p,h2:p/master; "
+        "empty = embedded: one process, lost at exit",
+    )
+    secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")
+    upstream_url: str = Field("", description="completion endpoint of the default preset")
+    upstream_api_key: SecretStr = Field(SecretStr(""), description="sent to it as a bearer token")
+    auth: str = Field(
+        "signed", description="signed (Starlette's session cookie) or module:callable"
+    )
+    cookie_name: str = Field("session", min_length=1, description="the cookie that names the user")
+    cookie_secrets: Secrets = Field(
+        (), description="secrets of that cookie, newest first; empty = those of the tickets"
+    )
+    cookie_max_age: Seconds = Field(14 * 86400, description="oldest cookie accepted")
+    subject_field: str = Field("sub", min_length=1, description="where in the session the user is")
+    allowed_origins: Names = Field((), description="further origins of pages, for CORS; comma list")
+    public_url: str = Field("", description="the gateway as browsers see it; makes URLs absolute")
+    config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
+    max_body: Bytes = Field(1 << 20, description="largest completion request")
+    max_event: Bytes = Field(1 << 20, description="largest event of an upstream")
+    max_log: Bytes = Field(16 << 20, description="largest stream")
+    start_by: Seconds = Field(60, description="a ticket must be redeemed within")
+    log_ttl: Seconds = Field(600, description="a stream is kept after its end for")
+    max_run: Seconds = Field(600, description="longest run")
+    heartbeat: Annotated[float, Field(gt=0, le=15)] = Field(15, description="longest silence")
+    grace: Seconds = Field(30, description="a run goes on without any viewer for")
+    lease: Annotated[float, Field(ge=1, le=60)] = Field(
+        10, description="a replica silent for this long is dead"
+    )
+    drain: Seconds = Field(60, description="runs may go on after SIGTERM for")
+    write_timeout: Seconds = Field(30, description="a viewer that reads nothing is dropped after")
+    max_streams: int = Field(20_000, ge=1, description="open streams and runs of one process")
+    upstream_connect: Seconds = Field(10, description="longest wait for a connection")
+    upstream_first_byte: Annotated[float, Field(ge=0)] = Field(
+        0, description="longest wait for the first byte; 0 = as upstream_stall"
+    )
+    upstream_stall: Seconds = Field(60, description="longest silence of the upstream")
+    upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    presets: dict[str, Preset] = Field({}, description="in the TOML file only")
+
+    @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @field_validator("upstream_url", "public_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value.count("/") == 3 else value
+
+    @model_validator(mode="after")
+    def _presets_have_a_url(self) -> "Settings":
+        for name, preset in self.presets.items():
+            if not (preset.url or self.upstream_url):
+                raise ValueError(f"presets.{name}: no url, and no upstream_url to fall back on")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is inside this process."""
+        return not self.redis_url
+
+    def preset(self, name: str) -> Preset | None:
+        """Return a preset with everything it leaves out filled in, None if there is no such one."""
+        preset = self.presets.get(name) or (_DEFAULT if name == "default" else None)
+        if preset is None:
+            return None
+        stall = preset.stall or self.upstream_stall
+        filled = {
+            "url": preset.url or self.upstream_url,
+            "api_key": preset.api_key if preset.url else self.upstream_api_key,
+            "grace": preset.grace or self.grace,
+            "connect": preset.connect or self.upstream_connect,
+            "stall": stall,
+            "first_byte": preset.first_byte or self.upstream_first_byte or stall,
+            "max_run": preset.max_run or self.max_run,
+        }
+        if "retries" not in preset.model_fields_set:
+            filled["retries"] = self.upstream_retries
+        return preset.model_copy(update=filled)
+
+
+class Row(NamedTuple):
+    """One line of the table of settings."""
+
+    name: str
+    default: str
+    help: str
+
+
+def table() -> Iterator[Row]:
+    """Yield every setting that has an environment variable."""
+    for name, field in Settings.model_fields.items():
+        if name != "presets":
+            yield Row(PREFIX + name.upper(), _shown(field.default), field.description or "")
+
+
+def load(flags: dict[str, Any]) -> Settings:
+    """Return the settings; raises SettingsError with one line that names the wrong one."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
+    from_file = _read(Path(path)) if path else {}
+    from_environment = {
+        name for name in Settings.model_fields if os.environ.get(PREFIX + name.upper()) is not None
+    }
+    for name, value in from_file.items():
+        if name not in from_environment:
+            given.setdefault(name, value)
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def as_variables(flags: dict[str, Any]) -> dict[str, str]:
+    """Return given flags as environment variables, for a process that is to be set alike."""
+    return {PREFIX + name.upper(): value for name, value in flags.items() if value is not None}
+
+
+def unknown_names() -> Iterator[str]:
+    """Yield a hint for every GATEWAY_ variable that no setting has: most often a typing mistake."""
+    known = [row.name for row in table()]
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known and name not in _OTHER_NAMES:
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{PREFIX}CONFIG: cannot read {path}: {error}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
+        return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    if not where or "." in where:
+        return f"{where}: {reason}" if where else reason
+    return f"{PREFIX}{where.upper()}: {reason}"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if default is PydanticUndefined or default in ("", ()):
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,0 +1,117 @@
+"""Server-sent events as bytes: Event, encode, and an incremental Parser.
+
+Pure: no I/O and no clock. The format is WHATWG HTML §9.2 "Server-sent events". Data is kept byte
+for byte and never decoded, so what an upstream sent is what a viewer gets.
+"""
+
+from typing import NamedTuple
+
+HEARTBEAT = b":\n"  # No blank line after it: some clients turn an empty block into an event.
+OURS = frozenset({b"failure", b"reset", b"gap", b"end"})
+RESERVED = frozenset({b"open", b"message", b"error", b"abort", b"readystatechange"})
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Event(NamedTuple):
+    """One event; an empty name is the default one, an empty id is none."""
+
+    data: bytes
+    name: bytes = b""
+    id: bytes = b""
+
+
+def encode(data: bytes, event_id: bytes, name: bytes = b"") -> bytes:
+    """Return one event as one block, its id last: a client cut before the end keeps its old id."""
+    if b"\n" in data:
+        data = data.replace(b"\n", b"\ndata: ")
+    if name:
+        return b"event: %s\ndata: %s\nid: %s\n\n" % (name, data, event_id)
+    return b"data: %s\nid: %s\n\n" % (data, event_id)
+
+
+def retry(milliseconds: int) -> bytes:
+    """Return a `retry:` line, to be sent as the first line of a block that follows."""
+    return b"retry: %d\n" % milliseconds
+
+
+def safe_name(name: bytes) -> bytes:
+    """Return an upstream's event name, prefixed where it is ours or has a meaning to browsers."""
+    return b"upstream-" + name if name in OURS or name in RESERVED else name
+
+
+def parse(blocks: bytes) -> list[Event]:
+    """Return the events of complete blocks."""
+    return Parser(limit=len(blocks) + 1).feed(blocks)
+
+
+class Parser:
+    """Bytes in, events out, however they are cut.
+
+    An event of more than `limit` bytes sets `overflow`; the events before it are still returned,
+    and nothing after it is.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.overflow = False
+        self._limit = limit
+        self._buffer = b""
+        self._after_cr = False
+        self._head: bytes | None = b""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events that this chunk completes."""
+        if self._head is not None:
+            chunk = self._without_bom(chunk)
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_newlines(chunk)
+        if self._buffer:
+            chunk = self._buffer + chunk
+        *blocks, self._buffer = chunk.split(b"\n\n")
+        events = self._events(blocks)
+        self.overflow = self.overflow or len(self._buffer) > self._limit
+        return events
+
+    def _events(self, blocks: list[bytes]) -> list[Event]:
+        events: list[Event] = []
+        for block in blocks:
+            if self.overflow or len(block) > self._limit:
+                self.overflow = True
+                break
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(Event(block[6:]))
+            elif event := _event(block):
+                events.append(event)
+        return events
+
+    def _without_bom(self, chunk: bytes) -> bytes:
+        head = (self._head or b"") + chunk
+        if len(head) < len(_BOM) and _BOM.startswith(head):
+            self._head = head
+            return b""
+        self._head = None
+        return head.removeprefix(_BOM)
+
+    def _with_newlines(self, chunk: bytes) -> bytes:
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")  # The rest of a CRLF that was cut in two.
+            self._after_cr = False
+        if chunk.endswith(b"\r"):
+            self._after_cr = True
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _event(block: bytes) -> Event | None:
+    """Return the event of one block, None if it has no data: comments, retry, an id alone."""
+    data: list[bytes] = []
+    name = event_id = b""
+    for line in block.split(b"\n"):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+        elif field == b"id" and b"\0" not in value:
+            event_id = value
+    return Event(b"\n".join(data), name, event_id) if data else None

@@ -1,0 +1,220 @@
+/** The demo page: one answer, its raw events, and a second viewer. Text is only ever text here. */
+
+import { ask, completion, delta, follow, Refusal, stop } from "./gateway.js";
+
+const ROWS = 200;
+const SHOWN = 400; // Characters of an event's data in its row.
+const NAMED = ["chunk", "upstream-error", "upstream-end"]; // What the pretend upstream may name.
+const $ = (id) => document.getElementById(id);
+
+let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
+let second = null; // The second viewer's EventSource.
+
+function setState(state) {
+  $("state").textContent = state;
+  $("state").dataset.state = state;
+  const running = Boolean(current) && !current.ended;
+  $("answer").setAttribute("aria-busy", String(running));
+  $("stop").disabled = $("cut").disabled = !running;
+  $("second").disabled = !current;
+}
+
+function notice(text, kind = "") {
+  $("notice").textContent = text;
+  $("notice").dataset.kind = kind;
+}
+
+function row(name, data, id) {
+  const line = document.createElement("tr");
+  line.dataset.event = name;
+  for (const text of [id, name, data.slice(0, SHOWN)]) {
+    line.append(Object.assign(document.createElement("td"), { textContent: text }));
+  }
+  const box = $("scroll");
+  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  $("events").append(line);
+  if ($("events").rows.length > ROWS) $("events").rows[0].remove();
+  $("last-id").textContent = id;
+  if (atEnd) box.scrollTop = box.scrollHeight;
+}
+
+function facts({ finish_reason, usage, attempts }) {
+  $("finish").textContent = finish_reason ?? "none";
+  $("usage").textContent = usage
+    ? `${usage.prompt_tokens ?? "?"}, ${usage.completion_tokens ?? "?"}`
+    : "unknown";
+  $("attempts").textContent = attempts ?? "unknown";
+  $("reconnects").textContent = current.reconnects;
+  $("facts").hidden = false;
+}
+
+/** Show an answer's stream, from its start. */
+function watch(url) {
+  const mine = { url, text: "", reconnects: 0, lost: false, ended: false, failed: false };
+  const late = () => current !== mine;
+  current = mine;
+  setState("cached");
+
+  function write(piece) {
+    mine.text += piece;
+    $("answer").append(piece);
+  }
+
+  function reopened(id) {
+    if (mine.lost) {
+      mine.reconnects += 1;
+      notice(id ? `Resumed from id ${id}.` : "Connected again, from the start.", "good");
+    }
+    mine.lost = false;
+    if ($("state").textContent === "cached") setState("starting");
+  }
+
+  async function ended(end) {
+    mine.ended = true;
+    setState(end.state);
+    facts(end);
+    const logged = await completion(url).catch(() => null);
+    if (late() || mine.failed || !logged) return;
+    const same = logged.text === mine.text;
+    const size = `${mine.text.length} characters`;
+    if (same) notice(`What you see is what the gateway logged: ${size}, none lost, none twice.`, "good");
+    else notice(`The log says something else (${logged.text.length} of ${size}).`, "bad");
+  }
+
+  mine.follower = follow(url, {
+    open: reopened,
+    lost(id) {
+      mine.lost = true;
+      notice(`Connection lost, reconnecting… from id ${id || "none"}.`, "wait");
+    },
+    event(name, data, id) {
+      row(name, data, id);
+      if (name === "message" || NAMED.includes(name)) setState("streaming");
+    },
+    text: write,
+    discard(why) {
+      mine.text = $("answer").textContent = "";
+      notice(`${why}: the text so far is void, the answer begins anew.`, "wait");
+    },
+    failure({ code, message, status }) {
+      mine.failed = true;
+      const answered = status ? `, upstream status ${status}` : "";
+      notice(`${message} (${code}${answered})`, "bad");
+    },
+    end: ended,
+    closed(refusal) {
+      mine.ended = true;
+      sessionStorage.clear();
+      setState("closed");
+      notice(`${refusal.message} (${refusal.code})`, "bad");
+    },
+  }, NAMED);
+}
+
+/** Leave the stream on the page, cancelling it if it still runs, and clear the page. */
+function leave() {
+  if (current && !current.ended) stop(current.url).catch(() => {});
+  current?.follower.close();
+  closeSecond();
+  current = null;
+  sessionStorage.clear();
+  $("answer").textContent = $("events").textContent = "";
+  $("last-id").textContent = "none";
+  $("facts").hidden = true;
+  notice("");
+}
+
+/** Get a ticket; a cookie that an earlier demo signed is changed for a new one. */
+async function ticketFor(body) {
+  try {
+    return await ask(body);
+  } catch (error) {
+    if (!(error instanceof Refusal) || error.status !== 401) throw error;
+    await fetch("/", { method: "POST" });
+    return ask(body);
+  }
+}
+
+async function submit(event) {
+  event.preventDefault();
+  leave();
+  setState("asking");
+  const messages = [{ role: "user", content: $("prompt").value }];
+  const body = { model: $("model").value, messages };
+  if ($("fault").value) body.pretend = { fault: $("fault").value };
+  $("ask").disabled = true;
+  try {
+    const { stream_url } = await ticketFor(body);
+    sessionStorage.setItem("stream_url", stream_url);
+    sessionStorage.setItem("prompt", $("prompt").value);
+    watch(stream_url);
+  } catch (error) {
+    setState("refused");
+    notice(`${error.message} (${error.code ?? "no answer"})`, "bad");
+  } finally {
+    $("ask").disabled = false;
+  }
+}
+
+async function cancel() {
+  $("stop").disabled = true;
+  try {
+    await stop(current.url); // The `end` event tells the rest, to every viewer.
+  } catch (error) {
+    notice(`Could not stop: ${error.message}`, "bad");
+    $("stop").disabled = false;
+  }
+}
+
+async function cut() {
+  const ticket = new URL(current.url, location.href).searchParams.get("ticket");
+  const answer = await fetch(`/demo/cut?ticket=${encodeURIComponent(ticket)}`, { method: "POST" });
+  const { closed } = await answer.json();
+  if (!closed) notice("There was no open connection to cut.", "wait");
+}
+
+function openSecond() {
+  const label = $("state2");
+  const es = new EventSource(current.url);
+  $("answer2").textContent = "";
+  es.onmessage = (event) => $("answer2").append(delta(event.data));
+  es.onopen = () => (label.textContent = "following");
+  es.onerror = () => {
+    // After the end's id the gateway answers 204, which is how a browser is told to stop for good.
+    const closed = es.readyState === EventSource.CLOSED;
+    const same = $("answer2").textContent === $("answer").textContent;
+    label.textContent = closed ? `closed, ${same ? "same text" : "other text"}` : "reconnecting…";
+    label.dataset.state = closed && same ? "done" : "";
+  };
+  second = es;
+  showSecond(true);
+}
+
+function closeSecond() {
+  second?.close();
+  second = null;
+  showSecond(false);
+}
+
+function showSecond(open) {
+  $("viewer2").hidden = !open;
+  $("second").setAttribute("aria-expanded", String(open));
+  $("second").textContent = open ? "Close the second viewer" : "Open a second viewer";
+}
+
+function restore() {
+  const url = sessionStorage.getItem("stream_url");
+  if (!url) return;
+  $("prompt").value = sessionStorage.getItem("prompt") ?? "";
+  notice("Picked up after a reload: the log replays, then follows live.", "good");
+  watch(url);
+}
+
+$("form").addEventListener("submit", submit);
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+});
+$("stop").addEventListener("click", cancel);
+$("cut").addEventListener("click", cut);
+$("second").addEventListener("click", () => (second ? closeSecond() : openSecond()));
+restore();

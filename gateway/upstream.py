@@ -1,0 +1,273 @@
+"""Upstream: asking for a completion, and understanding just enough of the answer.
+
+The bytes go to the viewers untouched. What is read from them is the end and the price, and only
+from events whose bytes say that they hold one: no JSON is decoded for the rest.
+
+The end of a connection is not the end of a completion. That is a finish reason, or `[DONE]`, which
+some servers never send.
+"""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from gateway.errors import UpstreamFailure
+from gateway.presets import Preset
+from gateway.sse import Event
+
+DONE = b"[DONE]"
+_BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
+_MESSAGE = 500  # Characters of it that a page gets to see.
+_TELLING = re.compile(rb'"(?:finish_reason|usage|error)"\s*:\s*[^\sn]')
+_NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+
+
+class Reading:
+    """What a streamed chat completion has told so far."""
+
+    def __init__(self, choices: int = 1) -> None:
+        self.finish_reason: str | None = None
+        self.usage: dict[str, Any] | None = None
+        self.error: dict[str, Any] | None = None
+        self.closed = False
+        self.pieces = 0
+        self._choices = choices
+        self._finished: set[int] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the upstream said that the completion is whole."""
+        return self.closed or len(self._finished) >= self._choices
+
+    def see(self, event: Event) -> None:
+        """Take note of one event."""
+        data = event.data
+        if data == DONE:
+            self.closed = True
+            return
+        self.pieces += b'"content"' in data
+        if _TELLING.search(data):
+            self._read(_decoded(data))
+
+    def _read(self, chunk: dict[str, Any]) -> None:
+        if isinstance(chunk.get("usage"), dict):
+            self.usage = chunk["usage"]
+        error = chunk.get("error")
+        if error:
+            self.error = error if isinstance(error, dict) else {"message": str(error)}
+        for choice in _choices_of(chunk):
+            reason, index = choice.get("finish_reason"), choice.get("index", 0)
+            if reason and isinstance(index, int):
+                self._finished.add(index)
+                if index == 0:
+                    self.finish_reason = str(reason)
+
+    def estimate(self) -> dict[str, Any] | None:
+        """Return the usage, or a guess where the upstream never told it: a piece is a token."""
+        if self.usage is not None or not self.pieces:
+            return self.usage
+        return {"completion_tokens": self.pieces, "estimated": True}
+
+
+def text_of(data: bytes) -> str:
+    """Return the text that an event adds to choice 0; "" for anything else."""
+    if b'"content"' not in data:
+        return ""
+    for choice in _choices_of(_decoded(data)):
+        delta = choice.get("delta")
+        if choice.get("index", 0) == 0 and isinstance(delta, dict):
+            content = delta.get("content")
+            return content if isinstance(content, str) else ""
+    return ""
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return chunk if isinstance(chunk, dict) else {}
+
+
+def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+
+
+class Upstream:
+    """Asks for completions; one instance, and one pool of connections, a process."""
+
+    def __init__(self) -> None:
+        # httpx's own transport walks all its connections at every request and collapses with
+        # thousands; httpx-aiohttp without a session factory stops at a hundred.
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(client=_session), trust_env=False
+        )
+
+    @asynccontextmanager
+    async def ask(self, preset: Preset, request: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send one request and yield its body's chunks; raises UpstreamFailure, also from them.
+
+        There is no time-out for the first byte or for silence here: the run's owner watches those.
+        """
+        try:
+            response = await self._client.send(self._request(preset, request), stream=True)
+        except _ERRORS as error:
+            raise _unanswered(error) from error
+        try:
+            if response.status_code != 200:
+                raise _refused(response, await _start_of(response), preset)
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "text/event-stream":
+                raise _no_stream(kind, await _start_of(response), preset)
+            yield _chunks(response)
+        finally:
+            await response.aclose()
+
+    def _request(self, preset: Preset, request: bytes) -> httpx.Request:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+            "User-Agent": "sse-ticket-gateway",
+            **preset.headers,
+        }
+        if key := preset.api_key.get_secret_value():
+            headers["Authorization"] = f"Bearer {key}"
+        timeout = httpx.Timeout(None, connect=preset.connect)
+        return self._client.build_request(
+            "POST", preset.url, content=request, headers=headers, timeout=timeout
+        )
+
+    async def reach(self, preset: Preset) -> int:
+        """Return the status of a request that asks for nothing; raises UpstreamFailure."""
+        try:
+            timeout = httpx.Timeout(preset.connect)
+            return (await self._client.request("OPTIONS", preset.url, timeout=timeout)).status_code
+        except _ERRORS as error:
+            raise _unanswered(error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+
+def _session() -> aiohttp.ClientSession:
+    # A POST on a kept-alive connection that the server is just closing may or may not have been
+    # taken, and must not be sent again. Two seconds are less than any server keeps one for.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    encoded = response.headers.get("content-encoding", "identity") != "identity"
+    try:
+        # The raw stream saves httpx's chunking and decoding, a third of the time an event takes.
+        async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
+            yield chunk
+    except _ERRORS as error:
+        raise UpstreamFailure(
+            "upstream_cut",
+            "The connection to the upstream broke before the completion was whole.",
+            state="truncated",
+            retryable=True,
+        ) from error
+
+
+async def _start_of(response: httpx.Response) -> bytes:
+    body = b""
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= _BODY_SHOWN:
+                break
+    except _ERRORS:
+        pass  # What came is enough: the status tells the story.
+    return body[:_BODY_SHOWN]
+
+
+def _unanswered(error: Exception) -> UpstreamFailure:
+    """Tell a connection that was never made from one that may have carried the request.
+
+    httpx-aiohttp calls both ConnectTimeout; only what aiohttp itself said can be trusted.
+    """
+    if isinstance(error.__cause__, _NEVER_CONNECTED):
+        return UpstreamFailure(
+            "upstream_unreachable",
+            "The upstream could not be reached.",
+            state="failed",
+            retryable=True,
+            sure=True,
+        )
+    if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError)):
+        return UpstreamFailure(
+            "upstream_misconfigured", "The upstream's address is wrong.", state="failed"
+        )
+    return UpstreamFailure(
+        "upstream_cut",
+        "The upstream took the request and closed the connection.",
+        state="truncated",
+        retryable=True,
+    )
+
+
+def _refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFailure:
+    status = response.status_code
+    again = status == 429 or status >= 500
+    return UpstreamFailure(
+        "upstream_refused",
+        _message(body, preset) or f"The upstream answered {status}.",
+        state="failed",
+        status=status,
+        retryable=again,
+        sure=again,
+        retry_after=_retry_after(response.headers),
+    )
+
+
+def _no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
+    said = _message(body, preset) if kind == "application/json" else ""
+    shown = kind or "something without a type"
+    return UpstreamFailure(
+        "upstream_not_a_stream",
+        said or f"The upstream answered with {shown} instead of an event stream.",
+        state="failed",
+        status=200,
+    )
+
+
+def _message(body: bytes, preset: Preset) -> str:
+    """Return an error body's message, bounded, and without our key should it quote it."""
+    error = _decoded(body).get("error")
+    if isinstance(error, dict):
+        error = error.get("message")
+    if not isinstance(error, str):
+        text = body.decode("utf-8", "replace").strip()
+        error = "" if text.startswith("<") else text
+    if key := preset.api_key.get_secret_value():
+        error = error.replace(key, "***")
+    return error[:_MESSAGE]
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Return the seconds to wait (RFC 9110 §10.2.3: a number or a date), None if not told."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        if not value:
+            return None
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,37 @@
+"""Fixtures: the loop, the two stores, a real Redis."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import RedisServer, redis_server
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """All async tests run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real server for tests that only use it; ids are random, so they do not meet."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A real server that a test may kill."""
+    with redis_server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(params=["embedded", "redis"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Both stores: the fake in this process, and a real server."""
+    if request.param == "embedded":
+        return ""
+    server: RedisServer = request.getfixturevalue("shared_redis")
+    return server.url
