@@ -61,7 +61,8 @@ class Beat:
             self._seen.clear()
             raise
         self._renewed = started
-        marker, beats, cancels = replies[1], replies[2], replies[3]
+        marker, cancels = replies[1], replies[3]
+        beats = dict(zip(replies[2][::2], replies[2][1::2], strict=True))
         forgot = self._marker is not None and marker != self._marker
         self._marker = marker
         for owner in owners:
@@ -69,7 +70,7 @@ class Beat:
         return News(self._dead(beats, started), [each.decode() for each in cancels], forgot)
 
     async def _renew(self, running: Collection[str]) -> list[Any]:
-        seconds, micros = await self._store.call("TIME")
+        ((seconds, micros),) = await self._store.urgent([["TIME"]])
         now = int(seconds) * 1000 + int(micros) // 1000
         self._count += 1
         runs, cancels = runs_key(self.replica), cancels_key(self.replica)
@@ -86,7 +87,7 @@ class Beat:
         ]
         if running:
             writes += [["SADD", runs, *running], ["PEXPIRE", runs, DAY]]
-        return await self._store.calls(reads + writes)
+        return await self._store.urgent(reads + writes)
 
     def _dead(self, beats: dict[bytes, bytes], now: float) -> list[str]:
         seen, self._seen = self._seen, {}

@@ -1,7 +1,6 @@
 """Check: settings, Redis and upstream, each with a verdict, before anybody depends on them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from gateway.auth import authenticator
 from gateway.errors import GatewayError, SettingsError
@@ -62,7 +61,7 @@ async def _store(settings: Settings) -> list[Verdict]:
     try:
         store = Store(settings.redis_url)
         try:
-            info = await store.call("INFO")
+            info = _parsed(await store.call("INFO"))
         finally:
             await store.close()
     except GatewayError as error:
@@ -70,19 +69,24 @@ async def _store(settings: Settings) -> list[Verdict]:
     return _durability(info)
 
 
-def _durability(info: dict[str, Any]) -> list[Verdict]:
+def _parsed(info: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in info.decode().splitlines() if ":" in line)
+    return {name: value for name, _, value in pairs}
+
+
+def _durability(info: dict[str, str]) -> list[Verdict]:
     version = str(info.get("valkey_version") or info.get("redis_version", "0"))
     found = [Verdict("ok", "redis", f"answers, version {version}")]
     if int(version.partition(".")[0]) < 7:
         found = [Verdict("fault", "redis", f"version {version}; 7.0 is the oldest that will do")]
     policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory"):
+    if policy != "noeviction" and info.get("maxmemory") != "0":
         words = f"maxmemory-policy {policy} throws streams away; set noeviction"
         found.append(Verdict("warning", "redis", words))
-    if not info.get("aof_enabled"):
+    if info.get("aof_enabled") != "1":
         words = "appendonly is off: a restart forgets unredeemed tickets and ended streams"
         found.append(Verdict("warning", "redis", words))
-    if info.get("connected_slaves") and not info.get("min_slaves_good_slaves"):
+    if info.get("connected_slaves", "0") != "0" and "min_slaves_good_slaves" not in info:
         words = "min-replicas-to-write is 0: a failover can lose a claim, and cost a second call"
         found.append(Verdict("warning", "redis", words))
     return found

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway import __version__, check, demo, settings, workers
 from gateway.app import Gateway
 from gateway.auth import signed_cookie
-from gateway.errors import SettingsError
+from gateway.errors import Refusal, SettingsError
 from gateway.settings import Settings
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
@@ -203,8 +203,10 @@ def demo_(port: int, **flags: str | None) -> None:
             return f"{signer.name}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
 
         def cut(ticket: str) -> int:
-            tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
-            return tail.drop() if tail else 0
+            with suppress(Refusal):
+                tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
+                return tail.drop() if tail else 0
+            return 0
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
         app = gateway.with_routes([*demo.page(cookie, cut), pretend])
@@ -252,6 +254,10 @@ def upstream_(
 ) -> None:
     """Run the pretend upstream alone; GET /calls tells what was asked of it."""
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
+    try:
+        demo.parse_fault(fault)
+    except ValueError as error:
+        raise SettingsError(f"--fault: {error}") from None
     options = demo.UpstreamOptions(interval=interval, tokens=tokens, fault=fault, api_key=api_key)
     with bind(host, port) as listener:
         click.echo(f"pretend upstream listening on {url_of(listener)}/v1/chat/completions")

@@ -56,7 +56,7 @@ PARAGRAPHS: Final = (
     "途中でページを閉じても、答えは記録に残ります。もう一度開けば、最初から読み直せます。",
     "कनेक्शन टूटने पर भी उत्तर खोता नहीं: बस एक पल रुकिए, बाकी शब्द अपने आप आ जाएँगे।",
     "Même une phrase accentuée (où, garçon, Noël, cœur) arrive entière, « guillemets » compris.",
-    "👩‍👩‍👧‍👦 👩🏽‍🚀 🏳️‍🌈 🇫🇷 🇯🇵 🇧🇷 ❤️‍🔥 👍🏿 and U+2028,\N{LINE SEPARATOR}which ends no event.",
+    "👩‍👩‍👧‍👦 👩🏽‍🚀 🏳️‍🌈 🇫🇷 🇯🇵 🇧🇷 ❤️‍🔥 👍🏿, then U+2028:\N{LINE SEPARATOR} it ends no event.",
 )
 
 

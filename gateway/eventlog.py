@@ -18,7 +18,7 @@ the same borders.
 
 One Writer per process sends the next entries of all its logs in one pipeline, at once when nothing
 is in flight: an idle system pays no delay, a busy one a single round trip for hundreds of events.
-Its connection never re-sends by itself. An entry is shown to viewers only after Redis answered.
+What it sends is never sent again by itself. An entry is shown to viewers only after Redis answered.
 """
 
 import asyncio
@@ -28,14 +28,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
-
 from gateway.beat import inbox
 from gateway.errors import Fenced, Passing
 from gateway.records import Records, Seal
 from gateway.sse import Event, encode, safe_name
-from gateway.store import Store, log_key, unavailable
+from gateway.store import Store, log_key
 
 log = logging.getLogger("gateway.eventlog")
 
@@ -116,7 +113,7 @@ async def read(
     store: Store, stream_ids: Sequence[str], after: Sequence[Position | None]
 ) -> list[list[Entry]]:
     """Return the next entries of several logs, READ_COUNT of each at most; raises Passing."""
-    replies = await store.calls(
+    replies = await store.read(
         [
             "XRANGE",
             log_key(stream_id),
@@ -141,11 +138,11 @@ async def read_all(store: Store, stream_id: str) -> list[Entry]:
             return entries
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+def _entry(entry_id: bytes, fields: list[bytes]) -> Entry:
     epoch, _, seq = entry_id.partition(b"-")
-    state = fields.pop(b"end", b"")
-    ((count, frames),) = fields.items()
-    return Entry(Position(int(epoch), int(seq)), int(count), frames, state.decode())
+    number, frames, *end = fields
+    state = end[1].decode() if end else ""
+    return Entry(Position(int(epoch), int(seq)), int(number), frames, state)
 
 
 class EventLog:
@@ -346,7 +343,6 @@ class Writer:
         self._store = store
         self._dirty: list[EventLog] = []
         self._wake = asyncio.Event()
-        self._connection: AbstractConnection | None = None
 
     def mark(self, log: EventLog) -> None:
         """Let the next round look at this log."""
@@ -357,14 +353,11 @@ class Writer:
 
     async def run(self) -> None:
         """Commit for ever; the owner cancels it."""
-        try:
-            while True:
-                if not self._dirty:
-                    self._wake.clear()
-                    await self._wake.wait()
-                await self._round()
-        finally:
-            await self._disconnect()
+        while True:
+            if not self._dirty:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._round()
 
     async def wake_watchers(self, log: EventLog) -> None:
         """Tell replicas that watch this log that there is more; a lost word costs them a second."""
@@ -383,7 +376,6 @@ class Writer:
             await self._commit([each for each in logs if not each.in_doubt and each.has_news])
         except Passing as error:
             log.info("nothing can be written: %s", error.detail)
-            await self._disconnect()
             await asyncio.sleep(0.1)
         for each in logs:
             if each.has_news or each.flying is not None:
@@ -403,45 +395,17 @@ class Writer:
         if not logs:
             return
         commands = [each.take() for each in logs]
-        commands += _wake_ups(logs)
-        landed = 0
         try:
-            connection = await self._connected()
-            await connection.send_packed_command(connection.pack_commands(commands), False)
-            for each in logs:
-                reply = await _reply(connection)
-                landed += 1
-                if reply is None:
-                    each.in_doubt = True
-                else:
-                    each.landed()
-            for _ in commands[len(logs) :]:
-                await _reply(connection)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
-        finally:
-            for each in logs[landed:]:  # Sent or not, stored or not: nobody knows.
+            replies = await self._store.append(commands + _wake_ups(logs))
+        except BaseException:
+            for each in logs:  # Sent or not, stored or not: nobody knows.
                 each.in_doubt = True
-
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
-            self._connection = await self._store.connection()
-        return self._connection
-
-    async def _disconnect(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            with suppress(RedisError, OSError):
-                await self._store.release(connection)
-
-
-async def _reply(connection: AbstractConnection) -> Any:
-    """Return one reply, None for an error reply too: both leave the log in doubt."""
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        log.warning("an append was refused: %s", error)
-        return None
+            raise
+        for each, reply in zip(logs, replies, strict=False):
+            if reply is None:
+                each.in_doubt = True
+            else:
+                each.landed()
 
 
 def _wake_ups(logs: list[EventLog]) -> list[list[Any]]:

@@ -57,6 +57,7 @@ class Replica:
         self._interval = interval  # Seconds between two sweeps.
         self._writer = Writer(store, records)
         self._runs: dict[str, Run] = {}
+        self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -71,7 +72,7 @@ class Replica:
     @property
     def full(self) -> bool:
         """Whether this replica takes no further stream."""
-        return max(len(self._runs), self._tails.viewers) >= self._max_streams
+        return max(self._count, self._tails.viewers) >= self._max_streams
 
     # Redeeming and cancelling
 
@@ -115,6 +116,7 @@ class Replica:
         journal = EventLog(self._writer, stream_id, claim.epoch, tail.entries, fields)
         run = Run(journal, tail, preset, claim.request, self._caps)
         self._runs[stream_id] = run
+        self._count += 1
         self._spawn(self._live(run))
 
     async def _live(self, run: Run) -> None:
@@ -129,6 +131,7 @@ class Replica:
             self._runs.pop(stream_id, None)
         finally:
             run.finished_at = _now()
+            self._count -= 1
             self._ended.set()
 
     async def _leave(self, stream_id: str) -> None:
@@ -159,11 +162,10 @@ class Replica:
         _, end, result = ending_events(Ending("cancelled"), reading, 0)
         frame = b"event: end\ndata: " + end.data + b"\n"
         state, owner = await self._records.cancel(record.stream_id, frame, result)
-        if owner == self._records.replica:
+        if record.stream_id in self._runs:
             self._cancel_here([record.stream_id])
         elif owner:
-            with suppress(Passing):  # Stored is stored: the owner looks once a second as well.
-                await self._beat.ask_to_cancel(record.stream_id, owner)
+            await self._beat.ask_to_cancel(record.stream_id, owner)
         return state
 
     def _cancel_here(self, stream_ids: list[str]) -> None:
@@ -266,18 +268,26 @@ class Replica:
 
     async def _looks(self) -> None:
         """Look for cancels whose message was lost, and for runs that nobody watches any more."""
+        due = 0.0
         while True:
-            await asyncio.sleep(min(1.0, self._shortest_grace() / 3))
+            active = self.active
+            pause = min((run.preset.grace / 3 for run in active), default=1.0)
+            await asyncio.sleep(min(1.0, pause))
             try:
-                if self.active:
-                    self._cancel_here(await self._beat.cancels())
+                await self._look_for_cancels()
+                if _now() >= due:
+                    due = _now() + pause * 0.9
                     await self._look_for_viewers()
             except Passing:
-                for run in self.active:
+                for run in active:
                     run.unseen_since = None
 
-    def _shortest_grace(self) -> float:
-        return min((run.preset.grace for run in self.active), default=3.0)
+    async def _look_for_cancels(self) -> None:
+        if self._count:
+            asked = await self._beat.cancels()
+            self._cancel_here(asked)
+            if late := [each for each in asked if each not in self._runs | self._claims]:
+                await self._beat.cancelled(*late)
 
     async def _look_for_viewers(self) -> None:
         alone: list[Run] = []

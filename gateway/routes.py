@@ -6,8 +6,10 @@ ticket, the record. Only then is anything stored or started.
 
 import hashlib
 import json
+import logging
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -37,6 +39,8 @@ from gateway.store import Store
 from gateway.tail import Tails
 from gateway.tickets import Ticket, Tickets
 from gateway.upstream import text_of
+
+log = logging.getLogger("gateway.routes")
 
 Call = Callable[[Request], Awaitable[Answer]]
 
@@ -68,6 +72,9 @@ class Methods:
         except Passing as error:
             names_stream = request.method == "GET" and accepts(request)[0]
             answer = passing(error, routes.retry, names_stream)
+        except Exception:
+            log.exception("%s %s broke", request.method, request.url.path)
+            answer = refusal(Refusal("internal"))
         answer.raw_headers += routes.origins.cors(request.headers)
         if routes.replica.draining:
             answer.raw_headers.append((b"connection", b"close"))
@@ -222,6 +229,8 @@ class Routes:
         verdict = await self.replica.redeem(record, preset)
         if verdict == "expired":
             raise Refusal("ticket_expired", "Ask for a new one.")
+        if verdict == "claimed":
+            return replace(record, state="starting", owner=self._records.replica)
         found = await self._records.read(record.stream_id)
         if found is None or found.state == "cached":
             raise Passing("not_yet")

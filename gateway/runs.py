@@ -125,7 +125,10 @@ class Run:
         """Pull, then seal; return the state stored. Raises Fenced."""
         if self._ending is None:
             self._pull = asyncio.create_task(self._attempts(ask, permit))
-            await asyncio.wait({self._pull})
+            try:
+                await asyncio.wait({self._pull})
+            finally:
+                self._pull.cancel()  # Of a process that ends at once; else it has ended.
         ending = self._ending or self._outcome()
         if self.log.fenced:
             raise Fenced(self.log.stream_id)

@@ -1,34 +1,35 @@
 """Store: one Redis, its connections, key names and scripts.
 
-Every command sent from here is idempotent: redis-py re-sends one whose connection broke, although
-it may have run. Connections are few and do not grow with viewers: a bounded pool for commands, one
-for the log's writer and one for the inbox.
+Every command sent from here may run twice without harm, but the log's appends, whose writer looks
+what became of them. There are four connections, however many viewers: for the log and the beat,
+which must not wait behind a rush; for everything short; for reading logs; and the inbox.
 
 All keys of a stream carry the tag {stream id} and so share a slot of a Cluster. Each key has a TTL.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fakeredis import FakeAsyncRedis, FakeServer
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.errors import Passing, SettingsError
+from gateway.line import Command, Line
 
 log = logging.getLogger("gateway.store")
 
-POOL = 16  # Connections for commands; more callers than this wait their turn.
 TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
+CONNECTIONS = 4
 MARKER = b"gw:marker"
 BEATS = b"gw:beats"
 
@@ -64,68 +65,58 @@ class Store:
     """The connections to one Redis, or an embedded one; errors are Passing `store_unavailable`."""
 
     def __init__(self, url: str = "") -> None:
-        self.embedded = not url
-        self._client, self._side = _clients(url)
+        self._pool = _pool(url)
+        self._log = Line(self._pool, timeout=TIMEOUT, once_more=False)
+        self._short = Line(self._pool, timeout=TIMEOUT, once_more=True)
+        self._long = Line(self._pool, timeout=2 * TIMEOUT, once_more=True)
+        texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
-            path.stem: self._client.register_script(path.read_text("utf-8"))
-            for path in sorted(_SCRIPTS.glob("*.lua"))
+            name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
         }
 
     async def call(self, *command: Any) -> Any:
         """Send one command and return its reply."""
-        try:
-            return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return (await self.calls([command]))[0]
 
-    async def calls(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    async def calls(self, commands: Iterable[Command]) -> list[Any]:
         """Send several commands in one round trip, not atomic, and return their replies."""
-        try:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                replies: list[Any] = await pipeline.execute()
-                return replies
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return _sound(await _on(self._short, commands))
 
-    async def atomically(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    async def read(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls` for replies that may be large."""
+        return _sound(await _on(self._long, commands))
+
+    async def urgent(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
+        return _sound(await _on(self._log, commands))
+
+    async def append(self, commands: Iterable[Command]) -> list[Any]:
+        """Send what must not be sent twice; an error reply is None among the replies."""
+        replies = await _on(self._log, commands)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                log.warning("an append was refused: %s", reply)
+        return [None if isinstance(reply, ResponseError) else reply for reply in replies]
+
+    async def atomically(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands on keys of one slot; all of them run or none (MULTI), never a part."""
-        try:
-            async with self._side.pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                replies: list[Any] = await pipeline.execute()
-                return replies
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        replies = await _on(self._log, [["MULTI"], *commands, ["EXEC"]])
+        return _sound(_sound(replies)[-1])
 
     async def script(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run one of `lua/*.lua` and return its reply."""
-        try:
-            return await self._scripts[name](keys=list(keys), args=list(args))
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
-
-    async def connection(self) -> AbstractConnection:
-        """Return a connection of its own that never re-sends by itself; raises Passing."""
-        try:
-            pool = self._side.connection_pool
-            connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
-            return connection
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
-
-    async def release(self, connection: AbstractConnection) -> None:
-        """Close such a connection: after a fault nobody knows what replies it still holds."""
-        await connection.disconnect(nowait=True)
-        await self._side.connection_pool.release(connection)
+        digest, text = self._scripts[name]
+        rest = [len(keys), *keys, *args]
+        replies = await _on(self._short, [["EVALSHA", digest, *rest]])
+        if isinstance(replies[0], NoScriptError):
+            replies = await _on(self._short, [["EVAL", text, *rest]])
+        return _sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
         while True:
             try:
-                async with self._side.pubsub() as pubsub:
+                async with Redis(connection_pool=self._pool).pubsub() as pubsub:
                     await pubsub.subscribe(channel)
                     yield b""
                     while True:
@@ -140,58 +131,59 @@ class Store:
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in (self._client, self._side):
-            await client.aclose()
-            await client.connection_pool.disconnect()
+        for line in (self._log, self._short, self._long):
+            await line.close()
+        await self._pool.disconnect()
 
 
-def unavailable(error: BaseException) -> Passing:
-    """Translate what redis-py raises: whatever it is, it is not the caller's fault."""
-    if isinstance(error, ResponseError):
-        log.warning("the store refused a command: %s", error)
-    return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
+async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
+    try:
+        return await line.send(commands)
+    except (RedisError, OSError) as error:
+        raise Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _clients(url: str) -> tuple[Redis, Redis]:
-    """Return the client for commands and the one whose connections are held for long."""
+def _sound(replies: list[Any]) -> list[Any]:
+    """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            log.warning("the store refused a command: %s", reply)
+            raise Passing("store_unavailable", str(reply)[:200])
+    return replies
+
+
+def _pool(url: str) -> ConnectionPool:
     if not url:
-        server = FakeServer()
-        return FakeAsyncRedis(server=server, protocol=2), FakeAsyncRedis(server=server, protocol=2)
-    once_more = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-    never = Retry(NoBackoff(), 0)
+        return ConnectionPool(
+            connection_class=FakeAsyncRedisConnection, server=FakeServer(), protocol=2
+        )
     if url.startswith("redis+sentinel://"):
-        return _from_sentinel(url, once_more, POOL), _from_sentinel(url, never, 4)
+        return _from_sentinel(url)
     if url.split("://")[0] not in {"redis", "rediss", "unix"}:
         raise SettingsError(
             "GATEWAY_REDIS_URL: must start with redis://, rediss://, unix:// or redis+sentinel://"
         )
+    options = _options()
+    if url.startswith("unix://"):
+        del options["socket_keepalive"]
     try:
-        return _from_url(url, once_more, POOL), _from_url(url, never, 4)
+        return ConnectionPool.from_url(url, **options)
     except ValueError as error:
         raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
 
 
-def _options(retry: Retry) -> dict[str, Any]:
+def _options() -> dict[str, Any]:
     return {
         "protocol": 2,  # Pinned: the shape of replies depends on it.
-        "retry": retry,
+        "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
         "socket_timeout": TIMEOUT,
         "socket_connect_timeout": TIMEOUT,
         "socket_keepalive": True,
+        "max_connections": 2 * CONNECTIONS,
     }
 
 
-def _from_url(url: str, retry: Retry, connections: int) -> Redis:
-    options = _options(retry)
-    if url.startswith("unix://"):
-        del options["socket_keepalive"]
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=TIMEOUT, **options
-    )
-    return Redis(connection_pool=pool)
-
-
-def _from_sentinel(url: str, retry: Retry, connections: int) -> Redis:
+def _from_sentinel(url: str) -> ConnectionPool:
     """`redis+sentinel://[user:password@]host:port,host:port/master[/db]`."""
     parts = urlsplit(url)
     hosts = parts.netloc.rpartition("@")[2]
@@ -207,11 +199,6 @@ def _from_sentinel(url: str, retry: Retry, connections: int) -> Redis:
         raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
     sentinel = Sentinel(nodes, sentinel_kwargs={"socket_timeout": TIMEOUT})  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(
-        master,
-        db=number,
-        username=parts.username,
-        password=parts.password,
-        max_connections=connections,
-        **_options(retry),
+        master, db=number, username=parts.username, password=parts.password, **_options()
     )
-    return client
+    return client.connection_pool

@@ -4,6 +4,7 @@ import { ask, completion, delta, follow, Refusal, stop } from "./gateway.js";
 
 const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
+const TIP = "While it writes, cut the connection or reload this page.";
 const NAMED = ["chunk", "upstream-error", "upstream-end"]; // What the pretend upstream may name.
 const $ = (id) => document.getElementById(id);
 
@@ -24,12 +25,21 @@ function notice(text, kind = "") {
   $("notice").dataset.kind = kind;
 }
 
+function words(error) {
+  if (!(error instanceof Refusal)) return "The gateway does not answer.";
+  if (error.status === 401) return "This stream is of an earlier session. Ask again.";
+  return `${error.message} (${error.code})`;
+}
+
 function row(name, data, id) {
   const line = document.createElement("tr");
+  const piece = delta(data);
   line.dataset.event = name;
-  for (const text of [id, name, data.slice(0, SHOWN)]) {
-    line.append(Object.assign(document.createElement("td"), { textContent: text }));
+  for (const text of piece ? [id, name, JSON.stringify(piece), data] : [id, name, data]) {
+    const shown = text.slice(0, SHOWN);
+    line.append(Object.assign(document.createElement("td"), { textContent: shown, title: shown }));
   }
+  line.lastChild.colSpan = piece ? 1 : 2;
   const box = $("scroll");
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
   $("events").append(line);
@@ -106,7 +116,7 @@ function watch(url) {
       mine.ended = true;
       sessionStorage.clear();
       setState("closed");
-      notice(`${refusal.message} (${refusal.code})`, "bad");
+      notice(words(refusal), "bad");
     },
   }, NAMED);
 }
@@ -147,10 +157,11 @@ async function submit(event) {
     const { stream_url } = await ticketFor(body);
     sessionStorage.setItem("stream_url", stream_url);
     sessionStorage.setItem("prompt", $("prompt").value);
+    notice(TIP);
     watch(stream_url);
   } catch (error) {
     setState("refused");
-    notice(`${error.message} (${error.code ?? "no answer"})`, "bad");
+    notice(words(error), "bad");
   } finally {
     $("ask").disabled = false;
   }
@@ -161,7 +172,7 @@ async function cancel() {
   try {
     await stop(current.url); // The `end` event tells the rest, to every viewer.
   } catch (error) {
-    notice(`Could not stop: ${error.message}`, "bad");
+    notice(`Not stopped. ${words(error)}`, "bad");
     $("stop").disabled = false;
   }
 }
@@ -178,6 +189,7 @@ function openSecond() {
   const es = new EventSource(current.url);
   $("answer2").textContent = "";
   es.onmessage = (event) => $("answer2").append(delta(event.data));
+  for (const name of NAMED) es.addEventListener(name, es.onmessage);
   es.onopen = () => (label.textContent = "following");
   es.onerror = () => {
     // After the end's id the gateway answers 204, which is how a browser is told to stop for good.
@@ -217,4 +229,5 @@ $("prompt").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", cancel);
 $("cut").addEventListener("click", cut);
 $("second").addEventListener("click", () => (second ? closeSecond() : openSecond()));
+notice(TIP);
 restore();
