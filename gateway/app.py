@@ -15,7 +15,7 @@ from gateway.routes import Routes
 from gateway.runs import Caps
 from gateway.settings import Settings
 from gateway.store import Store
-from gateway.tail import Tails
+from gateway.tails import Tails
 from gateway.upstream import Upstream
 
 

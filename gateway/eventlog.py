@@ -1,4 +1,4 @@
-"""EventLog: one Redis Stream per ticket; append by group commit, read, repair, seal.
+"""EventLog: one Redis Stream per ticket; append, read, repair, seal.
 
 Theory of operation
 -------------------
@@ -12,24 +12,22 @@ as viewers get them; its id is that of the last one. Within an epoch the seq has
 Redis checks that ids grow, not that they are contiguous. If an append fails in the middle of a
 pipeline (out of memory, failover) and a later one succeeds, the hole stays for ever. Hence at most
 one entry of a stream is in flight; what gathers meanwhile becomes the next. After a lost reply, an
-error, a nil or a Redis that forgot, the log is in doubt: nothing is appended before the last id was
-read back (`Records.hold`, which also asserts the ownership), and what is missing goes first, with
-the same borders.
+error, a nil, a new connection or a Redis that forgot, the log is in doubt: nothing is appended
+before the last id was read back (`Records.hold`, which also asserts the ownership), and what is
+missing goes first, with the same borders.
 
-One Writer per process sends the next entries of all its logs in one pipeline, at once when nothing
-is in flight: an idle system pays no delay, a busy one a single round trip for hundreds of events.
-What it sends is never sent again by itself. An entry is shown to viewers only after Redis answered.
+An entry is shown to viewers only after Redis answered. The sending is the Writer's.
 """
 
 import asyncio
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from gateway.beat import inbox
 from gateway.errors import Fenced, Passing
+from gateway.positions import Entry, Position
 from gateway.records import Records, Seal
 from gateway.sse import Event, encode, safe_name
 from gateway.store import Store, log_key
@@ -38,75 +36,6 @@ log = logging.getLogger("gateway.eventlog")
 
 READ_COUNT = 500  # Entries fetched at once.
 _REPAIR_BATCH = 64
-_MAX_ID = 2**63
-
-
-class Position(NamedTuple):
-    """A place in a log: just after the event with this id."""
-
-    epoch: int
-    seq: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Position | None":
-        """Return the position that an id names, None if it is not one of ours."""
-        epoch, dash, seq = text.partition("-")
-        if not (dash and epoch.isdecimal() and seq.isdecimal() and text.isascii()):
-            return None
-        if len(epoch) > 19 or len(seq) > 19:
-            return None
-        position = cls(int(epoch), int(seq))
-        return position if str(position) == text and max(position) < _MAX_ID else None
-
-    def __str__(self) -> str:
-        return f"{self.epoch}-{self.seq}"
-
-
-class Entry(NamedTuple):
-    """A number of events that arrived together; `state` is the end, in the last entry only."""
-
-    last: Position
-    number: int
-    frames: bytes
-    state: str = ""
-
-    def after(self, position: Position) -> bytes:
-        """Return the frames after a position, which may be inside the entry."""
-        if position.epoch != self.last.epoch or position.seq <= self.last.seq - self.number:
-            return self.frames
-        if position >= self.last:
-            return b""
-        _, _, rest = self.frames.partition(b"\nid: %d-%d\n\n" % position)
-        return rest
-
-
-class Cursor(NamedTuple):
-    """Where to go on reading: an index into the entries, and what to drop before it shows more."""
-
-    at: int
-    after: Position | None = None
-
-
-def seek(entries: Sequence[Entry], position: Position, ended: bool) -> Cursor | None:
-    """Return where a reader at `position` goes on, None if the log cannot tell what follows it."""
-    index = bisect_right(entries, position, key=lambda entry: entry.last)
-    before = entries[index - 1].last if index else None
-    if before == position:
-        return Cursor(index)
-    if index < len(entries):
-        entry = entries[index]
-        inside = entry.last.seq - entry.number <= position.seq
-        return Cursor(index, position) if inside and entry.last.epoch == position.epoch else None
-    ahead = before is not None and before.epoch == position.epoch
-    return Cursor(index, position) if ahead and not ended else None
-
-
-def start_of(entries: Sequence[Entry]) -> Position:
-    """Return the position before the first event."""
-    for entry in entries:
-        if entry.number:
-            return Position(entry.last.epoch, entry.last.seq - entry.number)
-    return entries[-1].last if entries else Position(0, 0)
 
 
 async def read(
@@ -150,7 +79,8 @@ class EventLog:
 
     def __init__(
         self,
-        writer: "Writer",
+        records: Records,
+        mark: Callable[["EventLog"], None],
         stream_id: str,
         epoch: int,
         entries: list[Entry],
@@ -168,7 +98,8 @@ class EventLog:
         self.in_doubt = False
         self.dirty = False
         self.flying: Entry | None = None
-        self._writer = writer
+        self._records = records
+        self._mark = mark
         self._key = log_key(stream_id).encode()
         self._seq = 0
         self._pending: list[bytes] = []
@@ -195,7 +126,7 @@ class EventLog:
             self._pending.append(frame)
             self._pending_bytes += len(frame)
             self.size += len(frame)
-        self._writer.mark(self)
+        self._mark(self)
 
     async def drained(self) -> None:
         """Wait until everything is committed; raises Fenced."""
@@ -229,7 +160,7 @@ class EventLog:
         )
         stored = await self._store_seal(self._sealed)
         self._show_end(stored, self._sealed)
-        await self._writer.wake_watchers(self)
+        await self._wake_watchers()
         return stored
 
     async def reseal(self) -> None:
@@ -242,7 +173,7 @@ class EventLog:
     async def _store_seal(self, seal: Seal) -> str:
         while True:
             with suppress(Passing):
-                verdict, state = await self._writer.records.seal(self.stream_id, self.epoch, seal)
+                verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
                 if verdict == "sealed":
                     return state
                 if verdict == "fenced":
@@ -263,10 +194,15 @@ class EventLog:
         self.entries.append(Entry(position, count, frames, state))
         self.on_commit()
 
+    async def _wake_watchers(self) -> None:
+        if commands := wake_ups([self]):
+            with suppress(Passing):  # A lost word costs them a second.
+                await self._records.store.calls(commands)
+
     def doubt(self) -> None:
         """Append nothing more before Redis was asked what it has."""
         self.in_doubt = True
-        self._writer.mark(self)
+        self._mark(self)
 
     def fence(self) -> None:
         """Stop for good: another replica owns the stream."""
@@ -300,9 +236,9 @@ class EventLog:
         """Whether there is something to send or to clear up."""
         return bool(self._pending) or self.in_doubt
 
-    async def repair(self, store: Store) -> None:
+    async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
-        verdict, last = await self._writer.records.hold(self.stream_id, self.epoch, self.fields)
+        verdict, last = await self._records.hold(self.stream_id, self.epoch, self.fields)
         if verdict == "fenced":
             self.fence()
             return
@@ -313,7 +249,9 @@ class EventLog:
         missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
         for start in range(0, len(missing), _REPAIR_BATCH):
             batch = missing[start : start + _REPAIR_BATCH]
-            replies = await store.atomically([_append(self._key, entry) for entry in batch])
+            replies = await self._records.store.atomically(
+                [_append(self._key, entry) for entry in batch]
+            )
             if None in replies:
                 raise Passing("store_unavailable", "the log went away while it was repaired")
         if missing:
@@ -335,80 +273,7 @@ def _append(key: bytes, entry: Entry) -> list[Any]:
     ]
 
 
-class Writer:
-    """The group commit of one process; `run` is its only task."""
-
-    def __init__(self, store: Store, records: Records) -> None:
-        self.records = records
-        self._store = store
-        self._dirty: list[EventLog] = []
-        self._wake = asyncio.Event()
-
-    def mark(self, log: EventLog) -> None:
-        """Let the next round look at this log."""
-        if not log.dirty:
-            log.dirty = True
-            self._dirty.append(log)
-            self._wake.set()
-
-    async def run(self) -> None:
-        """Commit for ever; the owner cancels it."""
-        while True:
-            if not self._dirty:
-                self._wake.clear()
-                await self._wake.wait()
-            await self._round()
-
-    async def wake_watchers(self, log: EventLog) -> None:
-        """Tell replicas that watch this log that there is more; a lost word costs them a second."""
-        commands = _wake_ups([log])
-        if commands:
-            with suppress(Passing):
-                await self._store.calls(commands)
-
-    async def _round(self) -> None:
-        logs, self._dirty = self._dirty, []
-        for each in logs:
-            each.dirty = False
-        logs = [each for each in logs if not each.fenced]
-        try:
-            await self._repair([each for each in logs if each.in_doubt])
-            await self._commit([each for each in logs if not each.in_doubt and each.has_news])
-        except Passing as error:
-            log.info("nothing can be written: %s", error.detail)
-            await asyncio.sleep(0.1)
-        for each in logs:
-            if each.has_news or each.flying is not None:
-                self.mark(each)
-
-    async def _repair(self, logs: list[EventLog]) -> None:
-        for start in range(0, len(logs), 16):
-            batch = logs[start : start + 16]
-            results = await asyncio.gather(
-                *(each.repair(self._store) for each in batch), return_exceptions=True
-            )
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-
-    async def _commit(self, logs: list[EventLog]) -> None:
-        if not logs:
-            return
-        commands = [each.take() for each in logs]
-        try:
-            replies = await self._store.append(commands + _wake_ups(logs))
-        except BaseException:
-            for each in logs:  # Sent or not, stored or not: nobody knows.
-                each.in_doubt = True
-            raise
-        for each, reply in zip(logs, replies, strict=False):
-            if reply is None:
-                each.in_doubt = True
-            else:
-                each.landed()
-
-
-def _wake_ups(logs: list[EventLog]) -> list[list[Any]]:
+def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:
     """Return one message for each replica that watches any of these logs."""
     news: dict[str, list[str]] = {}
     for each in logs:

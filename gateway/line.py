@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import pack_command
 from redis.asyncio import ConnectionPool
@@ -21,19 +21,28 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[Any]
-Batch = tuple[list[Command], "asyncio.Future[list[Any]]"]
 
-_TOGETHER = 1000  # Commands sent at once at the most.
+
+class Batch(NamedTuple):
+    """What one caller sends, and where the replies go; on one connection only, if it says which."""
+
+    commands: list[Command]
+    replies: "asyncio.Future[list[Any]]"
+    generation: int | None
 
 
 class Line:
     """Sends what callers give it, in their order; `timeout` is in seconds, for one batch.
 
     A command whose connection broke is not sent again, as it may have run; with `once_more` it is,
-    once, which is for commands that may run twice.
+    once, which is for commands that may run twice. `together` bounds the commands of a batch.
     """
 
-    def __init__(self, pool: ConnectionPool, *, timeout: float, once_more: bool) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, timeout: float, once_more: bool, together: int = 1000
+    ) -> None:
+        self.generation = 0  # Of the connection: a new one may lead to another server.
+        self._together = together
         self._pool = pool
         self._timeout = timeout
         self._tries = 2 if once_more else 1
@@ -42,15 +51,18 @@ class Line:
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
 
-    async def send(self, commands: Iterable[Command]) -> list[Any]:
-        """Return the replies, an error reply as a ResponseError among them; raises RedisError."""
+    async def send(self, commands: Iterable[Command], generation: int | None = None) -> list[Any]:
+        """Return the replies, an error reply as a ResponseError among them; raises RedisError.
+
+        With a generation nothing is sent on any connection but that one.
+        """
         batch = list(commands)
         if not batch:
             return []
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         replies: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._queue.append((batch, replies))
+        self._queue.append(Batch(batch, replies, generation))
         self._wake.set()
         return await replies
 
@@ -80,21 +92,20 @@ class Line:
     def _next(self) -> list[Batch]:
         """Take what waits, up to a bound, but never a part of what one caller sent."""
         count = size = 0
-        for commands, _ in self._queue:
-            if count and size + len(commands) > _TOGETHER:
+        for batch in self._queue:
+            if count and size + len(batch.commands) > self._together:
                 break
-            size += len(commands)
+            size += len(batch.commands)
             count += 1
         batches, self._queue = self._queue[:count], self._queue[count:]
         return batches
 
     async def _deliver(self, batches: list[Batch]) -> None:
-        packed = b"".join(pack_command(tuple(each)) for batch, _ in batches for each in batch)
         for left in reversed(range(self._tries)):
             try:
                 async with asyncio.timeout(self._timeout):
-                    replies = await self._exchange(packed, sum(len(each) for each, _ in batches))
-                break
+                    await self._exchange(batches)
+                return
             except TimeoutError:
                 await self._hang_up()
                 raise RedisTimeoutError("no answer in time") from None
@@ -102,18 +113,23 @@ class Line:
                 await self._hang_up()
                 if not left:
                     raise
+
+    async def _exchange(self, batches: list[Batch]) -> None:
+        connection = await self._connected()
+        stale = [each for each in batches if each.generation not in (None, self.generation)]
+        _fail(stale, RedisConnectionError("the connection is a new one"))
+        commands = [each for batch in batches if batch not in stale for each in batch.commands]
+        packed = b"".join(pack_command(tuple(each)) for each in commands)
+        await connection.send_packed_command(packed, False)
+        replies = [await _reply(connection) for _ in commands]
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             await self._hang_up()  # It leads to a master that is none any more.
-        _answer(batches, replies)
-
-    async def _exchange(self, packed: bytes, count: int) -> list[Any]:
-        connection = await self._connected()
-        await connection.send_packed_command(packed, False)
-        return [await _reply(connection) for _ in range(count)]
+        _answer([batch for batch in batches if batch not in stale], replies)
 
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:
             self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            self.generation += 1
         return self._connection
 
     async def _hang_up(self) -> None:
@@ -135,14 +151,14 @@ async def _reply(connection: AbstractConnection) -> Any:
 
 def _answer(batches: list[Batch], replies: list[Any]) -> None:
     start = 0
-    for commands, waiting in batches:
-        end = start + len(commands)
-        if not waiting.done():
-            waiting.set_result(replies[start:end])
+    for batch in batches:
+        end = start + len(batch.commands)
+        if not batch.replies.done():
+            batch.replies.set_result(replies[start:end])
         start = end
 
 
 def _fail(batches: list[Batch], error: Exception) -> None:
-    for _, waiting in batches:
-        if not waiting.done():
-            waiting.set_exception(error)
+    for batch in batches:
+        if not batch.replies.done():
+            batch.replies.set_exception(error)

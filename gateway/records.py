@@ -163,7 +163,9 @@ class Records:
         Returns the verdict (ours, sealed or fenced) and the id of the log's last entry.
         """
         args = [self.replica, epoch, self._running_ttl, *_flat(fields)]
-        verdict, last = await self.store.script("hold", _keys(stream_id), args)
+        keys = _keys(stream_id)
+        # On the appends' own connection: what another server says is no answer.
+        verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
 
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:

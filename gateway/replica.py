@@ -1,9 +1,7 @@
-"""Replica: all runs of one process, its loops, and its duties towards replicas that died.
+"""Replica: all runs of one process, and its loops.
 
 What Redis has given to this replica has a run here, whatever becomes of the request that asked for
-it. A dead replica's streams are taken over (which fences its late writes) and sealed with what
-their logs tell. An ended stream is kept for two leases more, and written again if Redis comes back
-empty.
+it. An ended stream is kept for two leases more, and written again if Redis comes back empty.
 """
 
 import asyncio
@@ -14,14 +12,15 @@ from typing import Any, TypeVar
 
 from gateway.beat import Beat, inbox
 from gateway.errors import Fenced, GatewayError, Passing
-from gateway.eventlog import Entry, EventLog, Position, Writer, read_all
+from gateway.positions import Entry, Position
 from gateway.presets import Preset
-from gateway.records import VERSION, Claim, Record, Records, new_id
+from gateway.records import Claim, Record, Records, new_id
 from gateway.runs import Caps, Ending, Run, ending_events, failure
-from gateway.sse import OURS, parse
 from gateway.store import Store
-from gateway.tail import Tails
+from gateway.tails import Tails
+from gateway.takeover import Takeover, fields_of
 from gateway.upstream import Reading, Upstream
+from gateway.writer import Writer
 
 log = logging.getLogger("gateway.replica")
 
@@ -56,12 +55,12 @@ class Replica:
         self._max_streams = max_streams
         self._interval = interval  # Seconds between two sweeps.
         self._writer = Writer(store, records)
+        self._takeover = Takeover(store, records, beat, self._writer, tails)
         self._runs: dict[str, Run] = {}
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
-        self._burying: set[str] = set()
         self._ended = asyncio.Event()
 
     @property
@@ -112,8 +111,8 @@ class Replica:
     def _begin(self, record: Record, preset: Preset, claim: Claim) -> None:
         stream_id = record.stream_id
         tail = self._tails.own(stream_id, Entry(Position(claim.epoch, 0), 0, b""))
-        fields = {**_fields(record), "request": claim.request, "attempts": 1}
-        journal = EventLog(self._writer, stream_id, claim.epoch, tail.entries, fields)
+        fields = {**fields_of(record), "request": claim.request, "attempts": 1}
+        journal = self._writer.open(stream_id, claim.epoch, tail.entries, fields)
         run = Run(journal, tail, preset, claim.request, self._caps)
         self._runs[stream_id] = run
         self._count += 1
@@ -130,6 +129,7 @@ class Replica:
             self._tails.disown(stream_id)
             self._runs.pop(stream_id, None)
         finally:
+            self._writer.close(run.log)
             run.finished_at = _now()
             self._count -= 1
             self._ended.set()
@@ -227,9 +227,7 @@ class Replica:
                 if news.forgot:
                     self._remind()
                 for dead in news.dead:
-                    if dead not in self._burying:
-                        self._burying.add(dead)
-                        self._spawn(self._bury(dead, owners.get(dead, [])))
+                    self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
                 pause = self._beat.interval
             except Passing as error:
                 log.warning("the beat is not renewed: %s", error.detail)
@@ -323,66 +321,6 @@ class Replica:
         for stream_id in stream_ids:
             if run := self._runs.get(stream_id):
                 run.log.watchers[replica] = _now() + run.preset.grace
-
-    # The dead
-
-    async def _bury(self, dead: str, watched: list[str]) -> None:
-        try:
-            stream_ids = {*await self._beat.streams_of(dead), *watched}
-            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
-            for stream_id in stream_ids:
-                await self._inherit(stream_id, dead)
-            await self._beat.bury(dead)
-        except Passing as error:
-            log.info("%s is not buried yet: %s", dead, error.detail)
-        finally:
-            self._burying.discard(dead)
-
-    async def _inherit(self, stream_id: str, dead: str) -> None:
-        """Take one stream over and seal it with what its log tells; raises Passing."""
-        await self._beat.enter(stream_id)
-        epoch = await self._records.takeover(stream_id, dead, new_id())
-        record = await self._records.read(stream_id)
-        if epoch is not None and record is not None:
-            entries = await read_all(self._store, stream_id)
-            reading = reading_of(entries)
-            ending = Ending("done") if reading.finished else _lost()
-            events, end, result = ending_events(ending, reading, record.attempts)
-            fields = _fields(record)
-            journal = EventLog(self._writer, stream_id, epoch, entries, fields)
-            with suppress(Fenced):
-                state = await journal.seal(ending.state, events, end, result)
-                log.warning("%s: %s in place of a dead replica", stream_id, state)
-            self._tails.mark([stream_id])
-        await self._beat.leave(stream_id)
-
-
-def reading_of(entries: list[Entry]) -> Reading:
-    """Return what a log tells of its completion."""
-    reading = Reading()
-    for entry in entries:
-        for event in parse(entry.frames):
-            if event.name not in OURS:
-                reading.see(event)
-    return reading
-
-
-def _lost() -> Ending:
-    words = "The replica that ran it died."
-    return Ending("interrupted", failure("interrupted", words, retryable=True))
-
-
-def _fields(record: Record) -> dict[str, Any]:
-    """Return what the record's owner writes again if Redis forgets it."""
-    return {
-        "version": VERSION,
-        "subject": record.subject.encode(),
-        "preset": record.preset,
-        "digest": record.digest,
-        "issued": record.issued,
-        "start_by": record.start_by,
-        "attempts": record.attempts,
-    }
 
 
 async def _reseal(run: Run) -> None:

@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Passing, Refusal
 from gateway.sse import OURS, encode, parse, retry
-from gateway.tail import Tails, Viewer
+from gateway.tail import Viewer
+from gateway.tails import Tails
 from gateway.upstream import text_of
 
 Headers = list[tuple[bytes, bytes]]

@@ -19,11 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Authenticator
 from gateway.errors import Passing, Refusal
-from gateway.eventlog import Position, read_all
+from gateway.eventlog import read_all
 from gateway.origins import Origins
+from gateway.positions import Position
 from gateway.presets import Preset
 from gateway.records import FINAL, VERSION, Created, Record, Records, new_id
-from gateway.replica import Replica, reading_of
+from gateway.replica import Replica
+from gateway.requests import accepts, body_of, idempotency_key, last_event_id
 from gateway.responses import (
     Answer,
     EventStream,
@@ -36,7 +38,8 @@ from gateway.responses import (
 from gateway.settings import Settings
 from gateway.sse import OURS, parse
 from gateway.store import Store
-from gateway.tail import Tails
+from gateway.tails import Tails
+from gateway.takeover import reading_of
 from gateway.tickets import Ticket, Tickets
 from gateway.upstream import text_of
 
@@ -155,8 +158,8 @@ class Routes:
         at_once = accepts(request)[0]
         if at_once and self.replica.draining:
             raise Passing("draining")
-        key = _idempotency_key(request)
-        body = preset.prepare(await self._body(request))
+        key = idempotency_key(request)
+        body = preset.prepare(await body_of(request, self._settings.max_body))
         packed = _packed(body)
         stream_id = _stream_id(subject, name, key) if key else new_id()
         digest = hashlib.sha256(_packed(body, sort=True)).hexdigest()[:32]
@@ -171,23 +174,6 @@ class Routes:
             answer.raw_headers.append((b"content-location", url.encode()))
             return answer
         return _ticket_answer(ticket, url, created)
-
-    async def _body(self, request: Request) -> dict[str, Any]:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not (kind == "application/json" or kind.endswith("+json")):
-            raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
-        limit = self._settings.max_body
-        too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
-        if int(request.headers.get("content-length") or 0) > limit:
-            raise too_large
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-        return _json_object(body)
 
     # Streams
 
@@ -326,33 +312,6 @@ class Routes:
         return record
 
 
-def accepts(request: Request) -> tuple[bool, bool]:
-    """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
-    header = request.headers.get("accept")
-    if header is None:
-        return False, True
-    ranges: dict[str, bool] = {}
-    for part in header.lower().split(","):
-        kind, *parameters = (each.strip() for each in part.split(";"))
-        refused = any(each.replace(" ", "").rstrip("0") in {"q=", "q=0."} for each in parameters)
-        ranges[kind] = not refused
-    named = ranges.get("text/event-stream")
-    if named is not None:
-        return named, named
-    return False, ranges.get("text/*", ranges.get("*/*", False))
-
-
-def last_event_id(request: Request) -> str:
-    """Return where to go on, "" for the start; a header is newer than what the URL says."""
-    query = request.query_params
-    return (
-        request.headers.get("last-event-id")
-        or query.get("last_event_id")
-        or query.get("lastEventId")
-        or ""
-    )
-
-
 def _unless_reconnect(wanted: str) -> None:
     """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
     if not wanted:
@@ -370,31 +329,10 @@ def _ticket_answer(ticket: str, url: str, created: Created) -> Response:
     return reply(data, 201 if created.made else 200, {"Location": url})
 
 
-def _idempotency_key(request: Request) -> str:
-    key = request.headers.get("idempotency-key", "")
-    if len(key) > 255 or not key.isprintable():
-        raise Refusal("bad_idempotency_key", "At most 255 printable characters.")
-    return key
-
-
 def _stream_id(subject: str, preset: str, key: str) -> str:
     """The same subject, preset and key name the same stream: no second lookup, no second key."""
     digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
     return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("not_json", str(error)[:200]) from None
-    if not isinstance(value, dict):
-        raise Refusal("not_an_object", f"It is a JSON {type(value).__name__}.")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _packed(body: dict[str, Any], *, sort: bool = False) -> bytes:

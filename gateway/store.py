@@ -68,7 +68,7 @@ class Store:
         self._pool = _pool(url)
         self._log = Line(self._pool, timeout=TIMEOUT, once_more=False)
         self._short = Line(self._pool, timeout=TIMEOUT, once_more=True)
-        self._long = Line(self._pool, timeout=2 * TIMEOUT, once_more=True)
+        self._long = Line(self._pool, timeout=2 * TIMEOUT, once_more=True, together=64)
         texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
             name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
@@ -90,9 +90,17 @@ class Store:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
         return _sound(await _on(self._log, commands))
 
-    async def append(self, commands: Iterable[Command]) -> list[Any]:
-        """Send what must not be sent twice; an error reply is None among the replies."""
-        replies = await _on(self._log, commands)
+    @property
+    def generation(self) -> int:
+        """The number of the connection that appends go over."""
+        return self._log.generation
+
+    async def append(self, commands: Iterable[Command], generation: int) -> list[Any]:
+        """Send what must not be sent twice, nor on any other connection than the one checked.
+
+        An error reply is None among the replies.
+        """
+        replies = await _on(self._log, commands, generation)
         for reply in replies:
             if isinstance(reply, ResponseError):
                 log.warning("an append was refused: %s", reply)
@@ -103,13 +111,16 @@ class Store:
         replies = await _on(self._log, [["MULTI"], *commands, ["EXEC"]])
         return _sound(_sound(replies)[-1])
 
-    async def script(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run one of `lua/*.lua` and return its reply."""
+    async def script(
+        self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
+    ) -> Any:
+        """Run one of `lua/*.lua` and return its reply; `of_log`: where appends go."""
+        line = self._log if of_log else self._short
         digest, text = self._scripts[name]
         rest = [len(keys), *keys, *args]
-        replies = await _on(self._short, [["EVALSHA", digest, *rest]])
+        replies = await _on(line, [["EVALSHA", digest, *rest]])
         if isinstance(replies[0], NoScriptError):
-            replies = await _on(self._short, [["EVAL", text, *rest]])
+            replies = await _on(line, [["EVAL", text, *rest]])
         return _sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
@@ -136,9 +147,9 @@ class Store:
         await self._pool.disconnect()
 
 
-async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
+async def _on(line: Line, commands: Iterable[Command], generation: int | None = None) -> list[Any]:
     try:
-        return await line.send(commands)
+        return await line.send(commands, generation)
     except (RedisError, OSError) as error:
         raise Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200]) from error
 

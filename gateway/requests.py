@@ -1,0 +1,75 @@
+"""Requests: what a caller sent, read once and refused with a reason."""
+
+import json
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from gateway.errors import Refusal
+
+
+def accepts(request: Request) -> tuple[bool, bool]:
+    """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
+    header = request.headers.get("accept")
+    if header is None:
+        return False, True
+    ranges: dict[str, bool] = {}
+    for part in header.lower().split(","):
+        kind, *parameters = (each.strip() for each in part.split(";"))
+        refused = any(each.replace(" ", "").rstrip("0") in {"q=", "q=0."} for each in parameters)
+        ranges[kind] = not refused
+    named = ranges.get("text/event-stream")
+    if named is not None:
+        return named, named
+    return False, ranges.get("text/*", ranges.get("*/*", False))
+
+
+def last_event_id(request: Request) -> str:
+    """Return where to go on, "" for the start; a header is newer than what the URL says."""
+    query = request.query_params
+    return (
+        request.headers.get("last-event-id")
+        or query.get("last_event_id")
+        or query.get("lastEventId")
+        or ""
+    )
+
+
+def idempotency_key(request: Request) -> str:
+    """Return the Idempotency-Key, "" for none; raises Refusal if it is not usable."""
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > 255 or not key.isprintable():
+        raise Refusal("bad_idempotency_key", "At most 255 printable characters.")
+    return key
+
+
+async def body_of(request: Request, limit: int) -> dict[str, Any]:
+    """Return the JSON object of a request of at most `limit` bytes; raises Refusal."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (kind == "application/json" or kind.endswith("+json")):
+        raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
+    too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return _json_object(body)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("not_json", str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise Refusal("not_an_object", f"It is a JSON {type(value).__name__}.")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

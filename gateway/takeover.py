@@ -1,0 +1,102 @@
+"""Takeover: ending the streams of replicas that died.
+
+Taking a stream over fences the dead one's late writes; then its log can be read at leisure, and
+tells how it ends: `interrupted`, `done` if the finish was logged, `cancelled` if a cancel was
+stored. If this replica dies on the way, its own list names the stream, and a third one goes on.
+"""
+
+import logging
+from typing import Any
+
+from gateway.beat import Beat
+from gateway.errors import Fenced, Passing
+from gateway.eventlog import read_all
+from gateway.positions import Entry
+from gateway.records import VERSION, Record, Records, new_id
+from gateway.runs import Ending, ending_events, failure
+from gateway.sse import OURS, parse
+from gateway.store import Store
+from gateway.tails import Tails
+from gateway.upstream import Reading
+from gateway.writer import Writer
+
+log = logging.getLogger("gateway.takeover")
+
+
+class Takeover:
+    """This replica's duties towards dead ones."""
+
+    def __init__(
+        self, store: Store, records: Records, beat: Beat, writer: Writer, tails: Tails
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._beat = beat
+        self._writer = writer
+        self._tails = tails
+        self._burying: set[str] = set()
+
+    async def bury(self, dead: str, watched: list[str]) -> None:
+        """End what a dead replica named as run by it, and what is watched here of it."""
+        if dead in self._burying:
+            return
+        self._burying.add(dead)
+        try:
+            stream_ids = {*await self._beat.streams_of(dead), *watched}
+            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
+            for stream_id in stream_ids:
+                await self._inherit(stream_id, dead)
+            await self._beat.bury(dead)
+        except Passing as error:
+            log.info("%s is not buried yet: %s", dead, error.detail)
+        finally:
+            self._burying.discard(dead)
+
+    async def _inherit(self, stream_id: str, dead: str) -> None:
+        """Take one stream over and seal it with what its log tells; raises Passing."""
+        await self._beat.enter(stream_id)
+        epoch = await self._records.takeover(stream_id, dead, new_id())
+        record = await self._records.read(stream_id)
+        if epoch is not None and record is not None:
+            entries = await read_all(self._store, stream_id)
+            reading = reading_of(entries)
+            ending = Ending("done") if reading.finished else _lost()
+            events, end, result = ending_events(ending, reading, record.attempts)
+            journal = self._writer.open(stream_id, epoch, entries, fields_of(record))
+            try:
+                state = await journal.seal(ending.state, events, end, result)
+                log.warning("%s: %s in place of a dead replica", stream_id, state)
+            except Fenced:
+                log.info("%s: a third replica was faster", stream_id)
+            finally:
+                self._writer.close(journal)
+            self._tails.mark([stream_id])
+        await self._beat.leave(stream_id)
+
+
+def reading_of(entries: list[Entry]) -> Reading:
+    """Return what a log tells of its completion."""
+    reading = Reading()
+    for entry in entries:
+        for event in parse(entry.frames):
+            if event.name not in OURS:
+                reading.see(event)
+    return reading
+
+
+def _lost() -> Ending:
+    words = "The replica that ran it died."
+    return Ending("interrupted", failure("interrupted", words, retryable=True))
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return what the record's owner writes again if Redis forgets it."""
+    return {
+        "version": VERSION,
+        "subject": record.subject.encode(),
+        "preset": record.preset,
+        "digest": record.digest,
+        "issued": record.issued,
+        "start_by": record.start_by,
+        "attempts": record.attempts,
+    }
