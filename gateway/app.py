@@ -50,9 +50,8 @@ class Gateway:
             Beat(self.store, self.name, settings.lease),
             self.tails,
             self.upstream,
-            Caps(settings.max_event, settings.max_log),
-            max_streams=settings.max_streams,
-            interval=_sweep_interval(settings),
+            Caps(settings.max_event, settings.max_log, settings.max_streams),
+            _sweep_interval(settings),
         )
         self.routes = Routes(
             settings, self.store, self.records, self.tails, self.replica, authenticator(settings)

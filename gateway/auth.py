@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from itsdangerous import BadData, TimestampSigner
 
-from gateway.errors import SettingsError
+from gateway.errors import Passing, SettingsError
 from gateway.settings import Settings
 
 _SKEW = 60  # Seconds an app's clock may be ahead of ours.
@@ -75,9 +75,12 @@ class Custom:
         self._call = call
 
     async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-        """Return what the callable says."""
-        said = self._call(headers, cookies)
-        return usable(await said if inspect.isawaitable(said) else said)
+        """Return what the callable says; raises Passing if that cannot reach what it needs."""
+        try:
+            said = self._call(headers, cookies)
+            return usable(await said if inspect.isawaitable(said) else said)
+        except OSError as error:  # Among them what it connects to, and a TimeoutError.
+            raise Passing("auth_unavailable", type(error).__name__) from error
 
 
 def authenticator(settings: Settings) -> Authenticator:
@@ -91,7 +94,7 @@ def authenticator(settings: Settings) -> Authenticator:
         )
     try:
         call = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # A module of the app's own may raise anything.
         raise SettingsError(f"GATEWAY_AUTH: cannot load {settings.auth}: {error}") from None
     if not callable(call):
         raise SettingsError(f"GATEWAY_AUTH: {settings.auth} is not callable")

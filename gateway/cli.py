@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import __version__, check, demo, settings, workers
 from gateway.app import Gateway
-from gateway.auth import signed_cookie
+from gateway.auth import signed_cookie, usable
 from gateway.errors import Refusal, SettingsError
 from gateway.settings import Settings
 
@@ -68,6 +68,8 @@ class Server(uvicorn.Server):
             each.close()
         if self._gateway is not None:
             await self._drain(self._gateway)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # It tells what it cuts.
         await super().shutdown(sockets)
 
     async def _drain(self, gateway: Gateway) -> None:
@@ -101,16 +103,22 @@ def run(app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: s
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a listening address; raises SettingsError if it is not to be had."""
+    if not 0 <= port <= 65535:
+        raise SettingsError(f"cannot listen on {host}:{port}: no such port")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
+        listener.close()
         raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
     return listener
 
@@ -237,6 +245,8 @@ def check_(**flags: str | None) -> None:
 def cookie_(subject: str, **flags: str | None) -> None:
     """Print NAME=VALUE of a valid `signed` cookie of SUBJECT, for curl."""
     signer = signed_cookie(_load(flags))
+    if usable(subject) is None:
+        raise SettingsError("SUBJECT: 1 to 256 printable characters")
     click.echo(f"{signer.name}={signer.sign(subject)}")
 
 

@@ -59,7 +59,7 @@ class Line:
         batch = list(commands)
         if not batch:
             return []
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         replies: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._queue.append(Batch(batch, replies, generation))
@@ -83,10 +83,11 @@ class Line:
             batches = self._next()
             try:
                 await self._deliver(batches)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # Whatever it is, the line must go on for the others.
+                await self._hang_up()
                 _fail(batches, error)
             except BaseException:
-                _fail(batches, RedisConnectionError("the line broke"))
+                _fail(batches, RedisConnectionError("the line is closed"))
                 raise
 
     def _next(self) -> list[Batch]:

@@ -18,7 +18,7 @@ class Preset(BaseModel):
 
     url: str = Field("", description="full URL of the completion endpoint")
     api_key: SecretStr = Field(SecretStr(""), description="sent as a bearer token")
-    headers: dict[str, str] = Field({}, description="further request headers")
+    headers: dict[str, str] = Field({}, repr=False, description="further request headers")
     models: list[str] = Field([], description="models allowed; empty allows all")
     defaults: dict[str, Any] = Field({}, description="body members added where missing")
     force: dict[str, Any] = Field({}, description="body members set whatever was asked")
@@ -43,7 +43,8 @@ class Preset(BaseModel):
             allowed = ", ".join(self.models)
             raise Refusal("model_not_allowed", f"Allowed are: {allowed}.")
         if self.include_usage:
-            options = request.get("stream_options") or {}
+            options = request.get("stream_options")
+            options = {} if options is None else options
             if not isinstance(options, dict):
                 raise Refusal("not_an_object", '"stream_options" must be an object.')
             request["stream_options"] = {"include_usage": True, **options}

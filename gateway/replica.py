@@ -41,8 +41,6 @@ class Replica:
         tails: Tails,
         upstream: Upstream,
         caps: Caps,
-        *,
-        max_streams: int,
         interval: float,
     ) -> None:
         self.draining = False
@@ -52,7 +50,6 @@ class Replica:
         self._tails = tails
         self._upstream = upstream
         self._caps = caps
-        self._max_streams = max_streams
         self._interval = interval  # Seconds between two sweeps.
         self._writer = Writer(store, records)
         self._takeover = Takeover(store, records, beat, self._writer, tails)
@@ -71,7 +68,7 @@ class Replica:
     @property
     def full(self) -> bool:
         """Whether this replica takes no further stream."""
-        return max(self._count, self._tails.viewers) >= self._max_streams
+        return max(self._count, self._tails.viewers) >= self._caps.streams
 
     # Redeeming and cancelling
 

@@ -60,10 +60,11 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The largest event and log of a run, in bytes."""
+    """The largest event and log of a run, in bytes, and the most streams of a process."""
 
     event: int
     log: int
+    streams: int
 
 
 def failure(

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "",
+        repr=False,  # It may hold a password.
         description="redis://, rediss://, unix:// or redis+sentinel://h1:p,h2:p/master; "
         "empty = embedded: one process, lost at exit",
     )
@@ -75,7 +76,9 @@ class Settings(BaseSettings):
     upstream_stall: Seconds = Field(60, description="longest silence of the upstream")
     upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
     log_level: str = Field("info", description="debug, info, warning or error")
-    presets: dict[str, Preset] = Field({}, description="in the TOML file only")
+    presets: Annotated[dict[str, Preset], NoDecode] = Field(
+        {}, description="in the TOML file only"
+    )
 
     @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
     @classmethod
@@ -97,6 +100,11 @@ class Settings(BaseSettings):
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/") if value.count("/") == 3 else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _without_slash(cls, value: str) -> str:
+        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _presets_have_a_url(self) -> "Settings":

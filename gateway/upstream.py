@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,14 @@ from gateway.presets import Preset
 from gateway.sse import Event
 
 DONE = b"[DONE]"
+_HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",
+    "User-Agent": "sse-ticket-gateway",
+}
 _BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
+_SECRET = 8  # Characters; what is shorter is a word.
 _MESSAGE = 500  # Characters of it that a page gets to see.
 _TELLING = re.compile(rb'"(?:finish_reason|usage|error)"\s*:\s*[^\sn]')
 _NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -110,7 +118,9 @@ class Upstream:
         # httpx's own transport walks all its connections at every request and collapses with
         # thousands; httpx-aiohttp without a session factory stops at a hundred.
         self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=_session), trust_env=False
+            transport=AiohttpTransport(client=_session),
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # Of one user, for another.
         )
 
     @asynccontextmanager
@@ -134,15 +144,10 @@ class Upstream:
             await response.aclose()
 
     def _request(self, preset: Preset, request: bytes) -> httpx.Request:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-            "User-Agent": "sse-ticket-gateway",
-            **preset.headers,
-        }
+        headers = httpx.Headers(_HEADERS)
         if key := preset.api_key.get_secret_value():
             headers["Authorization"] = f"Bearer {key}"
+        headers.update(preset.headers)
         timeout = httpx.Timeout(None, connect=preset.connect)
         return self._client.build_request(
             "POST", preset.url, content=request, headers=headers, timeout=timeout
@@ -246,15 +251,16 @@ def _no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
 
 
 def _message(body: bytes, preset: Preset) -> str:
-    """Return an error body's message, bounded, and without our key should it quote it."""
+    """Return an error body's message, bounded, and without our keys should it quote them."""
     error = _decoded(body).get("error")
     if isinstance(error, dict):
         error = error.get("message")
     if not isinstance(error, str):
         text = body.decode("utf-8", "replace").strip()
         error = "" if text.startswith("<") else text
-    if key := preset.api_key.get_secret_value():
-        error = error.replace(key, "***")
+    for secret in (preset.api_key.get_secret_value(), *preset.headers.values()):
+        if len(secret) >= _SECRET:
+            error = error.replace(secret, "***").replace(secret.removeprefix("Bearer "), "***")
     return error[:_MESSAGE]
 
 

@@ -77,6 +77,7 @@ class _Supervisor:
                 else:
                     print(f"a worker ended with {code}; starting another", file=sys.stderr)
                     time.sleep(_PAUSE)
-                    self._workers.append(self._start())
+                    if not self._stopping:
+                        self._workers.append(self._start())
             time.sleep(0.1)
         return worst

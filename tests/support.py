@@ -26,7 +26,7 @@ from gateway.cli import Protocol, Server, bind, url_of
 from gateway.settings import Settings
 from gateway.sse import Event, Parser
 
-SECRET = "a secret of the tests, long enough"
+SECRET = "a secret of the tests that is long enough"
 REQUIRED = os.environ.get("GATEWAY_TEST_REQUIRE", "") == "all"
 
 

@@ -1,0 +1,263 @@
+"""Authenticators: from a cookie, or an app's own callable, to the one who calls."""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from time import time
+from typing import Any
+
+import httpx
+import pytest
+from itsdangerous import TimestampSigner
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.auth import Authenticator, SignedCookie, authenticator, signed_cookie, usable
+from gateway.errors import Passing, SettingsError
+from tests.support import settings
+
+OLD, NEW = "the app's old secret", "the app's new secret"
+
+
+def reader(*secrets: str, field: str = "sub", now: float | None = None) -> SignedCookie:
+    """Return a reader of the cookie `session`."""
+    clock = time if now is None else lambda: now
+    return SignedCookie(secrets or [NEW], name="session", field=field, max_age=3600, now=clock)
+
+
+async def said(by: Authenticator, cookie: str | None) -> str | None:
+    """Return whom an authenticator sees in a cookie."""
+    return await by.subject({}, {} if cookie is None else {"session": cookie})
+
+
+def made(session: Any, secret: str = NEW) -> str:
+    """Return a cookie over any session."""
+    return signed(b64encode(json.dumps(session).encode()), secret)
+
+
+def signed(data: bytes, secret: str = NEW) -> str:
+    """Return a cookie over any bytes."""
+    return TimestampSigner(secret).sign(data).decode()
+
+
+async def from_app(session: dict[str, Any]) -> str:
+    """Return the cookie that a real Starlette app sets for a session."""
+
+    async def log_in(request: Request) -> Response:
+        request.session.update(session)
+        return Response()
+
+    sessions = Middleware(SessionMiddleware, secret_key=NEW)
+    app = Starlette(routes=[Route("/", log_in)], middleware=[sessions])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        return (await client.get("/")).cookies["session"]
+
+
+async def test_a_session_of_starlettes_middleware_names_its_user() -> None:
+    cookie = await from_app({"sub": "alice@example.org", "cart": [1, 2]})
+    assert await said(reader(), cookie) == "alice@example.org"
+
+
+async def test_the_middleware_reads_our_cookie_too() -> None:
+    async def who(request: Request) -> Response:
+        return Response(request.session["user"]["id"])
+
+    sessions = Middleware(SessionMiddleware, secret_key=NEW)
+    transport = httpx.ASGITransport(Starlette(routes=[Route("/", who)], middleware=[sessions]))
+    cookies = {"session": reader(field="user.id").sign("alice")}
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        client.cookies.update(cookies)
+        assert (await client.get("/")).text == "alice"
+
+
+@pytest.mark.parametrize("subject", ["alice", "用户", "a b", "x" * 256])
+async def test_a_cookie_of_ours_is_accepted(subject: str) -> None:
+    assert await said(reader(), reader().sign(subject)) == subject
+
+
+SESSIONS: list[tuple[str, Any, str | None]] = [
+    ("sub", {"sub": "alice"}, "alice"),
+    ("sub", {"sub": 42}, "42"),
+    ("user.id", {"user": {"id": "alice"}}, "alice"),
+    ("user.id", {"user": {"id": 7}}, "7"),
+    ("a.b.c", {"a": {"b": {"c": "deep"}}}, "deep"),
+    ("user.id", {"user.id": "alice"}, None),
+    ("user.id", {"user": "alice"}, None),
+    ("user.id", {"user": None}, None),
+    ("sub", {}, None),
+    ("sub", {"Sub": "alice"}, None),
+    ("sub", [], None),
+    ("sub", "sub", None),
+    ("sub", None, None),
+    ("sub", 5, None),
+]
+
+
+@pytest.mark.parametrize(("field", "session", "subject"), SESSIONS)
+async def test_the_field_says_where_the_user_is(
+    field: str, session: Any, subject: str | None
+) -> None:
+    assert await said(reader(field=field), made(session)) == subject
+
+
+NOBODY: list[Any] = [
+    "",
+    None,
+    True,
+    False,
+    1.5,
+    [],
+    ["alice"],
+    {},
+    "x" * 257,
+    "a\nb",
+    "a\0b",
+    "\ud800",
+    "\x7f",
+]
+
+
+@pytest.mark.parametrize("subject", NOBODY)
+async def test_what_can_name_nobody_is_nobody(subject: Any) -> None:
+    assert usable(subject) is None
+    assert await said(reader(), made({"sub": subject})) is None
+
+
+GARBAGE = {
+    "nothing": None,
+    "empty": "",
+    "no signature": b64encode(b'{"sub": "alice"}').decode(),
+    "dots": "....",
+    "another secret": made({"sub": "alice"}, "somebody else's secret"),
+    "not base64": signed(b"{}{}{"),
+    "a cut base64": signed(b"abcde"),
+    "not JSON": signed(b64encode(b"sub=alice")),
+    "not UTF-8": signed(b64encode(b'{"sub": "\xff"}')),
+    "deeply nested": signed(b64encode(b"[" * 100_000)),
+    "deeply nested and closed": signed(b64encode(b"[" * 50_000 + b"]" * 50_000)),
+    "a number of 5000 digits": signed(b64encode(b'{"sub": ' + b"9" * 5000 + b"}")),
+    "long": "x" * 100_000,
+    "no latin-1": "Ā.Ā.Ā",
+    "signed without a time": b64encode(b'{"sub": "alice"}').decode() + ".c2ln",
+}
+
+
+@pytest.mark.parametrize("cookie", GARBAGE.values(), ids=GARBAGE)
+async def test_garbage_is_nobody(cookie: str | None) -> None:
+    assert await said(reader(), cookie) is None
+
+
+async def test_a_cookie_changed_anywhere_before_its_signature_is_nobodys() -> None:
+    cookie = made({"sub": "alice"})
+    for index in range(cookie.rindex(".")):
+        other = "A" if cookie[index] != "A" else "B"
+        assert await said(reader(), cookie[:index] + other + cookie[index + 1 :]) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "subject"),
+    [(0, "alice"), (3590, "alice"), (3700, None), (-50, "alice"), (-70, None), (1e9, None)],
+)
+async def test_a_cookie_is_good_for_its_age_and_from_clocks_a_minute_ahead(
+    seconds: float, subject: str | None
+) -> None:
+    cookie = made({"sub": "alice"})
+    assert await said(reader(now=time() + seconds), cookie) == subject
+
+
+async def test_an_old_secret_still_verifies() -> None:
+    assert await said(reader(NEW, OLD), made({"sub": "alice"}, OLD)) == "alice"
+
+
+async def test_the_newest_secret_signs() -> None:
+    cookie = reader(NEW, OLD).sign("alice")
+    assert await said(reader(NEW), cookie) == "alice"
+    assert await said(reader(OLD), cookie) is None
+
+
+async def test_settings_name_the_cookie_its_secrets_field_and_age() -> None:
+    given = settings(
+        cookie_name="sid", cookie_secrets="s1,s2", subject_field="user.id", cookie_max_age=60
+    )
+    cookies = {"sid": made({"user": {"id": "alice"}}, "s2")}
+    assert await authenticator(given).subject({}, cookies) == "alice"
+    assert await authenticator(given).subject({}, {"session": cookies["sid"]}) is None
+
+
+async def test_without_cookie_secrets_those_of_the_tickets_verify() -> None:
+    assert await said(authenticator(settings(secrets=NEW)), made({"sub": "alice"})) == "alice"
+
+
+# The app's own callable
+
+
+Headers = Mapping[str, str]
+
+
+async def asynchronous(headers: Headers, cookies: Headers) -> str | None:
+    """An authenticator of an app."""
+    return headers.get("x-user")
+
+
+def synchronous(headers: Headers, cookies: Headers) -> Any:
+    """Another, that looks at cookies and may say nonsense."""
+    return json.loads(cookies.get("who", "null"))
+
+
+def unable(headers: Headers, cookies: Headers) -> str:
+    """One whose database is away."""
+    raise Passing("auth_unavailable")
+
+
+def named(name: str) -> Authenticator:
+    """Return the authenticator that settings name."""
+    return authenticator(settings(auth=f"{__name__}:{name}"))
+
+
+async def test_an_async_callable_says_who_calls() -> None:
+    assert await named("asynchronous").subject({"x-user": "alice"}, {}) == "alice"
+    assert await named("asynchronous").subject({}, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "subject"), [('"alice"', "alice"), ("7", "7"), ("null", None), ("true", None)]
+)
+async def test_a_plain_callable_says_who_calls(value: str, subject: str | None) -> None:
+    assert await named("synchronous").subject({}, {"who": value}) == subject
+
+
+async def test_a_callable_may_say_that_it_will_pass() -> None:
+    with pytest.raises(Passing, match="auth_unavailable"):
+        await named("unable").subject({}, {})
+
+
+@pytest.mark.parametrize("auth", ["", "jwx", "no_such_module:x", f"{__name__}:nothing", ":x", "a:"])
+def test_an_authenticator_that_is_not_there_is_a_wrong_setting(auth: str) -> None:
+    with pytest.raises(SettingsError, match=r"^GATEWAY_AUTH: .+") as caught:
+        authenticator(settings(auth=auth))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_called_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError, match="not callable"):
+        named("NEW")
+
+
+def test_a_module_that_breaks_when_it_is_loaded_is_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_auth_of_a_test.py").write_text("raise RuntimeError('no database')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match=r"^GATEWAY_AUTH: .*no database"):
+        authenticator(settings(auth="broken_auth_of_a_test:x"))
+
+
+def test_without_any_secret_no_cookie_can_be_read() -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_COOKIE_SECRETS"):
+        signed_cookie(settings(secrets=""))

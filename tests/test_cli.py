@@ -1,0 +1,382 @@
+"""The command `gateway`: what it prints, how it exits, and how it ends."""
+
+import asyncio
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.cookies import SimpleCookie
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway import __version__
+from gateway.auth import signed_cookie
+from gateway.cli import bind, main, url_of
+from gateway.errors import SettingsError
+from gateway.settings import table
+from tests.support import (
+    OK,
+    SECRET,
+    Call,
+    Process,
+    ask,
+    chunk,
+    client,
+    cookie,
+    free_port,
+    process,
+    read,
+    scripted,
+    settings,
+    sse,
+    until,
+    whole,
+)
+
+UPSTREAM = "http://127.0.0.1:9/v1/chat/completions"
+COMPLETE = {"secrets": SECRET, "upstream_url": UPSTREAM}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take all GATEWAY_ variables away."""
+    for row in table():
+        monkeypatch.delenv(row.name, raising=False)
+
+
+def command(*arguments: str, **variables: str) -> Result:
+    """Run a command in this process; one that would serve is not for this."""
+    environment = {f"GATEWAY_{name.upper()}": value for name, value in variables.items()}
+    return CliRunner().invoke(main, arguments, env=environment)
+
+
+def refused(*arguments: str, **variables: str) -> str:
+    """Return the one line of a command that finds its settings wrong."""
+    result = command(*arguments, **variables)
+    assert (result.exit_code, result.stdout) == (78, "")
+    assert result.stderr.startswith("gateway: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+# What it says
+
+
+def test_the_version_is_the_packages() -> None:
+    assert command("--version").stdout == f"gateway, version {__version__}\n"
+
+
+def test_without_a_command_it_says_which_there_are() -> None:
+    shown = command("--help").stdout
+    for name in ("serve", "demo", "check", "cookie", "upstream"):
+        assert f"\n  {name} " in shown
+
+
+def test_serve_says_that_secrets_are_missing() -> None:
+    assert "GATEWAY_SECRETS" in refused("serve", upstream_url=UPSTREAM)
+
+
+def test_serve_says_that_the_upstream_is_missing() -> None:
+    assert "GATEWAY_UPSTREAM_URL" in refused("serve", secrets=SECRET)
+
+
+WRONG = {
+    "drain": "x",
+    "max_body": "-1",
+    "upstream_url": "nowhere",
+    "auth": "nothing",
+    "redis_url": "http://h/",
+    "config": "/no/such.toml",
+    "log_level": "loud",
+    "presets": "x",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG.items())
+def test_serve_names_a_wrong_setting(name: str, value: str) -> None:
+    assert name in refused("serve", **{**COMPLETE, name: value}).lower()
+
+
+@pytest.mark.parametrize("name", ["serve", "demo", "check", "cookie"])
+def test_every_command_names_a_wrong_flag(name: str) -> None:
+    subject = ["alice"] if name == "cookie" else []
+    assert "GATEWAY_DRAIN: " in refused(name, *subject, "--drain", "x")
+
+
+def test_several_workers_need_a_store_that_they_share() -> None:
+    said = refused("serve", "--workers", "2", **COMPLETE)
+    assert "GATEWAY_REDIS_URL" in said
+    assert "--workers 2" in said
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """Listen on a port for the length of the block."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield int(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", ["serve", "upstream"])
+def test_a_port_that_is_taken_is_said(name: str) -> None:
+    variables = COMPLETE if name == "serve" else {}
+    with taken_port() as port:
+        assert f"127.0.0.1:{port}" in refused(name, "--port", str(port), **variables)
+
+
+@pytest.mark.parametrize("port", [65536, 70000, -1])
+def test_a_port_that_cannot_be_is_said(port: int) -> None:
+    with pytest.raises(SettingsError, match=str(port)):
+        bind("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a..b", "x" * 70])
+def test_a_host_that_cannot_be_is_said(host: str) -> None:
+    assert host in refused("serve", "--host", host, **COMPLETE)
+
+
+def test_a_listener_that_is_not_to_be_had_leaves_nothing_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    with taken_port() as port, pytest.raises(SettingsError, match="cannot listen"):
+        bind("127.0.0.1", port)
+    assert not [each for each in recwarn if issubclass(each.category, ResourceWarning)]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1"), ("::1", "http://[::1]")]
+)
+def test_where_it_listens_is_written_as_browsers_write_it(host: str, url: str) -> None:
+    with bind(host, 0) as listener:
+        assert url_of(listener) == f"{url}:{listener.getsockname()[1]}"
+
+
+def test_an_unknown_variable_is_hinted_at(caplog: pytest.LogCaptureFixture) -> None:
+    command("cookie", "alice", secrets=SECRET, drian="5")
+    assert "did you mean GATEWAY_DRAIN?" in caplog.text
+
+
+# The cookie
+
+
+@pytest.mark.parametrize("subject", ["alice", "alice@example.org", "用户", "42"])
+async def test_the_cookie_printed_is_that_of_its_subject(subject: str) -> None:
+    printed = command("cookie", subject, secrets=SECRET, subject_field="user.id").stdout
+    morsel = SimpleCookie(printed.strip())["session"]
+    reader = signed_cookie(settings(secrets=SECRET, subject_field="user.id"))
+    assert await reader.subject({}, {"session": morsel.value}) == subject
+
+
+@pytest.mark.parametrize("subject", ["", "x" * 257, "a\nb"])
+def test_no_cookie_is_printed_that_the_gateway_would_refuse(subject: str) -> None:
+    result = command("cookie", subject, secrets=SECRET)
+    assert result.exit_code != 0
+    assert result.stdout == ""
+
+
+def test_without_secrets_there_is_no_cookie() -> None:
+    assert "SECRETS" in refused("cookie", "alice")
+
+
+# Processes
+
+
+def said(process: Process) -> str:
+    """Return all that an ended process wrote."""
+    return "".join(process.process.communicate(timeout=20))
+
+
+async def healthy(process: Process) -> httpx.Response:
+    """Return the answer to /readyz, which says that signals are handled by now."""
+    async with client(process.url) as http:
+        assert (await http.get("/healthz")).status_code == 200
+        return await http.get("/readyz")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_serve_says_where_answers_and_exits_0_at_a_signal(number: int) -> None:
+    with process("serve", "--port", "0", **COMPLETE) as served:
+        assert (await healthy(served)).status_code == 200
+        served.signal(number)
+        assert served.wait() == 0
+        assert "Traceback" not in said(served)
+
+
+async def test_serve_says_loudly_that_its_store_is_embedded() -> None:
+    with process("serve", "--port", "0", **COMPLETE) as served:
+        await healthy(served)
+        served.signal(signal.SIGTERM)
+        served.wait()
+        assert "EMBEDDED STORE" in said(served)
+
+
+def test_a_wrong_setting_ends_the_process_with_78_one_line_and_no_traceback() -> None:
+    ended = Process("serve", secrets=SECRET)
+    assert ended.wait() == 78
+    output, errors = ended.process.communicate()
+    assert (output, errors.count("\n")) == ("", 1)
+    assert errors.startswith("gateway: GATEWAY_UPSTREAM_URL")
+
+
+async def endless(call: Call) -> None:
+    """The script of an upstream that begins and never ends."""
+    await call.send(OK, sse(chunk("Hel")))
+    await call.left.wait()
+
+
+@asynccontextmanager
+async def streaming(served: Process) -> AsyncIterator[asyncio.Task[Any]]:
+    """Redeem a ticket and read it; yields the reading once the first event is there."""
+    begun = asyncio.Event()
+
+    def enough(transcript: Any) -> bool:
+        if transcript.events:
+            begun.set()
+        return False
+
+    async with client(served.url) as http:
+        url = await ticket_of(http)
+        reading = asyncio.create_task(read(http, url, headers=cookie(settings()), enough=enough))
+        await asyncio.wait_for(begun.wait(), 10)
+        yield reading
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def ticket_of(http: httpx.AsyncClient) -> str:
+    """Return the stream_url of a new ticket."""
+    answer = await http.post("/tickets", json=ask(), headers=cookie(settings()))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["stream_url"])
+
+
+async def test_serve_exits_0_at_a_signal_with_a_stream_open() -> None:
+    async with scripted(endless) as upstream:
+        given = {"secrets": SECRET, "upstream_url": upstream.url, "drain": "1"}
+        with process("serve", "--port", "0", **given) as served:
+            async with streaming(served) as reading:
+                served.signal(signal.SIGTERM)
+                got = await asyncio.wait_for(reading, 10)
+                assert await asyncio.to_thread(served.wait) == 0
+            assert got.status == 200
+            assert got.raw.endswith(b"\n\n")
+            assert "Traceback" not in said(served)
+
+
+async def test_a_second_signal_ends_it_at_once() -> None:
+    async with scripted(endless) as upstream:
+        given = {"secrets": SECRET, "upstream_url": upstream.url, "drain": "600"}
+        with process("serve", "--port", "0", **given) as served:
+            async with streaming(served) as reading:
+                served.signal(signal.SIGTERM)
+                await asyncio.wait_for(reading, 10)
+                assert served.process.poll() is None, "its run goes on"
+                served.signal(signal.SIGTERM)
+                code = await asyncio.to_thread(served.wait, 5)
+            assert code == 0
+            assert "Traceback" not in said(served)
+
+
+async def test_a_draining_process_refuses_new_connections() -> None:
+    async with scripted(endless) as upstream:
+        given = {"secrets": SECRET, "upstream_url": upstream.url, "drain": "600"}
+        with process("serve", "--port", "0", **given) as served:
+            async with streaming(served) as reading:
+                served.signal(signal.SIGTERM)
+                await asyncio.wait_for(reading, 10)
+                async with client(served.url) as http:
+                    with pytest.raises(httpx.ConnectError):
+                        await http.get("/healthz")
+
+
+async def test_no_ticket_appears_in_what_the_process_writes() -> None:
+    async with scripted(whole) as upstream:
+        given = {"secrets": SECRET, "upstream_url": upstream.url, "log_level": "debug"}
+        with process("serve", "--port", "0", **given) as served:
+            async with client(served.url) as http:
+                url, headers = await ticket_of(http), cookie(settings())
+                await read(http, url, headers=headers)
+                await read(http, url, headers=headers, last_id="1-1")
+                await http.get(url + "x", headers=headers)
+                await http.delete(url, headers=headers)
+                await http.get(url.replace("/stream", "/completion"), headers=headers)
+            served.signal(signal.SIGTERM)
+            served.wait()
+            written = said(served)
+    ticket = url.partition("ticket=")[2]
+    assert "done after 1 attempt" in written
+    assert ticket not in written
+    assert ticket.partition(".")[2] not in written
+
+
+async def test_no_secret_appears_in_what_the_process_writes() -> None:
+    keys = {"secrets": "first-secret-of-all", "upstream_api_key": "sk-second-secret"}
+    given = {**keys, "upstream_url": UPSTREAM, "log_level": "debug", "upstream_retries": "0"}
+    with process("serve", "--port", "0", **given) as served:
+        headers = cookie(settings(secrets=keys["secrets"]))
+        async with client(served.url) as http:
+            answer = await http.post("/tickets", json=ask(), headers=headers)
+            await read(http, answer.json()["stream_url"], headers=headers)
+        served.signal(signal.SIGTERM)
+        served.wait()
+        written = said(served)
+    assert not [key for key in keys.values() if key in written]
+
+
+async def test_a_cookie_printed_by_one_process_opens_another() -> None:
+    printed = command("cookie", "alice", secrets=SECRET).stdout.strip()
+    with process("serve", "--port", "0", **COMPLETE) as served:
+        async with client(served.url) as http:
+            answer = await http.post("/tickets", json=ask(), headers={"Cookie": printed})
+            assert answer.status_code == 201
+
+
+# Demo and upstream
+
+
+async def test_the_demo_needs_nothing_and_shows_a_page_that_streams() -> None:
+    with process("demo", "--port", "0") as shown:
+        async with client(shown.url) as http:
+            page = await http.get("/")
+            assert "EventSource" in page.text + (await http.get("/static/gateway.js")).text
+            answer = await http.post("/tickets", json=ask(pretend={"tokens": 3, "interval": 0}))
+            got = await read(http, answer.json()["stream_url"])
+        assert page.headers["content-type"].startswith("text/html")
+        assert got.end["state"] == "done"
+
+
+async def test_the_demo_takes_another_port_where_its_own_is_taken() -> None:
+    with taken_port() as port, process("demo", "--port", str(port)) as shown:
+        assert not shown.url.endswith(f":{port}")
+        assert (await healthy(shown)).status_code == 200
+
+
+async def test_the_demo_listens_on_the_loopback_only() -> None:
+    with process("demo", "--port", str(free_port())) as shown:
+        assert re.match(r"http://127\.0\.0\.1:\d+$", shown.url)
+
+
+async def test_the_pretend_upstream_answers_and_fails_as_told() -> None:
+    arguments = ("--port", "0", "--fault", "status:503", "--api-key", "k")
+    with process("upstream", *arguments) as pretend:
+        async with client(pretend.url) as http:
+            path, right = "/v1/chat/completions", {"Authorization": "Bearer k"}
+            assert (await http.post(path, json=ask(), headers=right)).status_code == 503
+            assert (await http.post(path, json=ask())).status_code == 401
+
+
+def test_a_fault_that_nobody_knows_is_said() -> None:
+    result = command("upstream", "--port", "0", "--fault", "nonsense")
+    assert result.exit_code in {2, 78}
+    assert "nonsense" in result.stderr
+
+
+async def test_a_signal_ends_the_pretend_upstream_in_good_order() -> None:
+    with process("upstream", "--port", "0") as pretend:
+        async with client(pretend.url) as http:
+            await until(lambda: http.get("/healthz"))
+        pretend.signal(signal.SIGTERM)
+        assert pretend.wait() == 0

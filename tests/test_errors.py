@@ -1,0 +1,87 @@
+"""Errors: every code is in the contract, and the contract names no code that nobody raises."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gateway
+from gateway.errors import (
+    PASSING,
+    REFUSALS,
+    Fenced,
+    GatewayError,
+    Passing,
+    Refusal,
+    SettingsError,
+    UpstreamFailure,
+)
+
+SOURCES = sorted(Path(gateway.__file__).parent.glob("*.py"))
+
+
+def raised(name: str) -> set[str]:
+    """Return the codes that our modules give to this class."""
+    return {code for path in SOURCES for code in _codes(ast.parse(path.read_text("utf-8")), name)}
+
+
+def _codes(tree: ast.AST, name: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+            assert node.args, f"line {node.lineno}: a {name} without a code"
+            assert isinstance(node.args[0], ast.Constant), f"line {node.lineno}: no literal code"
+            yield str(node.args[0].value)
+
+
+@pytest.mark.parametrize(("name", "table"), [("Refusal", REFUSALS), ("Passing", PASSING)])
+def test_every_code_raised_is_in_the_table(name: str, table: dict[str, object]) -> None:
+    assert raised(name) - table.keys() == set()
+
+
+@pytest.mark.parametrize(("name", "table"), [("Refusal", REFUSALS), ("Passing", PASSING)])
+def test_every_code_of_the_table_is_raised_somewhere(name: str, table: dict[str, object]) -> None:
+    assert table.keys() - raised(name) == set()
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_refusal_has_its_codes_status_and_title(code: str) -> None:
+    refusal = Refusal(code, "why")
+    assert (refusal.status, refusal.title) == REFUSALS[code]
+    assert 400 <= refusal.status <= 500
+    assert (refusal.detail, str(refusal)) == ("why", "why")
+
+
+@pytest.mark.parametrize("code", PASSING)
+def test_what_will_pass_is_503_and_has_a_title(code: str) -> None:
+    passing = Passing(code)
+    assert (passing.status, passing.title, str(passing)) == (503, PASSING[code], code)
+
+
+@pytest.mark.parametrize("code", [*REFUSALS, *PASSING])
+def test_codes_are_words_that_a_client_can_switch_on(code: str) -> None:
+    assert re.fullmatch("[a-z]+(_[a-z]+)*", code)
+
+
+def test_no_code_means_two_things() -> None:
+    assert not REFUSALS.keys() & PASSING.keys()
+    titles = [*(title for _, title in REFUSALS.values()), *PASSING.values()]
+    assert len(titles) == len(set(titles))
+
+
+@pytest.mark.parametrize("kind", [Refusal, Passing])
+def test_an_unknown_code_is_a_mistake_of_ours(kind: type[Refusal] | type[Passing]) -> None:
+    with pytest.raises(KeyError):
+        kind("no_such_code")
+
+
+@pytest.mark.parametrize("kind", [SettingsError, Refusal, Passing, UpstreamFailure, Fenced])
+def test_one_except_clause_catches_all_of_ours(kind: type[Exception]) -> None:
+    assert issubclass(kind, GatewayError)
+
+
+def test_a_failed_upstream_request_may_have_been_paid_for_unless_said_otherwise() -> None:
+    failed = UpstreamFailure("upstream_cut", "It broke.", state="truncated")
+    assert (failed.sure, failed.retryable, failed.status) == (False, False, None)
+    assert str(failed) == failed.message == "It broke."

@@ -1,0 +1,354 @@
+"""Settings: one table for flags, environment, file, help and README."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from gateway import settings as settings_
+from gateway.cli import main
+from gateway.errors import SettingsError
+from gateway.settings import Row, Settings, as_variables, load, table, unknown_names
+
+README = Path(__file__).parent.parent / "README.md"
+SECRET = "sk-a-secret-that-nobody-may-see"
+
+Setenv = Callable[[str, str], None]
+WriteToml = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def setenv(monkeypatch: pytest.MonkeyPatch) -> Setenv:
+    """Take all GATEWAY_ variables away; return how to set one, by its setting's name."""
+    for row in table():
+        monkeypatch.delenv(row.name, raising=False)
+    return lambda name, value: monkeypatch.setenv(f"GATEWAY_{name.upper()}", value)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> WriteToml:
+    """Return how to write a TOML file; it gives the flags that name it."""
+
+    def write(text: str) -> dict[str, Any]:
+        path = tmp_path / "gateway.toml"
+        path.write_text(text, "utf-8")
+        return {"config": str(path)}
+
+    return write
+
+
+def wrong(**flags: Any) -> str:
+    """Return the one line that says what is wrong."""
+    with pytest.raises(SettingsError) as caught:
+        load(flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Where a value comes from
+
+
+def test_nothing_given_is_the_defaults_of_the_table() -> None:
+    loaded = load({})
+    assert loaded.embedded
+    assert (loaded.start_by, loaded.log_ttl, loaded.grace, loaded.drain) == (60, 600, 30, 60)
+    assert (loaded.auth, loaded.cookie_name, loaded.secrets) == ("signed", "session", ())
+
+
+def test_a_variable_wins_over_the_default(setenv: Setenv) -> None:
+    setenv("drain", "7")
+    assert load({}).drain == 7
+
+
+def test_the_file_wins_over_the_default(toml: WriteToml) -> None:
+    assert load(toml("drain = 7")).drain == 7
+
+
+def test_a_variable_wins_over_the_file(setenv: Setenv, toml: WriteToml) -> None:
+    setenv("drain", "7")
+    loaded = load(toml("drain = 8\ngrace = 9"))
+    assert (loaded.drain, loaded.grace) == (7, 9)
+
+
+def test_a_flag_wins_over_variable_and_file(setenv: Setenv, toml: WriteToml) -> None:
+    setenv("drain", "7")
+    assert load({**toml("drain = 8"), "drain": "9"}).drain == 9
+
+
+def test_a_flag_not_given_is_none_and_decides_nothing(setenv: Setenv) -> None:
+    setenv("drain", "7")
+    assert load({"drain": None}).drain == 7
+
+
+def test_the_file_may_be_named_by_a_variable(setenv: Setenv, toml: WriteToml) -> None:
+    setenv("config", toml("drain = 8")["config"])
+    assert load({}).drain == 8
+
+
+def test_a_flag_names_another_file_than_the_variable(setenv: Setenv, toml: WriteToml) -> None:
+    setenv("config", "/nowhere.toml")
+    assert load(toml("drain = 8")).drain == 8
+
+
+@pytest.mark.parametrize("text", ["a,b", " a , b ", "a,,b,", ",a,b"])
+def test_lists_are_split_at_commas(text: str, setenv: Setenv) -> None:
+    setenv("secrets", text)
+    setenv("allowed_origins", text)
+    loaded = load({})
+    assert [each.get_secret_value() for each in loaded.secrets] == ["a", "b"]
+    assert loaded.allowed_origins == ("a", "b")
+
+
+def test_lists_may_be_lists_in_the_file(toml: WriteToml) -> None:
+    loaded = load(toml('secrets = ["a,b", "c"]\nallowed_origins = "x, y"'))
+    assert [each.get_secret_value() for each in loaded.secrets] == ["a,b", "c"]
+    assert loaded.allowed_origins == ("x", "y")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load({}).drain = 5
+
+
+def test_given_flags_are_the_variables_of_a_process_set_alike(setenv: Setenv) -> None:
+    for name, value in as_variables({"drain": "7", "grace": None, "secrets": "a,b"}).items():
+        setenv(name.removeprefix("GATEWAY_"), value)
+    loaded = load({})
+    assert (loaded.drain, loaded.grace, len(loaded.secrets)) == (7, 30, 2)
+
+
+# What is wrong is said in one line that names it
+
+
+WRONG = [
+    *(("max_body", "x"), ("max_body", "10"), ("max_body", "1.5"), ("max_body", str(1 << 40))),
+    *(("drain", "0"), ("drain", "-1"), ("drain", "nan"), ("drain", "inf"), ("drain", "")),
+    *(("heartbeat", "16"), ("heartbeat", "0"), ("lease", "0.5"), ("lease", "61")),
+    *(("start_by", "ten"), ("max_streams", "0"), ("upstream_retries", "11")),
+    *(("upstream_first_byte", "-1"), ("cookie_name", ""), ("subject_field", "")),
+    *(("upstream_url", "localhost:80"), ("public_url", "gw.example"), ("log_level", "loud")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_variable_is_named(name: str, value: str, setenv: Setenv) -> None:
+    setenv(name, value)
+    assert wrong().startswith(f"GATEWAY_{name.upper()}: ")
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_flag_is_named(name: str, value: str) -> None:
+    assert wrong(**{name: value}).startswith(f"GATEWAY_{name.upper()}: ")
+
+
+@pytest.mark.parametrize("line", ["drain = []", "drain = {}", "drain = '1s'", "secrets = 5"])
+def test_a_wrong_type_in_the_file_is_named(line: str, toml: WriteToml) -> None:
+    assert wrong(**toml(line)).startswith(f"GATEWAY_{line.split()[0].upper()}")
+
+
+def test_an_unknown_name_in_the_file_gets_a_hint(toml: WriteToml) -> None:
+    assert wrong(**toml("drian = 5")) == "drian is no setting; did you mean drain?"
+    assert wrong(**toml("zzzzzz = 5")) == "zzzzzz is no setting"
+
+
+def test_a_variables_name_in_the_file_is_unknown_too(toml: WriteToml) -> None:
+    assert "GATEWAY_DRAIN is no setting" in wrong(**toml("GATEWAY_DRAIN = 5"))
+
+
+@pytest.mark.parametrize(
+    "text", ["drain 5", "drain = ", "[presets", 'a = "\\q"', "drain = 1\ndrain = 2"]
+)
+def test_a_file_that_is_no_toml_is_named(text: str, toml: WriteToml) -> None:
+    assert re.match(r"GATEWAY_CONFIG: cannot read .*gateway\.toml: ", wrong(**toml(text)))
+
+
+def test_a_file_that_is_missing_a_folder_or_binary_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name in ("missing", "", "binary"):
+        assert wrong(config=str(tmp_path / name)).startswith("GATEWAY_CONFIG: cannot read ")
+
+
+@pytest.mark.parametrize("text", ["x", "5", "[]", "{", '{"a": {"stall": -1}}'])
+def test_presets_in_a_variable_break_nothing(text: str, setenv: Setenv) -> None:
+    setenv("presets", text)
+    assert "presets" in wrong().lower()
+
+
+# Secrets
+
+
+def full(toml: WriteToml) -> Settings:
+    """Return settings with a secret wherever one can be."""
+    preset = f'url = "http://u/"\napi_key = "{SECRET}"\nheaders = {{ api-key = "{SECRET}" }}'
+    flags = dict.fromkeys(("secrets", "cookie_secrets", "upstream_api_key"), SECRET)
+    redis = f"redis://user:{SECRET}@127.0.0.1:6379/0"
+    return load({**toml(f"[presets.p]\n{preset}"), **flags, "redis_url": redis})
+
+
+@pytest.mark.parametrize(
+    "name", ["secrets", "cookie_secrets", "upstream_api_key", "redis_url", "presets"]
+)
+@pytest.mark.parametrize("shown", [repr, str])
+def test_a_secret_is_not_shown(name: str, shown: Callable[[Any], str], toml: WriteToml) -> None:
+    given = full(toml)
+    alone = Settings.model_construct(**{name: getattr(given, name)})
+    assert SECRET not in shown(alone)
+
+
+@pytest.mark.parametrize(
+    "text", [f"secrets = {{ a = '{SECRET}' }}", f"upstream_api_key = ['{SECRET}']"]
+)
+def test_a_secret_is_not_shown_by_what_is_wrong_with_it(text: str, toml: WriteToml) -> None:
+    assert SECRET not in wrong(**toml(text))
+
+
+# Unknown variables
+
+
+def test_an_unknown_variable_gets_a_hint(setenv: Setenv) -> None:
+    setenv("drian", "5")
+    setenv("zzzzzzzzzzzzzzzz", "5")
+    assert list(unknown_names()) == [
+        "GATEWAY_DRIAN is no setting; did you mean GATEWAY_DRAIN?",
+        "GATEWAY_ZZZZZZZZZZZZZZZZ is no setting",
+    ]
+
+
+def test_an_unknown_variable_stops_nothing(setenv: Setenv) -> None:
+    setenv("drian", "5")
+    assert load({}).drain == 60
+
+
+def test_no_setting_is_unknown(setenv: Setenv) -> None:
+    for row in table():
+        setenv(row.name.removeprefix("GATEWAY_"), "1")
+    assert list(unknown_names()) == []
+
+
+# Presets
+
+
+PRESETS = """
+upstream_url = "http://default/"
+upstream_api_key = "default key"
+upstream_connect = 1
+upstream_stall = 2
+max_run = 3
+grace = 4
+upstream_retries = 5
+
+[presets.bare]
+
+[presets.full]
+url = "http://full/"
+api_key = "full key"
+connect = 11
+first_byte = 12
+stall = 13
+max_run = 14
+grace = 15
+retries = 0
+
+[presets.keyless]
+url = "http://keyless/"
+"""
+
+
+def told(loaded: Settings, name: str) -> tuple[Any, ...]:
+    """Return what a preset says once it is filled in."""
+    got = loaded.preset(name)
+    assert got is not None
+    times = (got.connect, got.first_byte, got.stall, got.max_run, got.grace, got.retries)
+    return (got.url, got.api_key.get_secret_value(), *times)
+
+
+@pytest.mark.parametrize("name", ["default", "bare"])
+def test_what_a_preset_leaves_out_comes_from_the_settings(name: str, toml: WriteToml) -> None:
+    loaded = load(toml(PRESETS))
+    assert told(loaded, name) == ("http://default", "default key", 1, 2, 2, 3, 4, 5)
+
+
+def test_what_a_preset_says_is_kept(toml: WriteToml) -> None:
+    loaded = load(toml(PRESETS))
+    assert told(loaded, "full") == ("http://full/", "full key", 11, 12, 13, 14, 15, 0)
+
+
+def test_the_default_key_is_not_sent_to_another_url(toml: WriteToml) -> None:
+    assert told(load(toml(PRESETS)), "keyless")[:2] == ("http://keyless/", "")
+
+
+def test_the_first_byte_may_have_a_time_of_its_own(toml: WriteToml) -> None:
+    loaded = load(toml("upstream_first_byte = 9\n" + PRESETS))
+    assert told(loaded, "bare")[3:5] == (9, 2)
+
+
+def test_a_preset_that_is_not_there_is_none(toml: WriteToml) -> None:
+    assert load(toml(PRESETS)).preset("other") is None
+
+
+def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
+    loaded = load(toml('upstream_url = "http://u/v1/x"\n[presets.default]\nstall = 5'))
+    assert told(loaded, "default")[:5] == ("http://u/v1/x", "", 10, 5, 5)
+
+
+def test_a_preset_without_a_url_anywhere_is_wrong(toml: WriteToml) -> None:
+    assert wrong(**toml("[presets.p]\n")).startswith("presets.p: no url")
+
+
+def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
+    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nstall = -1')).startswith("presets.p.stall")
+    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nmodles = []')).startswith(
+        "presets.p.modles is no setting"
+    )
+
+
+def test_a_path_is_joined_to_the_public_url_by_one_slash() -> None:
+    for given in ("https://gw.example", "https://gw.example/"):
+        assert load({"public_url": given}).public_url == "https://gw.example"
+    assert load({"public_url": "https://x.example/gw/"}).public_url == "https://x.example/gw"
+
+
+def test_an_upstreams_path_is_kept_as_it_is() -> None:
+    for url in ("http://u/v1/chat/completions", "http://u/v1/", "http://u/?a=/"):
+        assert load({"upstream_url": url}).upstream_url == url
+
+
+# One table
+
+
+def squeezed(text: str) -> str:
+    """Return a text without white space: help texts are wrapped."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "check", "cookie"])
+def test_the_help_of_a_command_shows_every_setting(command: str) -> None:
+    shown = squeezed(CliRunner().invoke(main, [command, "--help"]).output)
+    for row in table():
+        flag = "--" + row.name.removeprefix("GATEWAY_").lower().replace("_", "-")
+        default = f"[{row.default}]" if row.default else ""
+        assert squeezed(f"{flag} VALUE {row.help} {default} ({row.name})") in shown
+
+
+def test_every_setting_has_a_help_and_a_name_of_its_own() -> None:
+    rows = list(table())
+    assert all(row.help for row in rows)
+    assert len({row.name for row in rows}) == len(rows) == len(Settings.model_fields) - 1
+
+
+def test_the_table_shows_no_secret_object_and_no_tuple() -> None:
+    assert not [row for row in table() if "Secret" in row.default or row.default in {"()", "''"}]
+
+
+def test_the_readme_shows_the_same_settings_as_the_code() -> None:
+    row = re.compile(r"^\|\s*`(GATEWAY_[A-Z_]+)`\s*\|([^|]*)\|(.*?)\|\s*$", re.MULTILINE)
+    shown = [
+        Row(name, default.strip().strip("`"), words.strip())
+        for name, default, words in row.findall(README.read_text("utf-8"))
+    ]
+    assert shown == [
+        each._replace(help=each.help.replace("|", r"\|")) for each in settings_.table()
+    ]

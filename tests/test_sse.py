@@ -1,0 +1,228 @@
+"""The event stream format: WHATWG HTML §9.2, byte for byte, however the bytes are cut."""
+
+import itertools
+
+import pytest
+from httpx_sse._decoders import SSEDecoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.sse import (
+    HEARTBEAT,
+    OURS,
+    RESERVED,
+    Event,
+    Parser,
+    encode,
+    parse,
+    retry,
+    safe_name,
+)
+
+LIMIT = 1 << 16
+
+# Everything the format gives a meaning to, and what only looks as if it had one.
+PIECES = [
+    *(b"data", b"data:", b"data: ", b"data:x", b"event: n", b"id: 7", b"retry: 5", b": c", b"\0"),
+    *(b"\n", b"\r", b"\r\n", b"\n\n", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b" ", b":", b"\xff", b"x"),
+]
+streams = st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)
+data_of_one_event = st.binary(max_size=200).filter(lambda data: b"\r" not in data)
+names = st.sampled_from([b"", b"chunk", b"response.done"])
+
+
+def fed(*chunks: bytes, limit: int = LIMIT) -> list[Event]:
+    """Return the events of a stream that came in these chunks."""
+    parser = Parser(limit)
+    return [event for chunk in chunks for event in parser.feed(chunk)]
+
+
+FIELDS = {
+    "one space after the colon is dropped": (b"data: x", Event(b"x")),
+    "no space is needed": (b"data:x", Event(b"x")),
+    "a second space is data": (b"data:  x", Event(b" x")),
+    "a tab is data": (b"data:\tx", Event(b"\tx")),
+    "spaces at the end are data": (b"data: x ", Event(b"x ")),
+    "colons in data are data": (b"data: a: b", Event(b"a: b")),
+    "lines are joined by a newline": (b"data: a\ndata: b", Event(b"a\nb")),
+    "an empty line of data counts": (b"data: a\ndata:\ndata: b", Event(b"a\n\nb")),
+    "data alone is empty data": (b"data", Event(b"")),
+    "data twice alone is a newline": (b"data\ndata", Event(b"\n")),
+    "an empty value is empty data": (b"data:", Event(b"")),
+    "one space alone is empty data": (b"data: ", Event(b"")),
+    "unknown fields are ignored": (b"foo: bar\ndata: x\nfoo", Event(b"x")),
+    "field names are of exact case": (b"Data: no\ndata: x", Event(b"x")),
+    "a longer name is another field": (b"data2: no\ndata: x", Event(b"x")),
+    "a space before a field makes it another": (b" data: no\ndata: x", Event(b"x")),
+    "comments are ignored": (b": hello\ndata: x\n:data: no", Event(b"x")),
+    "retry is ignored": (b"retry: 10\ndata: x", Event(b"x")),
+    "the name": (b"event: n\ndata: x", Event(b"x", b"n")),
+    "the last name wins": (b"event: a\ndata: x\nevent: b", Event(b"x", b"b")),
+    "event alone is the default name": (b"event: a\nevent\ndata: x", Event(b"x")),
+    "the id": (b"id: 7\ndata: x", Event(b"x", b"", b"7")),
+    "an id after the data": (b"data: x\nid: 7", Event(b"x", b"", b"7")),
+    "an id with NUL is ignored": (b"id: 7\nid: 8\0\ndata: x", Event(b"x", b"", b"7")),
+    "NUL is data": (b"data: \0", Event(b"\0")),
+    "U+2028 ends no line": ("data: a\u2028b".encode(), Event("a\u2028b".encode())),
+    "U+0085 ends no line": ("data: a\x85b".encode(), Event("a\x85b".encode())),
+    "VT and FF end no line": (b"data: a\x0bb\x0cc", Event(b"a\x0bb\x0cc")),
+    "invalid UTF-8 stays": (b"data: \xff\xfe\xc3", Event(b"\xff\xfe\xc3")),
+    "a BOM inside is data": (b"data: \xef\xbb\xbf", Event(b"\xef\xbb\xbf")),
+}
+
+
+@pytest.mark.parametrize(("block", "event"), FIELDS.values(), ids=FIELDS)
+def test_fields_mean_what_the_standard_says(block: bytes, event: Event) -> None:
+    assert fed(block + b"\n\n") == [event]
+
+
+NOTHING = [b"", b"\n", b": a comment\n", b"event: n\n", b"id: 7\n", b"retry: 5\n", b"foo\n"]
+
+
+@pytest.mark.parametrize("block", NOTHING)
+def test_a_block_without_data_is_no_event_and_leaves_nothing_to_the_next(block: bytes) -> None:
+    assert fed(b"data: a\n\n" + block + b"\ndata: b\n\n") == [Event(b"a"), Event(b"b")]
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r", b"\r\n"])
+def test_lines_end_with_lf_cr_or_both(newline: bytes) -> None:
+    stream = b"event: n\ndata: a\ndata: b\n\ndata: c\n\n".replace(b"\n", newline)
+    assert fed(stream) == [Event(b"a\nb", b"n"), Event(b"c")]
+
+
+def test_line_ends_may_be_mixed() -> None:
+    assert fed(b"data: a\rdata: b\r\ndata: c\n\r\ndata: d\r\r") == [Event(b"a\nb\nc"), Event(b"d")]
+
+
+def test_cr_and_lf_in_two_chunks_are_one_line_end() -> None:
+    assert fed(b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n") == [Event(b"a\nb")]
+
+
+def test_an_event_is_given_at_a_final_cr_without_waiting_for_an_lf() -> None:
+    parser = Parser(LIMIT)
+    assert parser.feed(b"data: a\r\n\r") == [Event(b"a")]
+    assert parser.feed(b"\ndata: b\n\n") == [Event(b"b")]
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_one_bom_at_the_start_is_dropped_also_when_cut(cut: int) -> None:
+    stream = b"\xef\xbb\xbfdata: a\n\n"
+    assert fed(stream[:cut], stream[cut:]) == [Event(b"a")]
+
+
+def test_a_second_bom_makes_the_field_an_unknown_one() -> None:
+    assert fed(b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n") == [Event(b"b")]
+
+
+def test_what_begins_like_a_bom_and_is_none_is_kept() -> None:
+    assert fed(b"\xef", b"\xbb", b"x\ndata: a\n\n") == [Event(b"a")]
+
+
+@pytest.mark.parametrize("rest", [b"data: b", b"data: b\n", b"data: b\r", b"id: 1\ndata: b\n"])
+def test_an_event_without_its_blank_line_is_discarded(rest: bytes) -> None:
+    assert fed(b"data: a\n\n", rest) == [Event(b"a")]
+
+
+def test_events_before_one_that_is_too_large_are_given_and_none_after() -> None:
+    parser = Parser(limit=20)
+    stream = b"data: a\n\ndata: " + b"x" * 20 + b"\n\ndata: b\n\n"
+    assert parser.feed(stream) == [Event(b"a")]
+    assert parser.overflow
+    assert parser.feed(b"data: c\n\n") == []
+
+
+def test_an_event_that_never_ends_overflows_before_it_is_whole() -> None:
+    parser = Parser(limit=20)
+    assert parser.feed(b"data: " + b"x" * 14) == []
+    assert not parser.overflow
+    parser.feed(b"x")
+    assert parser.overflow
+
+
+def test_the_limit_is_of_one_event_not_of_the_stream() -> None:
+    parser = Parser(limit=20)
+    assert len(parser.feed(b"data: 0123456789\n\n" * 100)) == 100
+    assert not parser.overflow
+
+
+@given(stream=streams, cuts=st.lists(st.integers(0, 300), max_size=12))
+def test_any_cut_of_any_stream_gives_the_same_events(stream: bytes, cuts: list[int]) -> None:
+    edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    chunks = [stream[a:b] for a, b in itertools.pairwise(edges)]
+    assert fed(*chunks) == fed(stream)
+    assert fed(*(stream[i : i + 1] for i in range(len(stream)))) == fed(stream)
+
+
+@given(data=data_of_one_event, name=names)
+def test_what_is_encoded_is_parsed_back(data: bytes, name: bytes) -> None:
+    assert parse(encode(data, b"5-1", name)) == [Event(data, name, b"5-1")]
+
+
+@given(events=st.lists(st.tuples(data_of_one_event, names), max_size=8))
+def test_several_blocks_in_a_row_keep_their_order(events: list[tuple[bytes, bytes]]) -> None:
+    frames = b"".join(encode(data, b"5-%d" % i, name) for i, (data, name) in enumerate(events))
+    assert [(event.data, event.name) for event in parse(frames)] == events
+
+
+@given(text=st.text(max_size=100).filter(lambda text: "\r" not in text), name=names)
+def test_an_independent_parser_reads_our_frames_alike(text: str, name: bytes) -> None:
+    decoder = SSEDecoder()
+    lines = encode(text.encode("utf-8", "replace"), b"5-1", name).decode().split("\n")
+    (event,) = filter(None, map(decoder.decode, lines[:-1]))
+    assert (event.data, event.event, event.id) == (
+        text.encode("utf-8", "replace").decode(),
+        name.decode() or "message",
+        "5-1",
+    )
+
+
+@given(stream=streams.filter(lambda each: b"\xff" not in each and b"\xef" not in each))
+def test_an_independent_parser_finds_the_same_data_in_any_stream(stream: bytes) -> None:
+    decoder = SSEDecoder()
+    lines = stream.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    events = filter(None, map(decoder.decode, lines[:-1]))
+    # That one dispatches blocks without data too, which the standard does not.
+    theirs = [(each.data, each.event) for each in events if each.data]
+    ours = [(e.data.decode(), e.name.decode() or "message") for e in fed(stream) if e.data]
+    assert ours == theirs
+
+
+def test_the_id_is_the_last_line_so_that_a_cut_event_leaves_the_old_one() -> None:
+    assert encode(b"x", b"5-1") == b"data: x\nid: 5-1\n\n"
+
+
+def test_the_name_is_the_first_line() -> None:
+    assert encode(b"x", b"5-1", b"end") == b"event: end\ndata: x\nid: 5-1\n\n"
+
+
+def test_data_of_several_lines_stays_several_lines() -> None:
+    assert encode(b"a\n\nb", b"5-1") == b"data: a\ndata: \ndata: b\nid: 5-1\n\n"
+
+
+@pytest.mark.parametrize("name", sorted(OURS | RESERVED))
+def test_an_upstreams_name_with_a_meaning_of_ours_or_the_browsers_is_prefixed(name: bytes) -> None:
+    assert safe_name(name) == b"upstream-" + name
+
+
+@pytest.mark.parametrize("name", [b"chunk", b"response.completed", b"End", b"errors", b"ping"])
+def test_any_other_name_is_kept(name: bytes) -> None:
+    assert safe_name(name) == name
+
+
+def test_the_contracts_names_are_all_guarded() -> None:
+    assert {b"failure", b"reset", b"gap", b"end"} == OURS
+    assert {b"open", b"message", b"error", b"abort", b"readystatechange"} == RESERVED
+
+
+def test_the_heartbeat_is_a_comment_and_one_newline() -> None:
+    assert HEARTBEAT == b":\n"
+
+
+@pytest.mark.parametrize("ours", [HEARTBEAT, retry(1500)])
+def test_heartbeat_and_retry_are_lines_of_the_block_that_follows(ours: bytes) -> None:
+    assert ours.count(b"\n") == 1
+    assert fed(ours + encode(b"x", b"5-1")) == [Event(b"x", b"", b"5-1")]
+
+
+def test_retry_is_in_whole_milliseconds() -> None:
+    assert retry(1500) == b"retry: 1500\n"
