@@ -92,14 +92,11 @@ def create() -> Router:
 
 
 def _longest(settings: Settings) -> float:
-    names = ("default", *settings.presets)
-    presets = (settings.preset(name) for name in names)
-    return max(preset.max_run for preset in presets if preset is not None)
+    return max(preset.max_run for preset in settings.all_presets())
 
 
 def _sweep_interval(settings: Settings) -> float:
     """Return a quarter of the shortest time that the sweep has to keep, within bounds."""
-    names = ("default", *settings.presets)
-    presets = [preset for name in names if (preset := settings.preset(name)) is not None]
+    presets = settings.all_presets()
     shortest = min(min(each.stall, each.first_byte, each.max_run) for each in presets)
     return min(1.0, max(0.05, min(shortest, settings.heartbeat, settings.write_timeout) / 4))

@@ -43,6 +43,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway | None) -> None:
         super().__init__(config)
+        self.linger = _LINGER
         self._gateway = gateway
         self._parent = os.getppid() if workers.inside() else None
 
@@ -75,7 +76,7 @@ class Server(uvicorn.Server):
     async def _drain(self, gateway: Gateway) -> None:
         drained = asyncio.create_task(gateway.replica.drain(gateway.settings.drain))
         log.info("draining %d run(s)", len(gateway.replica.active))
-        linger = asyncio.get_running_loop().time() + _LINGER
+        linger = asyncio.get_running_loop().time() + self.linger
         while not drained.done() or asyncio.get_running_loop().time() < linger:
             if self.force_exit:
                 drained.cancel()

@@ -65,11 +65,6 @@ class Replica:
         """The runs whose end is not stored yet."""
         return [run for run in self._runs.values() if run.active]
 
-    @property
-    def full(self) -> bool:
-        """Whether this replica takes no further stream."""
-        return max(self._count, self._tails.viewers) >= self._caps.streams
-
     # Redeeming and cancelling
 
     async def redeem(self, record: Record, preset: Preset) -> str:
@@ -80,7 +75,7 @@ class Replica:
         """
         task = self._claims.get(record.stream_id)
         if task is None:
-            if self.full:
+            if self._count >= self._caps.streams:
                 raise Passing("overloaded")
             task = self._spawn(self._claim(record, preset))
             self._claims[record.stream_id] = task
@@ -256,7 +251,8 @@ class Replica:
     def _drop_ended(self, now: float) -> None:
         keep = 2 * self._beat.lease
         for stream_id, run in list(self._runs.items()):
-            if run.finished_at is not None and now - run.finished_at > keep:
+            over = run.finished_at is not None and now - run.finished_at > keep
+            if over and not run.tail.viewers:
                 del self._runs[stream_id]
                 if self._tails.get(stream_id) is run.tail:
                     self._tails.forget(stream_id)

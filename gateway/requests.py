@@ -10,9 +10,10 @@ from gateway.errors import Refusal
 
 def accepts(request: Request) -> tuple[bool, bool]:
     """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
-    header = request.headers.get("accept")
-    if header is None:
+    lines = request.headers.getlist("accept")
+    if not lines:
         return False, True
+    header = ",".join(lines)
     ranges: dict[str, bool] = {}
     for part in header.lower().split(","):
         kind, *parameters = (each.strip() for each in part.split(";"))
@@ -21,7 +22,7 @@ def accepts(request: Request) -> tuple[bool, bool]:
     named = ranges.get("text/event-stream")
     if named is not None:
         return named, named
-    return False, ranges.get("text/*", ranges.get("*/*", False))
+    return False, ranges.get("*/*", False)
 
 
 def last_event_id(request: Request) -> str:
@@ -48,7 +49,7 @@ async def body_of(request: Request, limit: int) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind == "application/json" or kind.endswith("+json")):
         raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
     too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
     if int(request.headers.get("content-length") or 0) > limit:

@@ -71,14 +71,14 @@ class EventStream:
             self._tails.detach(viewer)
 
     async def _send_all(self, send: Send) -> None:
-        viewer, loop = self._viewer, asyncio.get_running_loop()
+        viewer = self._viewer
         # The head of the first block, at once: it flushes the headers without an event of its own.
         chunk = self._first + self._take()
         while not viewer.finished or chunk:
             if chunk:
-                viewer.sending_since = loop.time()
+                viewer.sending()
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                viewer.sending_since = None
+                viewer.sent()
             elif not viewer.has_more:
                 await viewer.wait()
             chunk = b"" if viewer.gone else self._take()
@@ -105,7 +105,7 @@ def text_frames(frames: bytes) -> bytes:
             parts.append(encode(event.data, event.id, event.name))
         elif text := text_of(event.data):
             data = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
-            parts.append(encode(data, event.id))
+            parts.append(encode(data, event.id, event.name))
     return b"".join(parts)
 
 

@@ -35,13 +35,11 @@ from gateway.responses import (
     refusal,
     reply,
 )
+from gateway.runs import answer_of
 from gateway.settings import Settings
-from gateway.sse import OURS, parse
 from gateway.store import Store
 from gateway.tails import Tails
-from gateway.takeover import reading_of
 from gateway.tickets import Ticket, Tickets
-from gateway.upstream import text_of
 
 log = logging.getLogger("gateway.routes")
 
@@ -116,7 +114,7 @@ class Routes:
         authenticator: Authenticator,
     ) -> None:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
-        self.retry = Retry(settings.grace)
+        self.retry = Retry(settings.shortest_grace)
         self.replica = replica
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self._settings = settings
@@ -192,14 +190,14 @@ class Routes:
             return nothing_more()
         if self.replica.draining:
             raise Passing("draining")
+        if self._tails.viewers >= self._settings.max_streams:
+            raise Passing("overloaded")  # Before anything is paid for that it could not show.
         if record.state == "cached":
             record = await self._redeem(record)
-        if self.replica.full:
-            raise Passing("overloaded")
         owner = record.owner if record.running else ""
         position = Position.parse(wanted)
         viewer = await self._tails.attach(record.stream_id, owner, position)
-        if record.state in FINAL and not viewer.tail.ended:
+        if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
             self._tails.detach(viewer)  # The log went before the record did.
             _unless_reconnect(wanted)
             return nothing_more()
@@ -244,16 +242,15 @@ class Routes:
         entries = tail.entries if tail and whole else []
         if not whole and record.state != "cached":
             entries = await read_all(self._store, record.stream_id)
-        reading = reading_of(entries)
+        answer = await answer_of(list(entries))
         result = json.loads(record.result) if record.result else {}
-        events = [event for entry in entries for event in parse(entry.frames)]
         return reply(
             {
-                "state": _state(record, bool(events)),
-                "text": "".join(text_of(each.data) for each in events if each.name not in OURS),
-                "finish_reason": result.get("finish_reason", reading.finish_reason),
-                "usage": result.get("usage", reading.usage),
-                "last_event_id": events[-1].id.decode() if events else None,
+                "state": _state(record, answer.last_id is not None),
+                "text": answer.text,
+                "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
+                "usage": result.get("usage", answer.reading.usage),
+                "last_event_id": answer.last_id,
                 "attempts": result.get("attempts", record.attempts),
             }
         )

@@ -27,11 +27,12 @@ from typing import Any
 
 from gateway.errors import Fenced, UpstreamFailure
 from gateway.eventlog import EventLog
+from gateway.positions import Entry
 from gateway.presets import Preset
 from gateway.records import FINAL
-from gateway.sse import Event, Parser
+from gateway.sse import OURS, Event, Parser, parse
 from gateway.tail import Tail
-from gateway.upstream import Reading, Upstream
+from gateway.upstream import Reading, Upstream, text_of
 
 log = logging.getLogger("gateway.runs")
 
@@ -65,6 +66,29 @@ class Caps:
     event: int
     log: int
     streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a log tells of its completion: the reading, the text of choice 0, the last id."""
+
+    reading: Reading
+    text: str
+    last_id: str | None
+
+
+async def answer_of(entries: list[Entry]) -> Answer:
+    """Return what a log tells; a long one takes its time, and lets others have theirs."""
+    reading, text, last_id = Reading(), [], None
+    for entry in entries:
+        for number, event in enumerate(parse(entry.frames)):
+            if event.name not in OURS:
+                reading.see(event)
+                text.append(text_of(event.data))
+            last_id = event.id.decode()
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+    return Answer(reading, "".join(text), last_id)
 
 
 def failure(
@@ -109,6 +133,7 @@ class Run:
         self._began = now
         self._heard = now
         self._silence: float | None = None  # The longest allowed now; None while it waits itself.
+        self._finished_at: float | None = None  # When the upstream said that it is whole.
         log.on_commit = tail.wake
         log.on_fence = self._fenced
 
@@ -147,7 +172,10 @@ class Run:
         """Stop a run that is too long or whose upstream is silent."""
         if not self.pulling:
             return
-        if now - self._began > self.preset.max_run:
+        if self._finished_at is not None:
+            if now - self._finished_at > min(self.preset.stall, _AFTER_FINISH):
+                self.stop(Ending("done"))
+        elif now - self._began > self.preset.max_run:
             words = f"The completion took longer than {self.preset.max_run:g} seconds."
             self.stop(Ending("truncated", failure("run_too_long", words, retryable=False)))
         elif self._silence is not None and now - self._heard > self._silence:
@@ -156,6 +184,8 @@ class Run:
     def _silent(self) -> Ending:
         if self._reading.finished:
             return Ending("done")
+        if self._reading.error is not None:
+            return self._natural_end()
         words = f"The upstream was silent for {self._silence:g} seconds."
         return Ending("stalled", failure("upstream_stalled", words, retryable=True))
 
@@ -203,14 +233,19 @@ class Run:
                     await self._wait_for_store()
 
     def _keep(self, events: list[Event]) -> None:
-        stall = self.preset.stall
-        if events:
-            for event in events:
+        room = self._caps.log - self.log.size
+        fit = events
+        if sum(len(event.data) for event in events) > room:
+            fit = _that_fit(events, room)
+        if fit:
+            for event in fit:
                 self._reading.see(event)
-            self.log.append(events)
-            if self.log.size > self._caps.log:
-                raise _too_large("log_full", "The completion is larger than a stream may be.")
-        self._silence = min(stall, _AFTER_FINISH) if self._reading.finished else stall
+            self.log.append(fit)
+        if len(fit) < len(events):
+            raise _too_large("log_full", "The completion is larger than a stream may be.")
+        self._silence = self.preset.stall
+        if self._finished_at is None and self._reading.finished:
+            self._finished_at = _now()
 
     async def _wait_for_store(self) -> None:
         self._silence = None  # It is not the upstream who is silent.
@@ -223,8 +258,8 @@ class Run:
         error = None if self._pull.cancelled() else self._pull.exception()
         if isinstance(error, UpstreamFailure):
             capped = error.code in {"log_full", "event_too_large"}
-            if self._reading.finished and not capped:
-                return Ending("done")
+            if not capped and (self._reading.finished or self._reading.error is not None):
+                return self._natural_end()
             return Ending(
                 error.state,
                 failure(error.code, error.message, retryable=error.retryable, status=error.status),
@@ -236,7 +271,7 @@ class Run:
         return self._natural_end()
 
     def _natural_end(self) -> Ending:
-        if self._reading.error is not None and not self._reading.finish_reason:
+        if self._reading.error is not None:
             words = str(self._reading.error.get("message") or "The upstream reported an error.")
             return Ending("failed", failure("upstream_error", words[:500], retryable=True))
         if self._reading.finished:
@@ -247,6 +282,16 @@ class Run:
 
 def _too_large(code: str, message: str) -> UpstreamFailure:
     return UpstreamFailure(code, message, state="truncated")
+
+
+def _that_fit(events: list[Event], room: int) -> list[Event]:
+    fit: list[Event] = []
+    for event in events:
+        room -= len(event.data)
+        if room < 0:
+            break
+        fit.append(event)
+    return fit
 
 
 def _choices(request: bytes) -> int:

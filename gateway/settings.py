@@ -76,9 +76,7 @@ class Settings(BaseSettings):
     upstream_stall: Seconds = Field(60, description="longest silence of the upstream")
     upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
     log_level: str = Field("info", description="debug, info, warning or error")
-    presets: Annotated[dict[str, Preset], NoDecode] = Field(
-        {}, description="in the TOML file only"
-    )
+    presets: Annotated[dict[str, Preset], NoDecode] = Field({}, description="in the TOML file only")
 
     @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
     @classmethod
@@ -117,6 +115,16 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the store is inside this process."""
         return not self.redis_url
+
+    @property
+    def shortest_grace(self) -> float:
+        """The least time that any preset lets a run go on unwatched."""
+        return min(preset.grace for preset in self.all_presets())
+
+    def all_presets(self) -> list[Preset]:
+        """Return every preset, each filled in."""
+        names = dict.fromkeys(("default", *self.presets))
+        return [preset for name in names if (preset := self.preset(name)) is not None]
 
     def preset(self, name: str) -> Preset | None:
         """Return a preset with everything it leaves out filled in, None if there is no such one."""

@@ -55,7 +55,8 @@ class Parser:
     def __init__(self, limit: int) -> None:
         self.overflow = False
         self._limit = limit
-        self._buffer = b""
+        self._pieces: list[bytes] = []  # Of the event that is not complete yet.
+        self._size = 0
         self._after_cr = False
         self._head: bytes | None = b""
 
@@ -65,11 +66,19 @@ class Parser:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_newlines(chunk)
-        if self._buffer:
-            chunk = self._buffer + chunk
-        *blocks, self._buffer = chunk.split(b"\n\n")
+        if self._pieces:
+            # Joined only once the event is complete: else an event in many pieces costs its square.
+            seam = self._pieces[-1][-1:] + chunk
+            self._pieces.append(chunk)
+            self._size += len(chunk)
+            if b"\n\n" not in seam:
+                self.overflow = self.overflow or self._size > self._limit
+                return []
+            chunk = b"".join(self._pieces)
+        *blocks, rest = chunk.split(b"\n\n")
+        self._pieces, self._size = [rest] if rest else [], len(rest)
         events = self._events(blocks)
-        self.overflow = self.overflow or len(self._buffer) > self._limit
+        self.overflow = self.overflow or len(rest) > self._limit
         return events
 
     def _events(self, blocks: list[bytes]) -> list[Event]:

@@ -24,7 +24,6 @@ class Tail:
         self.owner = owner
         self.entries: list[Entry] = []
         self.viewers: set[Viewer] = set()
-        self.loaded = local
         self.idle_since = _now()
 
     @property
@@ -99,12 +98,17 @@ class Viewer:
         chunk = b"".join(parts)
         if not chunk and self._gap and entries:
             return self.take()
-        if not chunk and self._heartbeat_due:
-            chunk = HEARTBEAT
-        if chunk:
-            self._heartbeat_due = False
-            self._heard = _now()
-        return chunk
+        return HEARTBEAT if not chunk and self._heartbeat_due else chunk
+
+    def sending(self) -> None:
+        """Note that bytes are on their way to the reader, who may not take them."""
+        self.sending_since = _now()
+
+    def sent(self) -> None:
+        """Note that the reader heard something."""
+        self.sending_since = None
+        self._heartbeat_due = False
+        self._heard = _now()
 
     def _next(self, entry: Entry) -> bytes:
         if self._after is None:

@@ -52,9 +52,11 @@ class Tails:
 
     def own(self, stream_id: str, fence: Entry) -> Tail:
         """Begin the tail of a stream that this replica runs."""
-        tail = Tail(stream_id, local=True)
-        tail.entries.append(fence)
-        self._tails[stream_id] = tail
+        tail = self._tails.setdefault(stream_id, Tail(stream_id, local=True))
+        tail.local = True
+        if tail.entries != [fence]:
+            tail.drop()  # What they saw is not in this log; as they come back, they are told so.
+            tail.entries[:] = [fence]
         return tail
 
     def disown(self, stream_id: str) -> None:
@@ -72,19 +74,26 @@ class Tails:
 
         `owner` is the replica that runs the stream, "" if it has ended.
         """
-        tail = self._tails.get(stream_id)
-        if tail is None:
-            tail = self._tails[stream_id] = Tail(stream_id, local=False, owner=owner)
-        if tail.owner and not tail.local and not tail.ended:
-            await self._show_presence([tail])  # Before the first byte: the owner may be waiting.
-        if not tail.loaded:
-            await self._load(tail)
+        tail = await self._brought_up(stream_id, owner)
         viewer = Viewer(tail, position)
         tail.viewers.add(viewer)
         self.viewers += 1
         if self.closing:
             viewer.leave()
         return viewer
+
+    async def _brought_up(self, stream_id: str, owner: str) -> Tail:
+        """Return a tail that knows all that is logged: a position is judged by it."""
+        while True:
+            tail = self._tails.get(stream_id) or Tail(stream_id, local=False)
+            if not tail.local and not tail.ended:
+                tail.owner = owner or tail.owner
+                if tail.owner:  # Before the first byte: the owner may be waiting.
+                    await self._show_presence([tail])
+                await self._load(tail)
+            # Meanwhile the sweep may have dropped it, or a run begun another.
+            if self._tails.setdefault(stream_id, tail) is tail:
+                return tail
 
     def detach(self, viewer: Viewer) -> None:
         """Let a viewer go."""
@@ -105,7 +114,8 @@ class Tails:
         """Return the replicas that run what is watched here, with the streams."""
         owners: dict[str, list[str]] = {}
         for stream_id in self._followed():
-            owners.setdefault(self._tails[stream_id].owner, []).append(stream_id)
+            if owner := self._tails[stream_id].owner:
+                owners.setdefault(owner, []).append(stream_id)
         return owners
 
     def drain(self) -> None:
@@ -183,9 +193,9 @@ class Tails:
         """Read a whole log; two viewers that come at once may both do it."""
         while True:
             (entries,) = await read(self._store, [tail.stream_id], [tail.last])
-            tail.extend(entries)
+            if tail.extend(entries):
+                tail.wake()
             if len(entries) < READ_COUNT:
-                tail.loaded = True
                 return
 
     async def _read(self, stream_ids: list[str]) -> None:

@@ -11,13 +11,10 @@ from typing import Any
 from gateway.beat import Beat
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import read_all
-from gateway.positions import Entry
 from gateway.records import VERSION, Record, Records, new_id
-from gateway.runs import Ending, ending_events, failure
-from gateway.sse import OURS, parse
+from gateway.runs import Ending, answer_of, ending_events, failure
 from gateway.store import Store
 from gateway.tails import Tails
-from gateway.upstream import Reading
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.takeover")
@@ -59,7 +56,7 @@ class Takeover:
         record = await self._records.read(stream_id)
         if epoch is not None and record is not None:
             entries = await read_all(self._store, stream_id)
-            reading = reading_of(entries)
+            reading = (await answer_of(entries)).reading
             ending = Ending("done") if reading.finished else _lost()
             events, end, result = ending_events(ending, reading, record.attempts)
             journal = self._writer.open(stream_id, epoch, entries, fields_of(record))
@@ -72,16 +69,6 @@ class Takeover:
                 self._writer.close(journal)
             self._tails.mark([stream_id])
         await self._beat.leave(stream_id)
-
-
-def reading_of(entries: list[Entry]) -> Reading:
-    """Return what a log tells of its completion."""
-    reading = Reading()
-    for entry in entries:
-        for event in parse(entry.frames):
-            if event.name not in OURS:
-                reading.see(event)
-    return reading
 
 
 def _lost() -> Ending:

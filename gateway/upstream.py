@@ -7,10 +7,11 @@ The end of a connection is not the end of a completion. That is a finish reason,
 some servers never send.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -31,6 +32,7 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "sse-ticket-gateway",
 }
+_BODY_WAIT = 2.0  # Seconds for the body of a refusal.
 _BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
 _SECRET = 8  # Characters; what is shorter is a word.
 _MESSAGE = 500  # Characters of it that a page gets to see.
@@ -54,7 +56,7 @@ class Reading:
     @property
     def finished(self) -> bool:
         """Whether the upstream said that the completion is whole."""
-        return self.closed or len(self._finished) >= self._choices
+        return self.error is None and (self.closed or len(self._finished) >= self._choices)
 
     def see(self, event: Event) -> None:
         """Take note of one event."""
@@ -69,15 +71,20 @@ class Reading:
     def _read(self, chunk: dict[str, Any]) -> None:
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]
-        error = chunk.get("error")
-        if error:
-            self.error = error if isinstance(error, dict) else {"message": str(error)}
         for choice in _choices_of(chunk):
             reason, index = choice.get("finish_reason"), choice.get("index", 0)
             if reason and isinstance(index, int):
+                if reason == "error":  # Some say so instead of, or beside, an error object.
+                    self._fail(choice.get("error") or chunk.get("error") or {})
                 self._finished.add(index)
                 if index == 0:
                     self.finish_reason = str(reason)
+        if chunk.get("error"):
+            self._fail(chunk["error"])
+
+    def _fail(self, error: Any) -> None:
+        if not self.finished:  # After a clean finish nothing can undo it.
+            self.error = error if isinstance(error, dict) else {"message": str(error)}
 
     def estimate(self) -> dict[str, Any] | None:
         """Return the usage, or a guess where the upstream never told it: a piece is a token."""
@@ -100,7 +107,7 @@ def text_of(data: bytes) -> str:
 
 def _decoded(data: bytes) -> dict[str, Any]:
     try:
-        chunk = json.loads(data)
+        chunk = json.loads(data, parse_constant=lambda _: None)  # NaN would not be JSON for a page.
     except (ValueError, RecursionError):
         return {}
     return chunk if isinstance(chunk, dict) else {}
@@ -135,10 +142,10 @@ class Upstream:
             raise _unanswered(error) from error
         try:
             if response.status_code != 200:
-                raise _refused(response, await _start_of(response), preset)
+                raise _refused(response, await _start_of(response, preset), preset)
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "text/event-stream":
-                raise _no_stream(kind, await _start_of(response), preset)
+                raise _no_stream(kind, await _start_of(response, preset), preset)
             yield _chunks(response)
         finally:
             await response.aclose()
@@ -174,7 +181,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    encoded = response.headers.get("content-encoding", "identity") != "identity"
+    encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
     try:
         # The raw stream saves httpx's chunking and decoding, a third of the time an event takes.
         async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
@@ -188,15 +195,14 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
         ) from error
 
 
-async def _start_of(response: httpx.Response) -> bytes:
+async def _start_of(response: httpx.Response, preset: Preset) -> bytes:
     body = b""
-    try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) >= _BODY_SHOWN:
-                break
-    except _ERRORS:
-        pass  # What came is enough: the status tells the story.
+    with suppress(*_ERRORS):  # What came is enough: the status tells the story.
+        async with asyncio.timeout(min(_BODY_WAIT, preset.first_byte / 2)):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) >= _BODY_SHOWN:
+                    break
     return body[:_BODY_SHOWN]
 
 

@@ -169,6 +169,7 @@ async def served(app: ASGIApp, gateway: Gateway | None = None) -> AsyncIterator[
             timeout_graceful_shutdown=3,
         )
         server = Server(config, gateway)
+        server.linger = 0
         task = asyncio.create_task(server._serve([listener]))
         await until(lambda: server.started or task.done(), "the server starts")
         try:
@@ -457,7 +458,10 @@ class ScriptedUpstream:
             finally:
                 watch.cancel()
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            if self.calls:
+                self.calls[-1].left.set()
+        except asyncio.CancelledError:
+            pass  # The test is over; asyncio would log it as an error of ours.
         finally:
             self._tasks.discard(task)
             writer.close()
