@@ -55,6 +55,8 @@ class Beat:
         and they never bring it back.
         """
         started = _now()
+        if started - self._renewed > 2 * self.interval:
+            self._seen.clear()  # Who did not look for long did not see the others stand still.
         try:
             replies = await self._renew(running)
         except BaseException:

@@ -28,7 +28,7 @@ from typing import Any
 from gateway.beat import inbox
 from gateway.errors import Fenced, Passing
 from gateway.positions import Entry, Position
-from gateway.records import Records, Seal
+from gateway.records import End, Records, Seal
 from gateway.sse import Event, encode, safe_name
 from gateway.store import Store, log_key
 
@@ -142,33 +142,24 @@ class EventLog:
         Tries until Redis has stored it; returns the state it stored. Raises Fenced.
         """
         await self.drained()
-        last = Position(self.epoch, self._seq)
-        frames = b"".join(
-            encode(event.data, b"%d-%d" % (self.epoch, self._seq + number), event.name)
-            for number, event in enumerate(events, 1)
-        )
-        cancelled_id = f"{self.epoch}-{self._seq + 1}"
-        self._sealed = Seal(
-            last_id=str(last),
-            state=state,
-            end_id=f"{self.epoch}-{self._seq + len(events)}",
-            count=len(events),
-            frames=frames,
-            cancelled_id=cancelled_id,
-            cancelled_frames=encode(end.data, cancelled_id.encode(), end.name),
-            result=result,
-        )
-        stored = await self._store_seal(self._sealed)
-        self._show_end(stored, self._sealed)
+        last = str(Position(self.epoch, self._seq))
+        ends = self._end(state, events), self._end("cancelled", [end])
+        stored = await self._store_seal(Seal(last, *ends, result))
+        shown = ends[0] if stored == state else ends[1]
+        # Written again, it must be what viewers saw, whatever was cancelled since.
+        self._sealed = Seal(last, shown, shown, result)
+        position = Position(self.epoch, self._seq + shown.number)
+        self.entries.append(Entry(position, shown.number, shown.frames, stored))
+        self.on_commit()
         await self._wake_watchers()
         return stored
 
-    async def reseal(self) -> None:
-        """Write a sealed log again where Redis forgot it; raises Fenced."""
-        if self._sealed is not None:
-            self.doubt()
-            await self.drained()
-            await self._store_seal(self._sealed)
+    def _end(self, state: str, events: list[Event]) -> End:
+        ids = [b"%d-%d" % (self.epoch, self._seq + number) for number in range(1, len(events) + 1)]
+        frames = [
+            encode(event.data, name, event.name) for event, name in zip(events, ids, strict=True)
+        ]
+        return End(state, ids[-1].decode(), len(events), b"".join(frames))
 
     async def _store_seal(self, seal: Seal) -> str:
         while True:
@@ -183,16 +174,6 @@ class EventLog:
                 await self.drained()
                 continue
             await asyncio.sleep(0.2)
-
-    def _show_end(self, state: str, seal: Seal) -> None:
-        if state == seal.state:
-            last, count, frames = seal.end_id, seal.count, seal.frames
-        else:
-            last, count, frames = seal.cancelled_id, 1, seal.cancelled_frames
-        position = Position.parse(last)
-        assert position is not None
-        self.entries.append(Entry(position, count, frames, state))
-        self.on_commit()
 
     async def _wake_watchers(self) -> None:
         if commands := wake_ups([self]):
@@ -256,6 +237,8 @@ class EventLog:
                 raise Passing("store_unavailable", "the log went away while it was repaired")
         if missing:
             log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
+        if self._sealed is not None and verdict != "sealed":
+            await self._records.seal(self.stream_id, self.epoch, self._sealed)
         self.in_doubt = False
         if self.flying is not None:
             self.landed()

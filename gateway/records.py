@@ -10,7 +10,7 @@ ticket older than the marker may have a record that is only forgotten, not expir
 
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.store import MARKER, Store, log_key, presence_key, record_key
 
@@ -80,17 +80,22 @@ class Claim:
     request: bytes = b""
 
 
+class End(NamedTuple):
+    """A stream's last entry."""
+
+    state: str
+    id: str
+    number: int
+    frames: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The two ends a stream can have: the owner's, and the one if a cancel was stored first."""
+    """What ends a stream after `last_id`: the owner's end, or another if a cancel came first."""
 
     last_id: str
-    state: str
-    end_id: str
-    count: int
-    frames: bytes
-    cancelled_id: str
-    cancelled_frames: bytes
+    end: End
+    if_cancelled: End
     result: bytes
 
 
@@ -143,6 +148,10 @@ class Records:
         now = int(seconds) * 1000 + int(micros) // 1000
         return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
 
+    async def request(self, stream_id: str) -> bytes:
+        """Return the request of a stream that has not ended, b"" if there is none."""
+        return await self.store.call("HGET", record_key(stream_id), "request") or b""
+
     async def claim(self, stream_id: str, nonce: str) -> Claim:
         """Become the owner of a cached stream; the same nonce again gives the same answer."""
         args = [self.replica, nonce, self._running_ttl]
@@ -172,8 +181,7 @@ class Records:
         """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
         args = [
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
-            *(seal.state, seal.end_id, seal.count, seal.frames),
-            *(seal.cancelled_id, 1, seal.cancelled_frames),
+            *(*seal.end, *seal.if_cancelled),
         ]
         verdict, *state = await self.store.script("seal", _keys(stream_id), args)
         return verdict.decode(), state[0].decode() if state else ""
@@ -203,6 +211,16 @@ class Records:
         await self.store.calls(
             ["SET", presence_key(each), self.replica, "PX", milliseconds] for each in stream_ids
         )
+
+    async def withdraw_presence(self, stream_ids: list[str]) -> None:
+        """Take back what was told, unless another replica has told it since."""
+        replies = await self.store.calls(["GET", presence_key(each)] for each in stream_ids)
+        ours = [
+            presence_key(stream_id)
+            for stream_id, reply in zip(stream_ids, replies, strict=True)
+            if reply == self.replica.encode()
+        ]
+        await self.store.calls(["DEL", key] for key in ours)
 
     async def watched(self, stream_ids: list[str]) -> list[bool]:
         """Tell which of these streams somebody watches from another replica."""

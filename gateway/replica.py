@@ -6,12 +6,12 @@ it. An ended stream is kept for two leases more, and written again if Redis come
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway.beat import Beat, inbox
-from gateway.errors import Fenced, GatewayError, Passing
+from gateway.errors import Fenced, Passing
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
 from gateway.records import Claim, Record, Records, new_id
@@ -119,9 +119,9 @@ class Replica:
         except Fenced:
             log.warning("%s: another replica took it over", stream_id)
             self._tails.disown(stream_id)
+            self._writer.close(run.log)
             self._runs.pop(stream_id, None)
         finally:
-            self._writer.close(run.log)
             run.finished_at = _now()
             self._count -= 1
             self._ended.set()
@@ -195,13 +195,14 @@ class Replica:
 
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
-        if not self.active and not self._claims:
-            with suppress(Passing):
-                await self._beat.stop()
+        idle = not (self.active or self._claims or self._takeover.busy)
         tasks = [*self._loops, *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if idle:
+            with suppress(Passing):
+                await self._beat.stop()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -214,10 +215,15 @@ class Replica:
             try:
                 running = [run.log.stream_id for run in self.active]
                 owners = self._tails.owners()
+                paused = not self._beat.fresh
                 news = await self._beat.renew(running, owners)
+                self._writer.look_at_connection()
+                if paused:  # Others may have taken these over, and their upstreams may be silent.
+                    self._doubt(self.active)
                 self._cancel_here(news.cancels)
                 if news.forgot:
-                    self._remind()
+                    log.warning("the store came back without its memory")
+                    self._doubt(self._runs.values())
                 for dead in news.dead:
                     self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
                 pause = self._beat.interval
@@ -226,14 +232,9 @@ class Replica:
                 pause = min(1.0, self._beat.interval)
             await asyncio.sleep(pause)
 
-    def _remind(self) -> None:
-        """Write everything this replica owns into a Redis that lost its memory."""
-        log.warning("the store came back without its memory")
-        for run in self._runs.values():
-            if run.active:
-                run.log.doubt()
-            else:
-                self._spawn(_reseal(run))
+    def _doubt(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            run.log.doubt()
 
     async def _sweeps(self) -> None:
         before = _now()
@@ -254,6 +255,7 @@ class Replica:
             over = run.finished_at is not None and now - run.finished_at > keep
             if over and not run.tail.viewers:
                 del self._runs[stream_id]
+                self._writer.close(run.log)
                 if self._tails.get(stream_id) is run.tail:
                     self._tails.forget(stream_id)
 
@@ -296,6 +298,8 @@ class Replica:
                 run.unseen_since = None
             elif run.unseen_since is None:
                 run.unseen_since = now
+            elif run.tail.idle_since > run.unseen_since:
+                run.unseen_since = run.tail.idle_since  # Somebody was here between two looks.
             elif now - run.unseen_since >= run.preset.grace:
                 log.info("%s: nobody watches it any more", run.log.stream_id)
                 run.stop(Ending("cancelled"))
@@ -314,11 +318,6 @@ class Replica:
         for stream_id in stream_ids:
             if run := self._runs.get(stream_id):
                 run.log.watchers[replica] = _now() + run.preset.grace
-
-
-async def _reseal(run: Run) -> None:
-    with suppress(GatewayError):
-        await run.log.reseal()
 
 
 async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:

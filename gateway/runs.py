@@ -77,9 +77,9 @@ class Answer:
     last_id: str | None
 
 
-async def answer_of(entries: list[Entry]) -> Answer:
+async def answer_of(entries: list[Entry], choices: int = 1) -> Answer:
     """Return what a log tells; a long one takes its time, and lets others have theirs."""
-    reading, text, last_id = Reading(), [], None
+    reading, text, last_id = Reading(choices), [], None
     for entry in entries:
         for number, event in enumerate(parse(entry.frames)):
             if event.name not in OURS:
@@ -122,12 +122,13 @@ class Run:
         self.log = log
         self.tail = tail
         self.preset = preset
-        self.attempts = 1
+        self.attempts = 1  # The one at hand; it counts as sent when it is.
+        self._sent = 0
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
         self._request = request
         self._caps = caps
-        self._reading = Reading(_choices(request))
+        self._reading = Reading(choices_of(request))
         self._ending: Ending | None = None
         self._pull: asyncio.Task[None] | None = None
         self._began = now
@@ -158,13 +159,14 @@ class Run:
         ending = self._ending or self._outcome()
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
-        events, cancelled, result = ending_events(ending, self._reading, self.attempts)
+        events, cancelled, result = ending_events(ending, self._reading, self._sent)
         return await self.log.seal(ending.state, events, cancelled, result)
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""
         if self._ending is None and not (self._pull and self._pull.done()):
-            self._ending = ending
+            # What is whole is done; a cancel that was stored has the last word at the seal.
+            self._ending = Ending("done") if self._reading.finished else ending
             if self._pull is not None:
                 self._pull.cancel()
 
@@ -221,6 +223,7 @@ class Run:
     async def _attempt(self, ask: Upstream) -> None:
         parser = Parser(self._caps.event)
         self._heard, self._silence = _now(), self.preset.first_byte
+        self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
             async for chunk in chunks:
                 self._heard = _now()
@@ -294,8 +297,9 @@ def _that_fit(events: list[Event], room: int) -> list[Event]:
     return fit
 
 
-def _choices(request: bytes) -> int:
-    wanted = json.loads(request).get("n")
+def choices_of(request: bytes) -> int:
+    """Return how many choices a completion request asks for."""
+    wanted = json.loads(request or b"{}").get("n")
     return wanted if isinstance(wanted, int) and wanted > 0 else 1
 
 

@@ -44,6 +44,12 @@ class Tail:
                 self.entries.append(entry)
         return len(self.entries) > before
 
+    def replace(self, entries: list[Entry]) -> None:
+        """Begin anew: the log is another than the one that was seen, and viewers are told so."""
+        for viewer in self.viewers:
+            viewer.miss(self.last)
+        self.entries[:] = entries
+
     def wake(self) -> None:
         """Let every viewer look again."""
         for viewer in self.viewers:
@@ -116,8 +122,7 @@ class Viewer:
         if entry.last <= self._after:
             return b""
         if entry.last.epoch != self._after.epoch:
-            self._gap, self._index, self._wanted = True, 0, self._after
-            self._after = None
+            self.miss(self._after)
             return b""
         frames, self._after = entry.after(self._after), None
         return frames
@@ -130,6 +135,10 @@ class Viewer:
         start = start_of(self.tail.entries)
         data = json.dumps({"from": str(self._wanted), "to": str(start)})
         return encode(data.encode(), str(start).encode(), b"gap")
+
+    def miss(self, seen: Position | None) -> None:
+        """Go on with a gap: what was seen up to here is in no log any more."""
+        self._gap, self._index, self._wanted, self._after = True, 0, seen, None
 
     async def wait(self) -> None:
         """Wait until there may be something to take."""

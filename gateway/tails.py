@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from gateway.beat import inbox
 from gateway.errors import Passing
-from gateway.eventlog import READ_COUNT, read
+from gateway.eventlog import READ_COUNT, read, read_all
 from gateway.positions import Entry, Position
 from gateway.records import Records
 from gateway.store import Store
@@ -42,6 +42,7 @@ class Tails:
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
         self._stale: set[str] = set()
+        self._left: set[str] = set()
         self._news = asyncio.Event()
         self.viewers = 0
         self.closing = False
@@ -100,6 +101,8 @@ class Tails:
         viewer.tail.viewers.discard(viewer)
         viewer.tail.idle_since = _now()
         self.viewers -= 1
+        if viewer.tail.owner and not viewer.tail.local and not viewer.tail.viewers:
+            self._left.add(viewer.tail.stream_id)
 
     def mark(self, stream_ids: Iterable[str]) -> None:
         """Read these streams soon: their owner says that there is more."""
@@ -148,6 +151,7 @@ class Tails:
             try:
                 for start in range(0, len(stale), _BATCH):
                     await self._read(stale[start : start + _BATCH])
+                await self._withdraw()
             except Passing as error:
                 log.info("nothing can be read: %s", error.detail)
 
@@ -162,6 +166,12 @@ class Tails:
                     await self._drop_lost(tails[start : start + _BATCH])
             except Passing as error:
                 log.info("presence cannot be shown: %s", error.detail)
+
+    async def _withdraw(self) -> None:
+        """Let owners know soon that the last viewer here has left; else the grace would double."""
+        left, self._left = self._left, set()
+        gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
+        await self._records.withdraw_presence(gone)
 
     def _followed(self) -> list[str]:
         return [
@@ -193,10 +203,19 @@ class Tails:
         """Read a whole log; two viewers that come at once may both do it."""
         while True:
             (entries,) = await read(self._store, [tail.stream_id], [tail.last])
-            if tail.extend(entries):
-                tail.wake()
-            if len(entries) < READ_COUNT:
+            _add(tail, entries)
+            if len(entries) < READ_COUNT or tail.local:
                 return
+
+    async def _compare(self, tail: Tail) -> None:
+        """Look whether a log with a new owner still holds what was shown of it.
+
+        A Redis that forgot the first claim may have given the stream to another replica.
+        """
+        entries = await read_all(self._store, tail.stream_id)
+        if not tail.local and tail.last not in [entry.last for entry in entries]:
+            tail.replace(entries)
+            tail.wake()
 
     async def _read(self, stream_ids: list[str]) -> None:
         tails = [self._tails[each] for each in stream_ids if each in self._tails]
@@ -207,10 +226,17 @@ class Tails:
             self._store, [each.stream_id for each in tails], [each.last for each in tails]
         )
         for tail, entries in zip(tails, batches, strict=True):
-            if tail.extend(entries):
-                tail.wake()
+            if entries and tail.last and entries[0].last.epoch != tail.last.epoch:
+                await self._compare(tail)
+            _add(tail, entries)
             if len(entries) == READ_COUNT:
                 self.mark([tail.stream_id])
+
+
+def _add(tail: Tail, entries: list[Entry]) -> None:
+    """Show what was read, unless a run of this replica began meanwhile: then its log shows it."""
+    if not tail.local and tail.extend(entries):
+        tail.wake()
 
 
 def _now() -> float:

@@ -11,8 +11,8 @@ from typing import Any
 from gateway.beat import Beat
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import read_all
-from gateway.records import VERSION, Record, Records, new_id
-from gateway.runs import Ending, answer_of, ending_events, failure
+from gateway.records import VERSION, Record, Records
+from gateway.runs import Ending, answer_of, choices_of, ending_events, failure
 from gateway.store import Store
 from gateway.tails import Tails
 from gateway.writer import Writer
@@ -33,6 +33,11 @@ class Takeover:
         self._tails = tails
         self._burying: set[str] = set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a dead replica's streams are being ended."""
+        return bool(self._burying)
+
     async def bury(self, dead: str, watched: list[str]) -> None:
         """End what a dead replica named as run by it, and what is watched here of it."""
         if dead in self._burying:
@@ -52,23 +57,30 @@ class Takeover:
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over and seal it with what its log tells; raises Passing."""
         await self._beat.enter(stream_id)
-        epoch = await self._records.takeover(stream_id, dead, new_id())
+        # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
+        epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
         record = await self._records.read(stream_id)
         if epoch is not None and record is not None:
-            entries = await read_all(self._store, stream_id)
-            reading = (await answer_of(entries)).reading
-            ending = Ending("done") if reading.finished else _lost()
-            events, end, result = ending_events(ending, reading, record.attempts)
-            journal = self._writer.open(stream_id, epoch, entries, fields_of(record))
-            try:
-                state = await journal.seal(ending.state, events, end, result)
-                log.warning("%s: %s in place of a dead replica", stream_id, state)
-            except Fenced:
-                log.info("%s: a third replica was faster", stream_id)
-            finally:
-                self._writer.close(journal)
-            self._tails.mark([stream_id])
+            await self._seal(record, epoch)
         await self._beat.leave(stream_id)
+
+    async def _seal(self, record: Record, epoch: int) -> None:
+        stream_id = record.stream_id
+        request = await self._records.request(stream_id)
+        entries = await read_all(self._store, stream_id)
+        reading = (await answer_of(entries, choices_of(request))).reading
+        ending = Ending("done") if reading.finished else _lost()
+        events, end, result = ending_events(ending, reading, record.attempts)
+        fields = {**fields_of(record), "request": request}
+        journal = self._writer.open(stream_id, epoch, entries, fields)
+        try:
+            state = await journal.seal(ending.state, events, end, result)
+            log.warning("%s: %s in place of a dead replica", stream_id, state)
+        except Fenced:
+            log.info("%s: a third replica was faster", stream_id)
+        finally:
+            self._writer.close(journal)
+            self._tails.mark([stream_id])
 
 
 def _lost() -> Ending:

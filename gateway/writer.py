@@ -60,34 +60,41 @@ class Writer:
             await self._round()
 
     async def _round(self) -> None:
-        self._look_at_connection()
+        self.look_at_connection()
         logs, self._dirty = self._dirty, []
         for each in logs:
             each.dirty = False
         logs = [each for each in logs if not each.fenced]
         try:
-            await self._repair([each for each in logs if each.in_doubt])
+            failed = await self._repair([each for each in logs if each.in_doubt])
             await self._commit([each for each in logs if not each.in_doubt and each.has_news])
+            if failed is not None:
+                raise failed
         except Passing as error:
             log.info("nothing can be written: %s", error.detail)
             await asyncio.sleep(0.1)
-        for each in logs:
-            if each.has_news or each.flying is not None:
-                self.mark(each)
+        finally:
+            for each in logs:
+                if not each.fenced and (each.has_news or each.flying is not None):
+                    self.mark(each)
 
-    def _look_at_connection(self) -> None:
+    def look_at_connection(self) -> None:
+        """Doubt all logs on a new connection, also those with nothing to write for now."""
         if self._generation != self._store.generation:
             self._generation = self._store.generation
             for each in self._open:
                 each.doubt()
 
-    async def _repair(self, logs: list[EventLog]) -> None:
+    async def _repair(self, logs: list[EventLog]) -> BaseException | None:
+        """Repair what is in doubt; return a failure, which must not hold up the other logs."""
+        failed: BaseException | None = None
         for start in range(0, len(logs), _REPAIRS):
             batch = logs[start : start + _REPAIRS]
             repairs = (each.repair() for each in batch)
             for result in await asyncio.gather(*repairs, return_exceptions=True):
                 if isinstance(result, BaseException):
-                    raise result
+                    failed = result
+        return failed
 
     async def _commit(self, logs: list[EventLog]) -> None:
         if not logs:

@@ -1,7 +1,7 @@
 -- Ends a stream: the last entry, the state and the TTLs in one step. A stored cancel wins.
 -- KEYS: 1 record, 2 log
 -- ARGV: 1 owner, 2 epoch, 3 id of the last entry, 4 TTL (ms), 5 result (JSON),
---       6 state, 7 id, 8 events in it, 9 frames, 10-12 id, events and frames if cancelled
+--       6 state, 7 id, 8 events in it, 9 frames, 10-13 the same if a cancel is stored
 -- Returns {verdict, state}; verdict: sealed, behind, fenced or missing
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'cancel', 'end_id')
 if not r[1] then return {'missing'} end
@@ -11,7 +11,7 @@ if r[2] ~= ARGV[1] then return {'fenced'} end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if not last or last[1] ~= ARGV[3] then return {'behind'} end
 local state, id, count, frames = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-if r[4] then state, id, count, frames = 'cancelled', ARGV[10], ARGV[11], ARGV[12] end
+if r[4] then state, id, count, frames = ARGV[10], ARGV[11], ARGV[12], ARGV[13] end
 redis.call('XADD', KEYS[2], id, count, frames, 'end', state)
 redis.call('HSET', KEYS[1], 'state', state, 'end_id', id, 'result', ARGV[5])
 redis.call('HDEL', KEYS[1], 'request')

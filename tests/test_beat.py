@@ -1,0 +1,218 @@
+"""A replica that stands still for a lease is dead, and only then."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+
+import pytest
+
+from gateway.beat import Beat, inbox
+from gateway.errors import Passing
+from gateway.records import new_id
+from gateway.store import BEATS, MARKER, Store, cancels_key, runs_key
+from tests.support import RedisServer, until
+
+LEASE = 0.4
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    """Both stores, one after the other; what earlier tests left there is buried."""
+    opened = Store(redis_url)
+    await opened.call("DEL", BEATS)
+    yield opened
+    await opened.close()
+
+
+def beat(store: Store, lease: float = LEASE) -> Beat:
+    """Return the beat of a new replica."""
+    return Beat(store, new_id(), lease)
+
+
+def now() -> float:
+    """Return the loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+async def seen_dead(watcher: Beat, name: str, owners: Collection[str] = ()) -> float:
+    """Renew until a replica is declared dead; return how long that took."""
+    begun = now()
+    while name not in (await watcher.renew([], owners)).dead:
+        assert now() - begun < 10
+        await asyncio.sleep(0.01)
+    return now() - begun
+
+
+async def test_a_replica_that_stands_still_for_a_lease_is_dead_and_not_before(
+    store: Store,
+) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew([], [])
+    assert LEASE <= await seen_dead(watcher, still.replica) < LEASE + 1
+
+
+async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: Store) -> None:
+    alive, watcher = beat(store), beat(store)
+    end = now() + 3 * LEASE
+    while now() < end:
+        await alive.renew([], [])
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+
+
+async def test_one_beat_starts_the_count_anew(store: Store) -> None:
+    slow, watcher = beat(store), beat(store)
+    await slow.renew([], [])
+    begun = now()
+    while now() - begun < LEASE * 0.8:
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+    await slow.renew([], [])
+    assert await seen_dead(watcher, slow.replica) >= LEASE
+
+
+async def test_nobody_declares_itself_dead(store: Store) -> None:
+    alone = beat(store, 0.01)
+    end = now() + 0.1
+    while now() < end:
+        assert alone.replica not in (await alone.renew([], [alone.replica])).dead
+
+
+async def test_two_looks_a_lease_apart_prove_nothing(store: Store) -> None:
+    """Who was paused itself, maybe with its whole host, did not see the others stand still."""
+    other, watcher = beat(store, 0.2), beat(store, 0.2)
+    await other.renew([], [])
+    await watcher.renew([], [])
+    await until(lambda: not watcher.fresh)
+    paused_until = now() + 0.3
+    await until(lambda: now() > paused_until)
+    assert (await watcher.renew([], [])).dead == []
+
+
+async def test_a_failed_call_starts_the_count_anew(own_redis: RedisServer) -> None:
+    store = Store(own_redis.url)
+    still, watcher = beat(store, 2.5), beat(store, 2.5)
+    await still.renew([], [])
+    await watcher.renew([], [])
+    own_redis.pause()
+    with pytest.raises(Passing):
+        await watcher.renew([], [])
+    own_redis.resume()
+    assert await seen_dead(watcher, still.replica) >= 2.5
+    await store.close()
+
+
+async def test_an_owner_that_redis_forgot_is_found_by_those_who_watch_its_streams(
+    store: Store,
+) -> None:
+    watcher, ghost = beat(store), new_id()
+    assert ghost not in (await watcher.renew([], [])).dead
+    assert await seen_dead(watcher, ghost, [ghost]) >= LEASE
+
+
+async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: Store) -> None:
+    owner, watcher = beat(store), beat(store)
+    await owner.renew([], [])
+    await watcher.renew([], [owner.replica])
+    await store.call("DEL", BEATS)
+    end = now() + 2 * LEASE
+    while now() < end:
+        assert (await watcher.renew([], [owner.replica])).dead == []
+        await owner.renew([], [])
+        await asyncio.sleep(0.01)
+
+
+async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: Store) -> None:
+    leaving, watcher = beat(store), beat(store)
+    await leaving.renew(["stream"], [])
+    await leaving.ask_to_cancel("stream", leaving.replica)
+    await watcher.renew([], [])
+    await leaving.stop()
+    keys = runs_key(leaving.replica), cancels_key(leaving.replica)
+    assert await store.call("EXISTS", *keys) == 0
+    assert await store.call("HEXISTS", BEATS, leaving.replica) == 0
+    end = now() + 2 * LEASE
+    while now() < end:
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+
+
+async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew(["stream"], [])
+    await seen_dead(watcher, still.replica)
+    assert await watcher.streams_of(still.replica) == ["stream"]
+    await watcher.bury(still.replica)
+    assert (await watcher.renew([], [])).dead == []
+    assert await watcher.streams_of(still.replica) == []
+
+
+async def test_the_dead_are_named_until_somebody_buries_them(store: Store) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew([], [])
+    await seen_dead(watcher, still.replica)
+    assert (await watcher.renew([], [])).dead == [still.replica]
+
+
+async def test_a_replica_names_what_it_runs(store: Store) -> None:
+    owner = beat(store)
+    await owner.enter("early")
+    await owner.renew(["early", "late"], [])
+    await owner.leave("early")
+    assert await owner.streams_of(owner.replica) == ["late"]
+
+
+async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: Store) -> None:
+    owner = beat(store)
+    await owner.enter("stream")
+    await store.call("DEL", runs_key(owner.replica))
+    await owner.renew(["stream"], [])
+    assert await owner.streams_of(owner.replica) == ["stream"]
+
+
+async def test_a_cancel_is_told_until_it_is_carried_out(store: Store) -> None:
+    owner, other = beat(store), beat(store)
+    await other.ask_to_cancel("stream", owner.replica)
+    assert await owner.cancels() == ["stream"]
+    for _ in range(2):
+        assert (await owner.renew([], [])).cancels == ["stream"]
+    await owner.cancelled("stream")
+    assert (await owner.renew([], [])).cancels == []
+
+
+async def test_a_cancel_wakes_the_owner(store: Store) -> None:
+    owner, other = beat(store), beat(store)
+    messages = store.messages(inbox(owner.replica))
+    assert await anext(messages) == b""
+    await other.ask_to_cancel("stream", owner.replica)
+    assert await anext(messages) == b"cancel stream"
+    await messages.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_redis_that_forgot_is_noticed_once(store: Store) -> None:
+    mine = beat(store)
+    assert not (await mine.renew([], [])).forgot
+    await store.call("DEL", MARKER)
+    await asyncio.sleep(0.002)  # The marker is a time in milliseconds, and must be another one.
+    assert (await mine.renew([], [])).forgot
+    assert not (await mine.renew([], [])).forgot
+
+
+async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
+    store: Store,
+) -> None:
+    mine = beat(store)
+    assert not mine.fresh
+    begun = now()
+    await mine.renew([], [])
+    assert mine.fresh
+    await until(lambda: not mine.fresh)
+    assert now() - begun < LEASE
+
+
+async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
+    mine, other = beat(store), beat(store)
+    await mine.enter("stream")
+    await mine.renew(["stream"], [])
+    await other.ask_to_cancel("stream", mine.replica)
+    for key in (MARKER, BEATS, runs_key(mine.replica), cancels_key(mine.replica)):
+        assert await store.call("PTTL", key) > 0, key

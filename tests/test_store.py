@@ -1,0 +1,246 @@
+"""The store: few connections, replies that go where they belong, errors that say "later"."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.errors import Passing, SettingsError
+from gateway.records import Records, new_id
+from gateway.store import Store, cancels_key, log_key, presence_key, record_key, runs_key
+from tests.support import RedisServer, free_port, until
+from tests.test_eventlog import LOSE_REQUEST, proxied
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    """Both stores, one after the other."""
+    opened = Store(redis_url)
+    yield opened
+    await opened.close()
+
+
+def test_all_keys_of_a_stream_share_a_slot_of_a_cluster() -> None:
+    for key in (record_key("id"), log_key("id"), presence_key("id")):
+        assert key.partition("{")[2].partition("}")[0] == "id"
+    assert len({record_key("id"), log_key("id"), presence_key("id")}) == 3
+    assert runs_key("replica") != cancels_key("replica")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://host", "host:6379", "redis://host:port/0"),
+        *("redis+sentinel://host:1", "redis+sentinel://host/master"),
+        "redis+sentinel://h:1/master/x",
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_REDIS_URL"):
+        Store(url)
+
+
+async def test_replies_come_back_in_the_order_of_the_commands(store: Store) -> None:
+    key = new_id()
+    commands: list[list[Any]] = [["SET", key, 1, "PX", 9000], ["INCR", key], ["GET", key]]
+    assert await store.calls(commands) == [b"OK", 2, b"2"]
+    assert await store.calls([]) == []
+
+
+async def test_every_caller_gets_its_own_replies(store: Store) -> None:
+    async def call(number: int) -> None:
+        key = f"{new_id()}:{number}"
+        commands: list[list[Any]] = [["SET", key, number, "PX", 9000], ["GET", key]]
+        assert (await store.calls(commands))[1] == b"%d" % number
+
+    await asyncio.gather(*(call(number) for number in range(300)))
+
+
+async def test_a_caller_who_left_takes_nobody_elses_reply_along(store: Store) -> None:
+    calls = [asyncio.create_task(store.call("ECHO", str(number))) for number in range(100)]
+    await asyncio.sleep(0)
+    for call in calls[::2]:
+        call.cancel()
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert replies[1::2] == [b"%d" % number for number in range(1, 100, 2)]
+    assert await store.call("ECHO", "after") == b"after"
+
+
+async def test_whatever_is_cut_no_reply_goes_to_a_stranger(shared_redis: RedisServer) -> None:
+    chance = random.Random(1)
+    async with proxied(shared_redis) as proxy:
+        store = Store(proxy.url)
+        proxy.judge = lambda _: (
+            chance.choice([LOSE_REQUEST, 0, 3, 9]) if chance.random() < 0.2 else None
+        )
+        answered = 0
+        for _ in range(40):
+            words = [new_id() for _ in range(5)]
+            calls = (store.call("ECHO", word) for word in words)
+            for word, reply in zip(
+                words, await asyncio.gather(*calls, return_exceptions=True), strict=True
+            ):
+                assert isinstance(reply, Passing) or reply == word.encode()
+                answered += not isinstance(reply, Passing)
+        assert answered > 100
+        await store.close()
+
+
+async def test_connections_do_not_grow_with_callers(own_redis: RedisServer) -> None:
+    store = Store(own_redis.url)
+    await asyncio.gather(*(store.call("ECHO", "x") for _ in range(1000)))
+    assert bytes(await store.call("CLIENT", "LIST")).count(b"addr=") <= 5
+    await store.close()
+
+
+async def test_a_command_is_sent_again_when_its_reply_was_lost(shared_redis: RedisServer) -> None:
+    async with proxied(shared_redis) as proxy:
+        store = Store(proxy.url)
+        verdicts = iter([0])
+        proxy.judge = lambda data: next(verdicts, None) if b"ECHO" in data else None
+        assert await store.call("ECHO", "x") == b"x"
+        assert sum(b"ECHO" in each for each in proxy.requests) == 2
+        await store.close()
+
+
+async def test_an_append_is_never_sent_again(shared_redis: RedisServer) -> None:
+    async with proxied(shared_redis) as proxy:
+        store, key = Store(proxy.url), new_id()
+        proxy.judge = lambda data: 0 if b"XADD" in data else None
+        await store.urgent([["PING"]])
+        with pytest.raises(Passing):
+            await store.append([["XADD", key, "1-1", "1", "x"]], store.generation)
+        assert sum(b"XADD" in each for each in proxy.requests) == 1
+        assert await store.call("XLEN", key) == 1
+        await store.call("DEL", key)
+        await store.close()
+
+
+async def test_an_append_goes_over_no_connection_but_the_one_that_was_checked(
+    shared_redis: RedisServer,
+) -> None:
+    async with proxied(shared_redis) as proxy:
+        store, key = Store(proxy.url), new_id()
+        await store.urgent([["PING"]])
+        checked = store.generation
+        proxy.cut()
+        with pytest.raises(Passing):
+            await store.urgent([["PING"]])
+        await store.urgent([["PING"]])
+        with pytest.raises(Passing):
+            await store.append([["XADD", key, "1-1", "1", "x"]], checked)
+        assert await store.call("EXISTS", key) == 0
+        await store.close()
+
+
+async def test_all_commands_of_a_transaction_run_or_none(shared_redis: RedisServer) -> None:
+    store, one, other = Store(shared_redis.url), new_id(), new_id()
+    await store.atomically([["SET", one, 1, "PX", 9000], ["SET", other, 2, "PX", 9000]])
+    assert await store.calls([["GET", one], ["GET", other]]) == [b"1", b"2"]
+    with pytest.raises(Passing):
+        await store.atomically([["SET", one, 3], ["XADD", other]])
+    assert await store.call("GET", one) == b"1"
+    await store.close()
+
+
+async def test_what_redis_refuses_passes_later(store: Store) -> None:
+    key = new_id()
+    await store.call("SET", key, "text", "PX", 9000)
+    with pytest.raises(Passing):
+        await store.call("SADD", key, "member")
+    assert await store.call("GET", key) == b"text"
+
+
+async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(
+    own_redis: RedisServer,
+) -> None:
+    store = Store(own_redis.url)
+    assert await store.call("ECHO", "x") == b"x"
+    own_redis.kill()
+    begun = time.monotonic()
+    with pytest.raises(Passing):
+        await store.call("ECHO", "x")
+    assert time.monotonic() - begun < 3
+    own_redis.start()
+    assert await store.call("ECHO", "x") == b"x"
+    await store.close()
+
+
+async def test_a_redis_that_hangs_is_said_within_the_patience_of_a_browser(
+    own_redis: RedisServer,
+) -> None:
+    store = Store(own_redis.url)
+    await store.call("PING")
+    own_redis.pause()
+    begun = time.monotonic()
+    with pytest.raises(Passing):
+        await store.call("ECHO", "x")
+    assert time.monotonic() - begun < 5
+    own_redis.resume()
+    assert await store.call("ECHO", "y") == b"y"
+    await store.close()
+
+
+async def test_nobody_listening_is_passing_too() -> None:
+    store = Store(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(Passing) as caught:
+        await store.call("PING")
+    assert caught.value.code == "store_unavailable"
+    await store.close()
+
+
+async def test_scripts_are_known_to_a_redis_that_forgot_them(own_redis: RedisServer) -> None:
+    store = Store(own_redis.url)
+    records = Records(store, "me", start_by=9, log_ttl=9, max_run=9, lease=1)
+    assert (await records.claim("id", "n")).verdict == "missing"
+    await store.call("SCRIPT", "FLUSH")
+    assert (await records.claim("id", "n")).verdict == "missing"
+    assert (await records.hold("id", 1, {"version": 1}))[0] == "ours"
+    await store.close()
+
+
+async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
+    shared_redis: RedisServer,
+) -> None:
+    async with proxied(shared_redis) as proxy:
+        store, direct, channel = Store(proxy.url), Store(shared_redis.url), new_id()
+        messages = store.messages(channel)
+        assert await anext(messages) == b""
+        for word in ("one", "two"):
+            await direct.call("PUBLISH", channel, word)
+            assert await anext(messages) == word.encode()
+        proxy.cut()
+        assert await asyncio.wait_for(anext(messages), 10) == b""
+        await direct.call("PUBLISH", channel, "three")
+        assert await anext(messages) == b"three"
+        await messages.aclose()  # type: ignore[attr-defined]
+        for each in (store, direct):
+            await each.close()
+
+
+async def test_a_rush_of_readers_does_not_hold_up_the_beat(shared_redis: RedisServer) -> None:
+    async with proxied(shared_redis) as proxy:
+        store = Store(proxy.url)
+        await store.urgent([["PING"]])
+        rush = [asyncio.create_task(store.call("ECHO", "x" * 10_000)) for _ in range(500)]
+        await asyncio.sleep(0)
+        await store.urgent([["PING"]])
+        assert not all(each.done() for each in rush)
+        await asyncio.gather(*rush)
+        await store.close()
+
+
+async def test_closing_lets_nobody_wait_for_ever(own_redis: RedisServer) -> None:
+    store = Store(own_redis.url)
+    await store.call("PING")
+    own_redis.pause()
+    waiting = asyncio.create_task(store.call("ECHO", "x"))
+    await asyncio.sleep(0)
+    await store.close()
+    with pytest.raises((Passing, asyncio.CancelledError)):
+        await asyncio.wait_for(waiting, 1)
+    own_redis.resume()
+    await until(lambda: waiting.done())

@@ -1,0 +1,464 @@
+"""A viewer is a position: it gets what follows, once, in order, or is told that it cannot."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.errors import Passing
+from gateway.positions import Entry, Position
+from gateway.records import Records, new_id
+from gateway.sse import HEARTBEAT, Event, encode, parse
+from gateway.store import Store, log_key, presence_key, record_key
+from gateway.tail import Tail, Viewer
+from gateway.tails import Tails
+from tests.support import RedisServer, until
+
+EPOCH = 5
+
+
+def entry(first: int, last: int, state: str = "", epoch: int = EPOCH) -> Entry:
+    """Return an entry with the events first..last."""
+    frames = b"".join(
+        encode(b"event %d" % seq, b"%d-%d" % (epoch, seq)) for seq in range(first, last + 1)
+    )
+    return Entry(Position(epoch, last), last - first + 1, frames, state)
+
+
+def fence(epoch: int = EPOCH) -> Entry:
+    """Return the entry that begins an epoch."""
+    return Entry(Position(epoch, 0), 0, b"")
+
+
+def tail(*entries: Entry) -> Tail:
+    """Return a tail that this replica feeds."""
+    made = Tail("stream", local=True)
+    made.entries += entries
+    return made
+
+
+def viewer(of: Tail, epoch: int | None = None, seq: int = 0) -> Viewer:
+    """Return a viewer at a position, or at the start."""
+    made = Viewer(of, None if epoch is None else Position(epoch, seq))
+    of.viewers.add(made)
+    return made
+
+
+def taken(by: Viewer) -> list[Event]:
+    """Return everything that can be taken now."""
+    frames = b""
+    while chunk := by.take():
+        frames += chunk
+    return parse(frames)
+
+
+def ids(by: Viewer) -> list[str]:
+    """Return the ids of everything that can be taken now."""
+    return [event.id.decode() for event in taken(by)]
+
+
+def later(seconds: float = 0) -> float:
+    """Return a time of the loop's clock."""
+    return asyncio.get_running_loop().time() + seconds
+
+
+# What follows a position
+
+
+async def test_a_viewer_without_a_position_gets_everything_once() -> None:
+    of = tail(fence(), entry(1, 2), entry(3, 3))
+    one = viewer(of)
+    assert ids(one) == ["5-1", "5-2", "5-3"]
+    assert one.take() == b""
+    of.entries.append(entry(4, 4, "done"))
+    assert not one.finished
+    assert ids(one) == ["5-4"]
+    assert one.finished
+
+
+@pytest.mark.parametrize("seq", range(5))
+async def test_a_viewer_goes_on_after_its_position_also_within_an_entry(seq: int) -> None:
+    of = tail(fence(), entry(1, 1), entry(2, 4))
+    one = viewer(of, EPOCH, seq)
+    assert ids(one) == [f"5-{number}" for number in range(seq + 1, 5)]
+    of.entries.append(entry(5, 6))
+    assert ids(one) == ["5-5", "5-6"]
+
+
+async def test_a_viewer_who_is_ahead_of_the_log_waits_and_gets_nothing_twice() -> None:
+    of = tail(fence(), entry(1, 2))
+    one = viewer(of, EPOCH, 4)
+    assert taken(one) == []
+    of.entries += [entry(3, 3), entry(4, 6)]
+    assert ids(one) == ["5-5", "5-6"]
+
+
+async def test_a_viewer_who_is_ahead_of_a_log_that_went_another_way_is_told() -> None:
+    of = tail(fence(), entry(1, 2))
+    one = viewer(of, EPOCH, 4)
+    assert taken(one) == []
+    of.entries += [fence(9), entry(1, 1, "interrupted", epoch=9)]
+    gap, *rest = taken(one)
+    assert (gap.name, json.loads(gap.data)) == (b"gap", {"from": "5-4", "to": "5-0"})
+    assert [event.id for event in rest] == [b"5-1", b"5-2", b"9-1"]
+    assert one.finished
+
+
+@pytest.mark.parametrize("at", [(4, 1), (6, 1), (5, 9)])
+async def test_what_cannot_be_had_is_said_once_and_the_log_follows_from_its_start(
+    at: tuple[int, int],
+) -> None:
+    of = tail(fence(), entry(1, 2, "done"))
+    one = viewer(of, *at)
+    assert not one.finished
+    gap, *rest = taken(one)
+    assert (gap.name, gap.id) == (b"gap", b"5-0")
+    assert json.loads(gap.data) == {"from": f"{at[0]}-{at[1]}", "to": "5-0"}
+    assert [event.id for event in rest] == [b"5-1", b"5-2"]
+    assert one.finished
+
+
+async def test_a_gap_waits_until_there_is_something_to_lead_to() -> None:
+    of = tail()
+    one = viewer(of, 4, 4)
+    assert (one.take(), one.has_more, one.finished) == (b"", False, False)
+    of.entries += [fence(), entry(1, 1)]
+    assert [event.name for event in taken(one)] == [b"gap", b""]
+
+
+async def test_the_id_of_a_gap_is_a_position_to_go_on_from() -> None:
+    of = tail(fence(), entry(1, 2))
+    gap = taken(viewer(of, 4, 4))[0]
+    position = Position.parse(gap.id.decode())
+    assert position is not None
+    assert ids(viewer(of, *position)) == ["5-1", "5-2"]
+
+
+async def test_a_viewer_passes_over_a_fence_without_a_word() -> None:
+    of = tail(fence(), entry(1, 1), fence(9), entry(1, 1, "interrupted", epoch=9))
+    assert ids(viewer(of)) == ["5-1", "9-1"]
+    assert ids(viewer(of, EPOCH, 1)) == ["9-1"]
+
+
+async def test_a_large_log_is_handed_over_in_bounded_pieces() -> None:
+    big = Entry(Position(EPOCH, 1), 1, encode(b"x" * 200_000, b"5-1"))
+    of = tail(fence(), *[big] * 10)
+    one = viewer(of)
+    sizes = []
+    while chunk := one.take():
+        sizes.append(len(chunk))
+    assert max(sizes) < 500_000
+    assert sum(sizes) == 10 * len(big.frames)
+
+
+# Waiting, heartbeats, leaving
+
+
+async def test_a_waiting_viewer_is_woken() -> None:
+    of = tail(fence())
+    one = viewer(of)
+    waiting = asyncio.create_task(one.wait())
+    await asyncio.sleep(0)
+    of.entries.append(entry(1, 1))
+    of.wake()
+    await asyncio.wait_for(waiting, 1)
+    assert ids(one) == ["5-1"]
+
+
+async def test_a_heartbeat_comes_only_after_silence() -> None:
+    one = viewer(tail(fence()))
+    assert one.take() == b""
+    one.tick(later(0.5), 1, 30)
+    assert (one.has_more, one.take()) == (False, b"")
+    one.tick(later(1.5), 1, 30)
+    assert (one.has_more, one.take()) == (True, HEARTBEAT)
+    one.sent()
+    assert (one.has_more, one.take()) == (False, b"")
+
+
+async def test_an_event_is_a_sign_of_life_in_place_of_a_heartbeat() -> None:
+    one = viewer(tail(fence(), entry(1, 1)))
+    one.tick(later(2), 1, 30)
+    assert HEARTBEAT not in one.take().splitlines(keepends=True)
+    one.sent()
+    assert one.take() == b""
+
+
+async def test_who_reads_nothing_is_cut_off_at_the_write_timeout() -> None:
+    cut: list[bool] = []
+    one = viewer(tail(fence()))
+    one.abort = lambda: cut.append(True)
+    one.sending_since = later()
+    one.tick(later(29), 1, 30)
+    assert (one.gone, cut) == (False, [])
+    one.tick(later(31), 1, 30)
+    assert (one.gone, cut) == (True, [True])
+
+
+async def test_a_dropped_viewer_has_whole_events_only_and_leaves() -> None:
+    of = tail(fence(), entry(1, 3))
+    one = viewer(of)
+    waiting = asyncio.create_task(one.wait())
+    await asyncio.sleep(0)
+    assert of.drop() == 1
+    await asyncio.wait_for(waiting, 1)
+    assert one.finished
+    assert one.take().endswith(b"id: 5-3\n\n")
+
+
+async def test_entries_that_are_read_twice_are_shown_once() -> None:
+    of = tail(fence(), entry(1, 2))
+    assert of.extend([entry(1, 2), entry(3, 3)])
+    assert not of.extend([entry(1, 2), entry(3, 3)])
+    assert ids(viewer(of)) == ["5-1", "5-2", "5-3"]
+
+
+# Streams that run elsewhere
+
+
+class Elsewhere:
+    """A stream in Redis that another replica writes, and this replica's tails."""
+
+    def __init__(self, store: Store, grace: float = 9) -> None:
+        self.store = store
+        self.stream_id = new_id()
+        self.tails = Tails(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
+
+    async def claim(self) -> None:
+        """Let another replica claim it."""
+        other = _records(self.store)
+        await other.create(self.stream_id, "alice", "default", b"{}", "digest")
+        await other.claim(self.stream_id, "nonce")
+
+    async def write(self, *entries: Entry) -> None:
+        """Append as its owner does."""
+        for each in entries:
+            fields = [str(each.number), each.frames]
+            end = ["end", each.state] if each.state else []
+            await self.store.call("XADD", log_key(self.stream_id), str(each.last), *fields, *end)
+        await self.store.call("PEXPIRE", log_key(self.stream_id), 60_000)
+
+    async def attach(self, position: Position | None = None) -> Viewer:
+        """Return a viewer."""
+        return await self.tails.attach(self.stream_id, "owner", position)
+
+
+def _records(store: Store) -> Records:
+    return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
+
+
+@asynccontextmanager
+async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
+    """Follow what runs elsewhere for the length of the block."""
+    store = Store(url)
+    there = Elsewhere(store, grace)
+    tasks = [asyncio.create_task(each()) for each in (there.tails.follow, there.tails.announce)]
+    try:
+        yield there
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await store.close()
+
+
+async def test_what_was_logged_before_is_there_at_once(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence(), *(entry(seq, seq) for seq in range(1, 1101)))
+        assert len(ids(await there.attach())) == 1100
+        assert ids(await there.attach(Position(EPOCH, 1098))) == ["5-1099", "5-1100"]
+
+
+async def test_a_word_of_the_owner_brings_what_is_new_at_once(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        one = await there.attach()
+        assert ids(one) == []
+        begun = later()
+        await there.write(entry(1, 1))
+        there.tails.mark([there.stream_id])
+        await until(lambda: one.has_more)
+        assert later() - begun < 0.7
+        assert ids(one) == ["5-1"]
+
+
+async def test_a_lost_word_costs_about_a_second(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        one = await there.attach()
+        assert ids(one) == []
+        begun = later()
+        await there.write(entry(1, 1))
+        await until(lambda: one.has_more)
+        assert later() - begun < 1.5
+        assert ids(one) == ["5-1"]
+
+
+async def test_viewers_who_come_together_share_one_tail(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence(), entry(1, 3))
+        viewers = await asyncio.gather(*(there.attach() for _ in range(20)))
+        assert len({id(each.tail) for each in viewers}) == 1
+        assert all(ids(each) == ["5-1", "5-2", "5-3"] for each in viewers)
+
+
+async def test_a_tail_that_nobody_watches_is_dropped(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        one = await there.attach()
+        there.tails.sweep(later(60))
+        assert there.tails.get(there.stream_id) is one.tail
+        there.tails.detach(one)
+        assert there.tails.viewers == 0
+        there.tails.sweep(later(60))
+        assert there.tails.get(there.stream_id) is None
+
+
+async def test_a_tail_is_not_dropped_under_a_viewer_who_is_just_coming(
+    shared_redis: RedisServer,
+) -> None:
+    """Redis may take longer than a sweep; who comes meanwhile would never hear anything."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence())
+        coming = asyncio.create_task(there.attach())
+        await asyncio.sleep(0)
+        there.tails.sweep(later(60))
+        one = await coming
+        assert ids(one) == []
+        await there.write(entry(1, 1))
+        await until(lambda: one.has_more, "the viewer is told", 3)
+
+
+async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows(
+    redis_url: str,
+) -> None:
+    """Redis has named us the owner, but we do not know it yet when a second viewer comes."""
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        one = await there.attach()
+        assert ids(one) == []
+        own = there.tails.own(there.stream_id, fence())
+        own.entries.append(entry(1, 1))
+        own.wake()
+        await until(lambda: one.has_more, "the viewer is told", 3)
+        assert ids(one) == ["5-1"]
+
+
+async def test_what_is_read_while_a_run_begins_here_is_not_shown_twice(
+    shared_redis: RedisServer,
+) -> None:
+    """A read was under way when the run began: Redis has an entry that has not landed yet."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence())
+        await there.attach()
+        coming = asyncio.create_task(there.attach())
+        await asyncio.sleep(0)
+        own = there.tails.own(there.stream_id, fence())
+        await there.write(entry(1, 1))
+        one = await coming
+        own.entries.append(entry(1, 1))  # It lands.
+        own.wake()
+        assert ids(one) == ["5-1"]
+
+
+async def test_a_watched_stream_is_shown_to_its_owner_before_the_first_byte(
+    redis_url: str,
+) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        await there.attach()
+        assert await there.store.call("PTTL", presence_key(there.stream_id)) > 0
+
+
+async def test_presence_is_shown_again_as_long_as_somebody_watches(redis_url: str) -> None:
+    async with elsewhere(redis_url, grace=0.3) as there:
+        await there.write(fence())
+        one = await there.attach()
+        key = presence_key(there.stream_id)
+        end = later(1)
+        while later() < end:
+            assert await there.store.call("EXISTS", key)
+            await asyncio.sleep(0.02)
+        there.tails.detach(one)
+
+        async def gone() -> bool:
+            return not await there.store.call("EXISTS", key)
+
+        await until(gone)
+
+
+async def test_a_log_that_cannot_be_read_now_leaves_no_viewer_behind(
+    own_redis: RedisServer,
+) -> None:
+    async with elsewhere(own_redis.url) as there:
+        own_redis.kill()
+        with pytest.raises(Passing):
+            await there.attach()
+        assert there.tails.viewers == 0
+        own_redis.start()
+        await there.write(fence(), entry(1, 1))
+        assert ids(await there.attach()) == ["5-1"]
+
+
+async def test_a_stream_that_was_taken_from_us_is_followed_in_the_log(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence(), entry(1, 2), fence(9), entry(1, 1, "interrupted", epoch=9))
+        mine = there.tails.own(there.stream_id, fence())
+        mine.entries.append(entry(1, 2))
+        one = viewer(mine)
+        assert ids(one) == ["5-1", "5-2"]
+        there.tails.disown(there.stream_id)
+        await until(lambda: one.has_more)
+        assert ids(one) == ["9-1"]
+        assert one.finished
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_log_that_began_anew_is_a_gap_also_for_those_who_never_left(
+    redis_url: str, local: bool
+) -> None:
+    """Redis forgot the claim, another replica made it: what was seen so far is of no stream."""
+    async with elsewhere(redis_url) as there:
+        await there.write(fence(), entry(1, 2))
+        if local:
+            there.tails.own(there.stream_id, fence()).entries.append(entry(1, 2))
+        one = await there.attach()
+        assert ids(one) == ["5-1", "5-2"]
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.write(fence(9), entry(1, 2, epoch=9))
+        if local:
+            there.tails.disown(there.stream_id)
+        await until(lambda: one.has_more)
+        assert [event.name for event in taken(one)] == [b"gap", b"", b""]
+
+
+async def test_nobody_is_held_to_be_dead_who_has_no_name(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence())
+        viewer(there.tails.own(there.stream_id, fence()))
+        there.tails.disown(there.stream_id)
+        assert "" not in there.tails.owners()
+
+
+async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
+    own_redis: RedisServer,
+) -> None:
+    async with elsewhere(own_redis.url, grace=0.3) as there:
+        await there.claim()
+        await there.store.call("SET", "gw:marker", 1, "PX", 60_000)
+        one = await there.attach()
+        await asyncio.sleep(0)
+        assert not one.gone
+        await there.store.call("DEL", record_key(there.stream_id), log_key(there.stream_id))
+        await until(lambda: one.gone)
+
+
+async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(redis_url: str) -> None:
+    async with elsewhere(redis_url) as there:
+        await there.write(fence(), entry(1, 1))
+        before = await there.attach()
+        there.tails.drain()
+        assert before.finished
+        assert (await there.attach()).finished
