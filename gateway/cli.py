@@ -45,7 +45,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.linger = _LINGER
         self._gateway = gateway
+        self.ready = ""
         self._parent = os.getppid() if workers.inside() else None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so: whoever waits for that line connects at once."""
+        await super().startup(sockets)
+        if self.started and self.ready:
+            click.echo(self.ready)
 
     async def on_tick(self, counter: int) -> bool:
         """Look whether to end; a worker whose supervisor was killed does."""
@@ -86,7 +93,9 @@ class Server(uvicorn.Server):
             await drained
 
 
-def run(app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: str) -> None:
+def run(
+    app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: str, ready: str
+) -> None:
     """Serve on a bound socket until a signal, then drain."""
     config = uvicorn.Config(
         app,
@@ -99,7 +108,9 @@ def run(app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: s
         timeout_graceful_shutdown=5,
         backlog=4096,
     )
-    Server(config, gateway).run([listener])
+    server = Server(config, gateway)
+    server.ready = ready
+    server.run([listener])
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -189,8 +200,13 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
         log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
     gateway = Gateway(loaded)
     with bind(host, port, shared=workers.inside()) as listener:
-        click.echo(f"gateway listening on {url_of(listener)}")
-        run(gateway.app, listener, gateway, loaded.log_level)
+        run(
+            gateway.app,
+            listener,
+            gateway,
+            loaded.log_level,
+            ready=f"gateway listening on {url_of(listener)}",
+        )
 
 
 @main.command("demo")
@@ -219,8 +235,13 @@ def demo_(port: int, **flags: str | None) -> None:
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
         app = gateway.with_routes([*demo.page(cookie, cut), pretend])
-        click.echo(f"The demo is at {url_of(listener)}  (Ctrl+C ends it)")
-        run(app, listener, gateway, loaded.log_level)
+        run(
+            app,
+            listener,
+            gateway,
+            loaded.log_level,
+            ready=f"The demo is at {url_of(listener)}  (Ctrl+C ends it)",
+        )
 
 
 def _preferred(port: int) -> socket.socket:
@@ -271,8 +292,13 @@ def upstream_(
         raise SettingsError(f"--fault: {error}") from None
     options = demo.UpstreamOptions(interval=interval, tokens=tokens, fault=fault, api_key=api_key)
     with bind(host, port) as listener:
-        click.echo(f"pretend upstream listening on {url_of(listener)}/v1/chat/completions")
-        run(demo.upstream(options), listener, None, "info")
+        run(
+            demo.upstream(options),
+            listener,
+            None,
+            "info",
+            ready=f"pretend upstream listening on {url_of(listener)}/v1/chat/completions",
+        )
 
 
 def _load(flags: dict[str, Any]) -> Settings:

@@ -8,6 +8,7 @@ memory of a Response class and its task group.
 import asyncio
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Passing, Refusal
-from gateway.sse import OURS, encode, parse, retry
+from gateway.sse import OURS, Event, encode, parse, retry
 from gateway.tail import Viewer
 from gateway.tails import Tails
 from gateway.upstream import text_of
@@ -56,7 +57,7 @@ class EventStream:
         self._tails = tails
         self._viewer = viewer
         self._first = first
-        self._text = text
+        self._plain = PlainText() if text else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
@@ -86,7 +87,7 @@ class EventStream:
 
     def _take(self) -> bytes:
         chunk = self._viewer.take()
-        return text_frames(chunk) if self._text and chunk.endswith(b"\n\n") else chunk
+        return self._plain.frames(chunk) if self._plain and chunk.endswith(b"\n\n") else chunk
 
 
 async def _left(receive: Receive, viewer: Viewer) -> None:
@@ -97,16 +98,45 @@ async def _left(receive: Receive, viewer: Viewer) -> None:
             return
 
 
-def text_frames(frames: bytes) -> bytes:
-    """Return the frames with only the text of choice 0 as data; ids and our own events stay."""
-    parts: list[bytes] = []
-    for event in parse(frames):
-        if event.name in OURS:
-            parts.append(encode(event.data, event.id, event.name))
-        elif text := text_of(event.data):
-            data = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
-            parts.append(encode(data, event.id, event.name))
-    return b"".join(parts)
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_HALF = re.compile("[\r\ud800-\udbff]\\Z")
+
+
+class PlainText:
+    """Frames with only the text of choice 0 as data; ids and our own events stay.
+
+    An upstream may cut a surrogate pair or a CR LF in two. An event that ends so waits for the next
+    one and goes out under its id, so a resume between the two loses neither half.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Event | None = None
+        self._text = ""
+
+    def frames(self, frames: bytes) -> bytes:
+        """Return what to send for these; b"" if there is nothing yet."""
+        parts: list[bytes] = []
+        for event in parse(frames):
+            if event.name in OURS:
+                parts += [self._flush(), encode(event.data, event.id, event.name)]
+            elif text := text_of(event.data):
+                self._text += text
+                self._waiting = event
+                if not _HALF.search(self._text):
+                    parts.append(self._flush())
+        return b"".join(parts)
+
+    def _flush(self) -> bytes:
+        if self._waiting is None:
+            return b""
+        text = _PAIR.sub(_character, self._text).replace("\r\n", "\n").replace("\r", "\n")
+        frame = encode(text.encode("utf-8", "replace"), self._waiting.id, self._waiting.name)
+        self._waiting, self._text = None, ""
+        return frame
+
+
+def _character(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 def reply(

@@ -321,13 +321,13 @@ class Transcript:
     @property
     def end(self) -> dict[str, Any]:
         """The data of `end`; fails if it is not the last event."""
-        assert self.events and self.events[-1].name == b"end", self.names[-3:]
+        assert self.names[-1:] == ["end"], self.names[-3:]
         return dict(json.loads(self.events[-1].data))
 
     @property
     def failure(self) -> dict[str, Any]:
         """The data of `failure`; fails if it is not the last but one."""
-        assert len(self.events) > 1 and self.events[-2].name == b"failure", self.names[-3:]
+        assert self.names[-2:-1] == ["failure"], self.names[-3:]
         return dict(json.loads(self.events[-2].data))
 
     @property
@@ -370,7 +370,7 @@ async def read(
 async def follow(
     http: httpx.AsyncClient, urls: Callable[[], str], headers: dict[str, str], seconds: float = 30
 ) -> Transcript:
-    """Read like a browser: reconnect with the last id until 204 or anything else that is not 200."""
+    """Read like a browser: reconnect with the last id until something else than 200 comes."""
     whole = Transcript()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from gateway.errors import PASSING, REFUSALS, Passing, Refusal
 from gateway.requests import accepts, last_event_id
-from gateway.responses import Retry, nothing_more, passing, refusal, reply, text_frames
+from gateway.responses import PlainText, Retry, nothing_more, passing, refusal, reply
 from tests.support import OK, WHOLE, Call, Script, Served, Transcript, chunk, running, scripted, sse
 
 SSE = "text/event-stream"
@@ -252,13 +252,14 @@ async def test_text_of_an_unknown_position_begins_with_a_gap() -> None:
         (b'{"choices":[1,{"index":0,"delta":{"content":"x"}}]}', b"x"),
         (b'["content"]', None),
         (b'{"content"', None),
-        (b'{"choices":[{"delta":{"content":"\\ud800"}}]}', b"?"),
+        (b'{"choices":[{"delta":{"content":"\\udc00"}}]}', b"?"),
+        (b'{"choices":[{"delta":{"content":"\\ud83c"}}]}', None),  # It waits for its other half.
         (b'{"choices":[{"delta":{"content":"a\\rb\\u2028"}}]}', "a\nb\u2028".encode()),
         (b'"content"' + b"[" * 5000, None),
     ],
 )
 def test_text_of_one_event(data: bytes, text: bytes | None) -> None:
-    frames = text_frames(b"data: " + data + b"\nid: 1-1\n\n")
+    frames = PlainText().frames(b"data: " + data + b"\nid: 1-1\n\n")
     lines = [] if text is None else text.split(b"\n")
     block = b"".join(b"data: " + line + b"\n" for line in lines) + b"id: 1-1\n\n"
     assert frames == (block if lines else b"")
@@ -266,7 +267,7 @@ def test_text_of_one_event(data: bytes, text: bytes | None) -> None:
 
 def test_events_of_ours_pass_text_untouched() -> None:
     ours = b'event: failure\ndata: {"a":1}\nid: 1-1\n\nevent: end\ndata: {}\nid: 1-2\n\n'
-    assert text_frames(ours) == ours
+    assert PlainText().frames(ours) == ours
 
 
 # Accept, Last-Event-ID

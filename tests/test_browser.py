@@ -1,0 +1,751 @@
+"""A real browser: a bare EventSource, the demo page, other origins, a gateway that is killed."""
+
+import asyncio
+import json
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.app import Gateway
+from gateway.demo import answer
+from tests.support import (
+    OK,
+    SECRET,
+    WHOLE,
+    Call,
+    Process,
+    RedisServer,
+    Script,
+    Served,
+    ask,
+    chunk,
+    client,
+    cookie,
+    free_port,
+    missing,
+    process,
+    scripted,
+    served,
+    settings,
+    sse,
+    until,
+    whole,
+)
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROMPT = "What happens when my wifi drops in the middle of an answer?"
+
+# A page with nothing but `onmessage`. `got` is what it has seen, `states` what onerror found.
+BARE = """<!doctype html><link rel="icon" href="data:,"><script>
+const got = [], states = [], ends = [];
+let es;
+function watch(url, options) {
+  es = new EventSource(url, options);
+  es.onmessage = (event) => got.push([event.lastEventId, event.data]);
+  es.onerror = () => states.push(es.readyState);
+}
+function listen() { es.addEventListener("end", (event) => ends.push(JSON.parse(event.data))); }
+</script>"""
+
+
+async def bare(_: Request) -> Response:
+    """Serve the bare page."""
+    return HTMLResponse(BARE)
+
+
+BARE_ROUTE = Route("/bare", bare)
+
+
+@pytest.fixture
+async def context() -> AsyncIterator[BrowserContext]:
+    """A new profile of a browser of its own."""
+    async with chromium() as browser:
+        yield await browser.new_context(viewport={"width": 1280, "height": 900})
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Run the browser that the machine has."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        missing("chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@dataclass
+class Seen:
+    """One request that reached the gateway, and the status it got."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+
+
+class Watch:
+    """The gateway's application, and what browsers asked of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.seen: list[Seen] = []
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        seen = Seen(scope["method"], scope["path"], headers)
+        self.seen.append(seen)
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+            await send(message)
+
+        await self._app(scope, receive, noting)
+
+    def statuses(self, path: str, method: str = "GET") -> list[int]:
+        """Return the statuses of all requests of a path, in order."""
+        return [each.status for each in self.seen if (each.path, each.method) == (path, method)]
+
+
+@asynccontextmanager
+async def watched(**changes: Any) -> AsyncIterator[tuple[Served, Watch]]:
+    """Run a gateway in this process with the bare page beside it."""
+    gateway = Gateway(settings(**changes))
+    watch = Watch(gateway.with_routes([BARE_ROUTE]))
+    async with served(watch, gateway) as url, client(url) as http:
+        yield Served(gateway, url, http), watch
+
+
+async def log_in(context: BrowserContext, gateway: Served, subject: str = "alice") -> None:
+    """Give the browser a subject's cookie, as the web app would have set it."""
+    await add_cookie(context, gateway.url, gateway.cookie(subject))
+
+
+async def add_cookie(context: BrowserContext, url: str, header: dict[str, str]) -> None:
+    name, _, value = header["Cookie"].partition("=")
+    await context.add_cookies(
+        [{"name": name, "value": value, "url": url, "httpOnly": True, "sameSite": "Lax"}]
+    )
+
+
+async def said(page: Page) -> list[list[str]]:
+    """Return the id and the data of each message that the bare page has seen."""
+    seen: list[list[str]] = await page.evaluate("got")
+    return seen
+
+
+async def messages(gateway: Served, url: str) -> list[list[str]]:
+    """Return what a bare page is to see of a whole stream."""
+    events = (await gateway.read(url)).events
+    return [[each.id.decode(), each.data.decode()] for each in events if not each.name]
+
+
+async def closed(page: Page) -> None:
+    """Wait until the browser has given the EventSource up."""
+    await page.wait_for_function("es.readyState === EventSource.CLOSED")
+
+
+def in_halves() -> tuple[Script, Callable[[], None]]:
+    """Return the script of a completion that waits in its middle, and what lets it go on."""
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(*(chunk(f"{number} ") for number in range(20))))
+        await go_on.wait()
+        await call.send(sse(*(chunk(f"{number} ") for number in range(20, 40))), WHOLE)
+
+    return script, go_on.set
+
+
+# A bare EventSource
+
+
+async def test_a_bare_eventsource_gets_one_answer_and_stops_by_itself(
+    context: BrowserContext,
+) -> None:
+    async with scripted(whole) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        await log_in(context, gateway)
+        page = await context.new_page()
+        await page.goto(f"{gateway.url}/bare")
+        await page.evaluate(
+            """async (body) => {
+                const headers = {"Content-Type": "application/json"};
+                const answer = await fetch("/tickets", {method: "POST", headers, body});
+                watch((await answer.json()).stream_url);
+            }""",
+            json.dumps(ask()),
+        )
+        await closed(page)
+        url = await page.evaluate("es.url")
+        assert await said(page) == await messages(gateway, url.removeprefix(gateway.url))
+        assert await page.evaluate("states") == [0, 2]  # The close after the end, then the 204.
+        assert watch.statuses("/stream")[:2] == [200, 204]
+        assert len(watch.statuses("/stream")) == 3  # The last one is our own.
+        assert len(upstream.calls) == 1
+
+
+async def test_a_bare_eventsource_that_is_sent_away_resumes_without_loss(
+    context: BrowserContext,
+) -> None:
+    script, go_on = in_halves()
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        page, url = await started(context, gateway)
+        await page.wait_for_function("got.length === 20")
+        ticket = gateway.gateway.routes.tickets.verify(url.partition("ticket=")[2])
+        tail = gateway.gateway.tails.get(ticket.stream_id)
+        assert tail is not None
+        assert tail.drop() == 1
+        go_on()
+        await closed(page)
+        assert await said(page) == await messages(gateway, url)
+        assert watch.statuses("/stream")[:3] == [200, 200, 204]
+        assert len(upstream.calls) == 1
+
+
+async def test_a_bare_eventsource_can_have_nothing_but_the_text(context: BrowserContext) -> None:
+    lines = ["Hel", "lo\n\nwo", "rld: ", "два ", "\N{LINE SEPARATOR}", "👍🏽", "\n", " end"]
+
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(*map(chunk, lines)), WHOLE)
+
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, _):
+        page, _url = await started(context, gateway, await gateway.ticket() + "&format=text")
+        await closed(page)
+        assert "".join(data for _, data in await said(page)) == "".join(lines) + "Hello"
+
+
+async def test_two_tabs_see_the_same_answer_for_one_upstream_call(context: BrowserContext) -> None:
+    script, go_on = in_halves()
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, _):
+        first, url = await started(context, gateway)
+        await first.wait_for_function("got.length === 20")
+        second = await context.new_page()
+        await second.goto(f"{gateway.url}/bare")
+        await second.evaluate("(url) => watch(url)", url)
+        await second.wait_for_function("got.length === 20")
+        go_on()
+        await closed(first)
+        await closed(second)
+        assert await said(first) == await said(second) == await messages(gateway, url)
+        assert len(upstream.calls) == 1
+
+
+async def test_an_upstream_that_breaks_makes_no_bare_eventsource_loop(
+    context: BrowserContext,
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(chunk("Hel")))
+        call.cut()
+
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        page, url = await started(context, gateway)
+        await closed(page)
+        assert await said(page) == await messages(gateway, url)
+        assert watch.statuses("/stream")[:2] == [200, 204]
+        assert len(upstream.calls) == 1
+
+
+async def test_a_ticket_of_another_user_starts_nothing(context: BrowserContext) -> None:
+    async with scripted(whole) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        url = await gateway.ticket(subject="bob")
+        page, _ = await started(context, gateway, url)
+        await closed(page)
+        assert await said(page) == []
+        assert watch.statuses("/stream") == [404]
+        assert not upstream.calls
+
+
+async def test_a_page_that_closes_can_cancel_by_beacon(context: BrowserContext) -> None:
+    script, _ = in_halves()
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        page, url = await started(context, gateway)
+        await page.wait_for_function("got.length === 20")
+        await page.evaluate(
+            """(url) => addEventListener("pagehide", () => {
+                es.close();
+                navigator.sendBeacon(url);
+            })""",
+            url.replace("/stream", "/stream/cancel"),
+        )
+        await page.close(run_before_unload=True)
+        await until(lambda: watch.statuses("/stream/cancel", "POST") == [200], "the beacon")
+        assert (await gateway.read(url)).end["state"] == "cancelled"
+        await until(upstream.calls[0].left.is_set, "the upstream is left")
+
+
+async def started(context: BrowserContext, gateway: Served, url: str = "") -> tuple[Page, str]:
+    """Open the bare page beside the gateway, on a stream; return both."""
+    await log_in(context, gateway)
+    url = url or await gateway.ticket()
+    page = await context.new_page()
+    await page.goto(f"{gateway.url}/bare")
+    await page.evaluate("(url) => watch(url)", url)
+    return page, url
+
+
+# Other origins
+
+
+@asynccontextmanager
+async def another_site() -> AsyncIterator[str]:
+    """Serve the bare page on an origin of its own, of the same site; `localhost` is another."""
+    async with served(Starlette(routes=[BARE_ROUTE])) as url:
+        yield url
+
+
+async def test_a_listed_origin_may_watch_with_credentials(context: BrowserContext) -> None:
+    async with (
+        another_site() as origin,
+        scripted(whole) as upstream,
+        watched(upstream_url=upstream.url, allowed_origins=origin) as (gateway, watch),
+    ):
+        await log_in(context, gateway)
+        page = await context.new_page()
+        await page.goto(f"{origin}/bare")
+        url = await page.evaluate(
+            """async ([gateway, body]) => {
+                const headers = {"Content-Type": "application/json", "Idempotency-Key": "one"};
+                const options = {method: "POST", headers, body, credentials: "include"};
+                const {stream_url} = await (await fetch(gateway + "/tickets", options)).json();
+                watch(gateway + stream_url, {withCredentials: true});
+                return stream_url;
+            }""",
+            [gateway.url, json.dumps(ask())],
+        )
+        await closed(page)
+        assert await page.evaluate("states") == [0, 2]
+        assert await said(page) == await messages(gateway, url)
+        assert watch.statuses("/stream")[:2] == [200, 204]
+        assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_foreign_origin_starts_nothing_although_its_get_arrives(
+    context: BrowserContext, host: str
+) -> None:
+    async with (
+        another_site() as origin,
+        scripted(whole) as upstream,
+        watched(upstream_url=upstream.url) as (gateway, watch),
+    ):
+        await log_in(context, gateway)
+        url = await gateway.ticket()
+        page = await context.new_page()
+        await page.goto(f"{origin.replace('127.0.0.1', host)}/bare")
+        await page.evaluate("(url) => watch(url, {withCredentials: true})", gateway.url + url)
+        await closed(page)
+        assert watch.statuses("/stream") == [403]
+        assert await nothing_started(gateway, url, upstream.calls)
+
+
+EMBEDDED = {
+    "image": "document.body.append(Object.assign(new Image(), {src: url}))",
+    "script": "document.head.append(Object.assign(document.createElement('script'), {src: url}))",
+    "frame": "document.body.append(Object.assign(document.createElement('iframe'), {src: url}))",
+    "prefetch": "document.head.append("
+    "Object.assign(document.createElement('link'), {rel: 'prefetch', href: url}))",
+    "fetch without CORS": "fetch(url, {mode: 'no-cors', credentials: 'include'}).catch(() => {})",
+}
+
+
+# On a page of ours a fetch is a fetch like any other.
+ON_PAGES = [(element, "foreign") for element in EMBEDDED]
+ON_PAGES += [(element, "ours") for element in EMBEDDED if element != "fetch without CORS"]
+
+
+@pytest.mark.parametrize(("element", "whose"), ON_PAGES)
+async def test_what_a_page_embeds_starts_nothing(
+    context: BrowserContext, element: str, whose: str
+) -> None:
+    async with (
+        another_site() as origin,
+        scripted(whole) as upstream,
+        watched(upstream_url=upstream.url) as (gateway, watch),
+    ):
+        await log_in(context, gateway)
+        url = await gateway.ticket()
+        page = await context.new_page()
+        await page.goto(f"{origin if whose == 'foreign' else gateway.url}/bare")
+        await page.evaluate(f"(url) => {{ {EMBEDDED[element]} }}", gateway.url + url)
+        await until(lambda: watch.statuses("/stream"), "the request arrives")
+        await until(lambda: all(watch.statuses("/stream")), "it is answered")
+        assert set(watch.statuses("/stream")) == {403}
+        assert await nothing_started(gateway, url, upstream.calls)
+
+
+async def test_a_typed_in_link_starts_nothing(context: BrowserContext) -> None:
+    async with scripted(whole) as upstream, watched(upstream_url=upstream.url) as (gateway, _):
+        await log_in(context, gateway)
+        url = await gateway.ticket()
+        page = await context.new_page()
+        answered = await page.goto(gateway.url + url)
+        assert answered is not None
+        assert answered.status == 403
+        assert await nothing_started(gateway, url, upstream.calls)
+
+
+async def nothing_started(gateway: Served, url: str, calls: list[Call]) -> bool:
+    """Tell whether the ticket is as it was, and nobody asked the upstream."""
+    return (await gateway.completion(url))["state"] == "cached" and not calls
+
+
+# A gateway that is killed
+
+
+@dataclass
+class Deployed:
+    """What stays while gateways come and go: their address, and a page that watches a stream."""
+
+    arguments: tuple[str, ...]
+    variables: dict[str, str]
+    page: Page
+    url: str = ""
+
+    def gateway(self) -> AbstractContextManager[Process]:
+        """Run `gateway serve` there."""
+        return process(*self.arguments, **self.variables)
+
+    async def watch(self, gateway: Process) -> None:
+        """Let the page ask, and wait for half of the answer."""
+        header = cookie(settings())
+        await add_cookie(self.page.context, gateway.url, header)
+        async with client(gateway.url) as http:
+            self.url = (await http.post("/tickets", json=ask(), headers=header)).json()[
+                "stream_url"
+            ]
+        await self.page.goto(f"{self.variables['allowed_origins']}/bare")
+        await self.page.evaluate(
+            "(url) => { watch(url, {withCredentials: true}); listen(); }", gateway.url + self.url
+        )
+        await self.page.wait_for_function("got.length === 20")
+
+    async def completion(self, gateway: Process) -> dict[str, Any]:
+        """Return the answer as a gateway tells it."""
+        async with client(gateway.url) as http:
+            url = self.url.replace("/stream", "/completion")
+            return dict((await http.get(url, headers=cookie(settings()))).json())
+
+    async def text(self) -> str:
+        """Return what the page would show."""
+        whole = [json.loads(data) for _, data in await said(self.page) if data != "[DONE]"]
+        return "".join(each["choices"][0]["delta"]["content"] for each in whole)
+
+
+@asynccontextmanager
+async def deployed(
+    context: BrowserContext, redis: RedisServer, script: Script
+) -> AsyncIterator[tuple[Deployed, list[Call]]]:
+    """Prepare gateways on one port and one Redis; yields the calls of their upstream as well."""
+    async with another_site() as origin, scripted(script) as upstream:
+        variables = {
+            "redis_url": redis.url,
+            "secrets": SECRET,
+            "upstream_url": upstream.url,
+            "allowed_origins": origin,
+            "lease": "1",
+            "grace": "3",
+        }
+        arguments = ("serve", "--port", str(free_port()))
+        yield Deployed(arguments, variables, await context.new_page()), upstream.calls
+
+
+async def test_a_bare_eventsource_outlives_kill_9_and_hears_interrupted(
+    context: BrowserContext, shared_redis: RedisServer
+) -> None:
+    script, _ = in_halves()
+    async with deployed(context, shared_redis, script) as (there, calls):
+        with there.gateway() as first:
+            await there.watch(first)
+            first.signal(signal.SIGKILL)
+            first.wait()
+        await there.page.wait_for_function("states.includes(EventSource.CONNECTING)")
+        with there.gateway() as second:
+            await closed(there.page)
+            completion = await there.completion(second)
+        (end,) = await there.page.evaluate("ends")
+        assert end["state"] == completion["state"] == "interrupted"
+        assert await there.text() == completion["text"] == "".join(f"{n} " for n in range(20))
+        assert len(calls) == 1
+
+
+async def test_a_bare_eventsource_does_not_notice_a_deploy(
+    context: BrowserContext, shared_redis: RedisServer
+) -> None:
+    script, go_on = in_halves()
+    async with deployed(context, shared_redis, script) as (there, calls):
+        with there.gateway() as first:
+            await there.watch(first)
+            first.signal(signal.SIGTERM)
+            await there.page.wait_for_function("es.readyState === EventSource.CONNECTING")
+            with there.gateway() as second:
+                await there.page.wait_for_function("es.readyState === EventSource.OPEN")
+                go_on()
+                await closed(there.page)
+                completion = await there.completion(second)
+            assert await asyncio.to_thread(first.wait) == 0
+        (end,) = await there.page.evaluate("ends")
+        assert end["state"] == completion["state"] == "done"
+        assert await there.text() == completion["text"]
+        assert completion["text"] == "".join(f"{n} " for n in range(40)) + "Hello"
+        assert len(calls) == 1
+
+
+# The demo page
+
+
+@dataclass
+class Demo:
+    """A running `gateway demo` and the pretend upstream that it asks."""
+
+    url: str
+    upstream: str
+
+    async def calls(self) -> dict[str, Any]:
+        """Return what the upstream was asked."""
+        async with client(self.upstream) as http:
+            return dict((await http.get("/calls")).json())
+
+    async def open_calls(self) -> int:
+        """Return how many of its connections are open."""
+        return int((await self.calls())["open"])
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    """The demo as people start it, but with an upstream that is quicker than people read."""
+    with process("upstream", "--port", "0", "--interval", "0.02") as upstream:
+        asked = f"{upstream.url}/v1/chat/completions"
+        with process("demo", "--port", "0", "--upstream-url", asked, "--grace", "5") as demo:
+            yield Demo(demo.url, upstream.url)
+
+
+@pytest.fixture
+async def page(context: BrowserContext, demo: Demo, tmp_path: Path) -> AsyncIterator[Page]:
+    """The demo page; at the end there was no error on its console, and no request elsewhere."""
+    page = await context.new_page()
+    errors: list[str] = []
+    elsewhere: list[str] = []
+    page.on("console", lambda each: errors.append(each.text) if each.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda each: elsewhere.append(each.url))
+    await page.goto(demo.url)
+    yield page
+    await page.screenshot(path=tmp_path / "demo.png", full_page=True)
+    own = urlsplit(demo.url).netloc
+    assert not [url for url in elsewhere if urlsplit(url).netloc not in {own, ""}]
+    assert not errors
+
+
+def expected(prompt: str = PROMPT) -> str:
+    """Return the whole answer to a prompt."""
+    return "".join(answer([{"role": "user", "content": prompt}]))
+
+
+async def ask_for(page: Page, prompt: str = PROMPT, fault: str = "") -> None:
+    """Fill the form in and send it."""
+    await page.fill("#prompt", prompt)
+    await page.select_option("#fault", fault)
+    await page.click("#ask")
+
+
+async def text(page: Page, where: str = "#answer") -> str:
+    return await page.text_content(where) or ""
+
+
+async def length(page: Page, least: int) -> int:
+    """Wait until so much of the answer is there; return how much it is."""
+    await page.wait_for_function(
+        "(least) => document.getElementById('answer').textContent.length >= least", arg=least
+    )
+    return len(await text(page))
+
+
+async def state(page: Page, wanted: str, where: str = "#state") -> None:
+    """Wait until the page says how the stream is."""
+    await page.wait_for_function(
+        "([where, wanted]) => document.querySelector(where).textContent.startsWith(wanted)",
+        arg=[where, wanted],
+    )
+
+
+async def test_the_demo_page_writes_the_answer_as_it_comes(page: Page, demo: Demo) -> None:
+    await ask_for(page)
+    first = await length(page, 10)
+    second = await length(page, first + 50)
+    assert expected().startswith(await text(page))
+    assert first < second < len(expected())
+    await state(page, "done")
+    assert await text(page) == expected()
+    assert await page.text_content("#finish") == "stop"
+    assert await page.text_content("#reconnects") == "0"
+    assert "none lost, none twice" in (await text(page, "#notice"))
+
+
+async def test_the_demo_page_stops_the_answer_and_the_upstream(page: Page, demo: Demo) -> None:
+    before = await demo.calls()
+    await ask_for(page, "Stop me")
+    await length(page, 30)
+    await page.click("#stop")
+    await state(page, "cancelled")
+    seen = await text(page)
+    assert expected("Stop me").startswith(seen)
+    assert len(seen) < len(expected("Stop me"))
+    await until(lambda: _none_open(demo), "the upstream's connection is closed")
+    after = await demo.calls()
+    assert after["count"] == before["count"] + 1
+    assert after["calls"][-1]["closed"] == "client"
+    assert await page.is_disabled("#stop")
+
+
+async def _none_open(demo: Demo) -> bool:
+    return await demo.open_calls() == 0
+
+
+async def test_the_demo_page_reconnects_after_a_cut_and_has_the_exact_text(
+    page: Page, demo: Demo
+) -> None:
+    before = (await demo.calls())["count"]
+    await ask_for(page, "Cut me")
+    await length(page, 40)
+    await page.click("#cut")
+    await page.wait_for_function("document.getElementById('notice').textContent.includes('lost')")
+    await page.wait_for_function(
+        "document.getElementById('notice').textContent.startsWith('Resumed from id')"
+    )
+    await state(page, "done")
+    assert await text(page) == expected("Cut me")
+    assert await page.text_content("#reconnects") == "1"
+    assert (await demo.calls())["count"] == before + 1
+
+
+async def test_the_demo_page_shows_a_second_viewer_the_same_text(page: Page, demo: Demo) -> None:
+    before = (await demo.calls())["count"]
+    await ask_for(page, "Twice")
+    await length(page, 40)
+    await page.click("#second")
+    await page.wait_for_function("document.getElementById('answer2').textContent.length > 40")
+    await state(page, "done")
+    await state(page, "closed, same text", "#state2")
+    assert await text(page) == await text(page, "#answer2") == expected("Twice")
+    assert (await demo.calls())["count"] == before + 1
+
+
+async def test_the_demo_page_goes_on_after_a_reload(page: Page, demo: Demo) -> None:
+    before = (await demo.calls())["count"]
+    await ask_for(page, "Reload me")
+    await length(page, 40)
+    await page.reload()
+    await length(page, 41)
+    await state(page, "done")
+    assert await text(page) == expected("Reload me")
+    assert await page.input_value("#prompt") == "Reload me"
+    assert (await demo.calls())["count"] == before + 1
+    await page.reload()
+    await state(page, "done")
+    assert await text(page) == expected("Reload me")
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends", "attempts", "words"),
+    [
+        ("cut:25", "truncated", "1", "before the completion was whole"),
+        ("close:25", "truncated", "1", "before the completion was whole"),
+        ("error:25", "failed", "1", "The server had an error."),
+        ("status:503", "failed", "3", "upstream status 503"),
+        ("status:401", "failed", "1", "upstream status 401"),
+        ("html", "failed", "1", "text/html"),
+        ("status:429:1", "done", "2", "none lost, none twice"),
+        ("named", "done", "1", "none lost, none twice"),
+        ("big:100000", "done", "1", "none lost, none twice"),
+    ],
+)
+async def test_the_demo_page_tells_in_words_what_went_wrong(
+    page: Page, demo: Demo, fault: str, ends: str, attempts: str, words: str
+) -> None:
+    prompt = f"Fault {fault}"
+    await ask_for(page, prompt, fault)
+    await state(page, ends)
+    await page.wait_for_function(
+        "(words) => document.getElementById('notice').textContent.includes(words)", arg=words
+    )
+    assert await text(page, "#attempts") == attempts
+    if ends == "done" and not fault.startswith("big"):
+        assert await text(page) == expected(prompt)
+    elif ends == "truncated":
+        pieces = answer([{"role": "user", "content": prompt}])
+        assert await text(page) == "".join(pieces[:25])
+
+
+async def test_the_demo_page_stops_an_answer_that_never_begins(page: Page, demo: Demo) -> None:
+    await ask_for(page, "Hang", "hang")
+    await state(page, "starting")
+    await page.click("#stop")
+    await state(page, "cancelled")
+    assert await text(page) == ""
+    await until(lambda: _none_open(demo), "the upstream's connection is closed")
+
+
+async def test_the_demo_page_says_that_a_new_demo_knows_nothing_of_the_old(
+    context: BrowserContext, demo: Demo
+) -> None:
+    arguments = ("demo", "--port", str(free_port()))
+    asked = f"{demo.upstream}/v1/chat/completions"
+    page = await context.new_page()
+    with process(*arguments, upstream_url=asked) as old:
+        await page.goto(old.url)
+        await ask_for(page, "Old")
+        await length(page, 30)
+        old.signal(signal.SIGKILL)
+        old.wait()
+    await page.wait_for_function(
+        "document.getElementById('notice').textContent.includes('reconnecting')"
+    )
+    with process(*arguments, upstream_url=asked):
+        await state(page, "closed")
+        assert "earlier session" in await text(page, "#notice")
+        await ask_for(page, "New")
+        await state(page, "done")
+        assert await text(page) == expected("New")
+
+
+async def test_the_demo_page_works_with_its_own_upstream(context: BrowserContext) -> None:
+    with process("demo", "--port", "0") as demo:
+        page = await context.new_page()
+        await page.goto(demo.url)
+        await page.click("#ask")
+        await length(page, 30)
+        await page.click("#stop")
+        await state(page, "cancelled")
+        assert expected().startswith(await text(page))
+        demo.signal(signal.SIGTERM)
+        assert demo.wait() == 0
