@@ -1,0 +1,1 @@
+"""Benchmarks: this gateway and its peers, side by side on one machine in one run."""
