@@ -1,144 +1,27 @@
-"""The command `gateway`: serve, demo, check, cookie, upstream; and the server that drains."""
+"""The command `gateway`: serve, demo, check, cookie, upstream."""
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 import click
-import uvicorn
 from starlette.routing import Mount
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import __version__, check, demo, settings, workers
 from gateway.app import Gateway
 from gateway.auth import signed_cookie, usable
 from gateway.errors import Refusal, SettingsError
+from gateway.server import bind, run, url_of
 from gateway.settings import Settings
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
-_LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
 
 log = logging.getLogger("gateway")
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a way for the application to cut a connection whose reader is stuck."""
-
-    def on_message_begin(self) -> None:
-        """Lend the transport's abort to the response: a close would wait for the reader."""
-        super().on_message_begin()
-        self.scope["extensions"] = {"gateway.abort": self.transport.abort}  # type: ignore[dict-item]
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, with an orderly end: the listener first, then viewers, then runs, then exit 0."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway | None) -> None:
-        super().__init__(config)
-        self.linger = _LINGER
-        self._gateway = gateway
-        self.ready = ""
-        self._parent = os.getppid() if workers.inside() else None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so: whoever waits for that line connects at once."""
-        await super().startup(sockets)
-        if self.started and self.ready:
-            click.echo(self.ready)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Look whether to end; a worker whose supervisor was killed does."""
-        orphaned = self._parent is not None and os.getppid() != self._parent
-        return await super().on_tick(counter) or orphaned
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; the second signal ends at once.
-
-        uvicorn raises what it captured again at its end, and the exit code would not be 0.
-        """
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, drain, then let uvicorn close what is left."""
-        for server in self.servers:
-            server.close()
-        for each in sockets or []:
-            each.close()
-        if self._gateway is not None:
-            await self._drain(self._gateway)
-        if self.force_exit:
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # It tells what it cuts.
-        await super().shutdown(sockets)
-
-    async def _drain(self, gateway: Gateway) -> None:
-        drained = asyncio.create_task(gateway.replica.drain(gateway.settings.drain))
-        log.info("draining %d run(s)", len(gateway.replica.active))
-        linger = asyncio.get_running_loop().time() + self.linger
-        while not drained.done() or asyncio.get_running_loop().time() < linger:
-            if self.force_exit:
-                drained.cancel()
-                break
-            await asyncio.sleep(0.05)
-        with suppress(asyncio.CancelledError):
-            await drained
-
-
-def run(
-    app: ASGIApp, listener: socket.socket, gateway: Gateway | None, level: str, ready: str
-) -> None:
-    """Serve on a bound socket until a signal, then drain."""
-    config = uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        log_config=None,
-        log_level=level if level == "debug" else "warning",
-        access_log=False,  # It prints the query, and so the ticket.
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        backlog=4096,
-    )
-    server = Server(config, gateway)
-    server.ready = ready
-    server.run([listener])
-
-
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Return a listening address; raises SettingsError if it is not to be had."""
-    if not 0 <= port <= 65535:
-        raise SettingsError(f"cannot listen on {host}:{port}: no such port")
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-    except (OSError, UnicodeError) as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Return where a socket listens, as a browser would write it."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _flags(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from gateway.beat import inbox
 from gateway.errors import Fenced, Passing
-from gateway.positions import Entry, Position
+from gateway.positions import Entries, Entry, Position
 from gateway.records import End, Records, Seal
 from gateway.sse import Event, encode, safe_name
 from gateway.store import Store, log_key
@@ -83,7 +83,7 @@ class EventLog:
         mark: Callable[["EventLog"], None],
         stream_id: str,
         epoch: int,
-        entries: list[Entry],
+        entries: Entries,
         fields: dict[str, Any],
     ) -> None:
         self.stream_id = stream_id

@@ -6,18 +6,17 @@ connection for each caller costs ten times the CPU for a command.
 """
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from hiredis import pack_command
+from hiredis import Reader, pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
 )
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[Any]
@@ -50,6 +49,7 @@ class Line:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
+        self._link: _Link | None = None
 
     async def send(self, commands: Iterable[Command], generation: int | None = None) -> list[Any]:
         """Return the replies, an error reply as a ResponseError among them; raises RedisError.
@@ -116,38 +116,108 @@ class Line:
                     raise
 
     async def _exchange(self, batches: list[Batch]) -> None:
-        connection = await self._connected()
+        link = await self._connected()
         stale = [each for each in batches if each.generation not in (None, self.generation)]
         _fail(stale, RedisConnectionError("the connection is a new one"))
         commands = [each for batch in batches if batch not in stale for each in batch.commands]
+        if not commands:
+            return
         packed = b"".join(pack_command(tuple(each)) for each in commands)
-        await connection.send_packed_command(packed, False)
-        replies = [await _reply(connection) for _ in commands]
+        replies = await link.exchange(packed, len(commands))
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             await self._hang_up()  # It leads to a master that is none any more.
         _answer([batch for batch in batches if batch not in stale], replies)
 
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
+    async def _connected(self) -> "_Link":
+        if self._link is None:
             self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             self.generation += 1
-        return self._connection
+            self._link = _link(self._connection)
+        return self._link
 
     async def _hang_up(self) -> None:
         """Close the connection: nobody knows what replies it still holds."""
         if self._connection is not None:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._link = self._connection, None, None
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
             await self._pool.release(connection)
 
 
-async def _reply(connection: AbstractConnection) -> Any:
-    try:
-        # Without a time-out of its own, which would cost more than the reply.
-        return await connection.read_response(timeout=math.inf)
-    except ResponseError as error:
-        return error
+class _Link(Protocol):
+    """What carries one batch at a time."""
+
+    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+        """Send bytes and return that many replies, errors among them; raises RedisError."""
+
+
+class _Wire(asyncio.Protocol):
+    """The socket of a connection that redis-py has made: TLS, AUTH, SELECT, Sentinel are its work.
+
+    From then on replies are parsed where they arrive, with one wake-up for a batch; redis-py's
+    layers cost more for a reply than everything else that happens to an event.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._reader = Reader(replyError=_error)
+        self._replies: list[Any] = []
+        self._count = 0
+        self._waiter: asyncio.Future[list[Any]] | None = None
+        self._lost = transport.is_closing()
+        transport.set_protocol(self)
+        transport.resume_reading()
+
+    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+        if self._lost:
+            raise RedisConnectionError("Connection closed by server.")
+        self._replies, self._count = [], count
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._transport.write(packed)
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        replies = self._replies
+        while (reply := self._reader.gets()) is not False:
+            replies.append(reply)
+        if self._waiter is not None and len(replies) >= self._count and not self._waiter.done():
+            self._waiter.set_result(replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(RedisConnectionError("Connection closed by server."))
+
+
+class _Slow:
+    """A connection that has no socket: the embedded store."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+
+    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+        await self._connection.send_packed_command(packed, False)
+        return [await self._reply() for _ in range(count)]
+
+    async def _reply(self) -> Any:
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+
+def _link(connection: AbstractConnection) -> _Link:
+    transport: Any = getattr(getattr(connection, "_writer", None), "transport", None)
+    return _Wire(transport) if hasattr(transport, "set_protocol") else _Slow(connection)
+
+
+def _error(message: str) -> ResponseError:
+    kinds = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError}
+    return kinds.get(message.partition(" ")[0], ResponseError)(message)
 
 
 def _answer(batches: list[Batch], replies: list[Any]) -> None:

@@ -114,7 +114,8 @@ class Replica:
         stream_id = run.log.stream_id
         try:
             state = await run.main(self._upstream, self._permit)
-            log.info("%s: %s after %d attempt(s)", stream_id, state, run.attempts)
+            level = logging.DEBUG if state == "done" else logging.INFO
+            log.log(level, "%s: %s after %d attempt(s)", stream_id, state, run.attempts)
             await self._leave(stream_id)
         except Fenced:
             log.warning("%s: another replica took it over", stream_id)

@@ -62,13 +62,22 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
         viewer = self._viewer
-        viewer.abort = scope.get("extensions", {}).get("gateway.abort")
-        leaving = asyncio.create_task(_left(receive, viewer))
+        extensions = scope.get("extensions", {})
+        viewer.abort = extensions.get("gateway.abort")
+        closed = extensions.get("gateway.closed")
+        leaving = None if closed else asyncio.create_task(_left(receive, viewer))
+        if closed:
+            closed.add(viewer.leave)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if self._plain is None:
+                viewer.write = extensions.get("gateway.write")
             await self._send_all(send)
         finally:
-            leaving.cancel()
+            if closed:
+                closed.discard(viewer.leave)
+            if leaving:
+                leaving.cancel()
             self._tails.detach(viewer)
 
     async def _send_all(self, send: Send) -> None:

@@ -187,7 +187,7 @@ def _options() -> dict[str, Any]:
     return {
         "protocol": 2,  # Pinned: the shape of replies depends on it.
         "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
-        "socket_timeout": TIMEOUT,
+        "socket_timeout": None,  # A line has its own; this one costs a task for every batch.
         "socket_connect_timeout": TIMEOUT,
         "socket_keepalive": True,
         "max_connections": 2 * CONNECTIONS,

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable
 
-from gateway.positions import Cursor, Entry, Position, seek, start_of
+from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
 from gateway.sse import HEARTBEAT, encode
 
 _CHUNK = 256 * 1024  # Bytes handed to a viewer's socket at once.
@@ -22,7 +22,7 @@ class Tail:
         self.stream_id = stream_id
         self.local = local
         self.owner = owner
-        self.entries: list[Entry] = []
+        self.entries = Entries()
         self.viewers: set[Viewer] = set()
         self.idle_since = _now()
 
@@ -34,21 +34,22 @@ class Tail:
     @property
     def ended(self) -> bool:
         """Whether the stream's last event is here."""
-        return bool(self.entries) and bool(self.entries[-1].state)
+        return self.entries.ended
 
     def extend(self, entries: Iterable[Entry]) -> bool:
         """Add entries read from Redis, those already here left out; say whether any was new."""
-        before = len(self.entries)
+        before, last = len(self.entries), self.last
         for entry in entries:
-            if not self.entries or entry.last > self.entries[-1].last:
+            if last is None or entry.last > last:
                 self.entries.append(entry)
+                last = entry.last
         return len(self.entries) > before
 
     def replace(self, entries: list[Entry]) -> None:
         """Begin anew: the log is another than the one that was seen, and viewers are told so."""
         for viewer in self.viewers:
             viewer.miss(self.last)
-        self.entries[:] = entries
+        self.entries.replace(entries)
 
     def wake(self) -> None:
         """Let every viewer look again."""
@@ -69,6 +70,8 @@ class Viewer:
         self.gone = False
         self.sending_since: float | None = None
         self.abort: Callable[[], None] | None = None
+        self.write: Callable[[bytes], bool] | None = None  # To the socket, if it has room.
+        self._held = b""
         self.tail = tail
         self._heard = _now()
         self._heartbeat_due = False
@@ -81,21 +84,29 @@ class Viewer:
     @property
     def finished(self) -> bool:
         """Whether everything to the end was taken, or the connection is to end all the same."""
-        done = self.tail.ended and self._index >= len(self.tail.entries) and not self._gap
-        return done or self.gone
+        if self.gone:
+            return True
+        done = self._index >= len(self.tail.entries) and self.tail.ended
+        return done and not self._gap and not self._held
 
     @property
     def has_more(self) -> bool:
         """Whether another `take` may give something at once."""
-        return self._index < len(self.tail.entries) or self._heartbeat_due
+        return bool(self._held or self._heartbeat_due or self._index < len(self.tail.entries))
 
     def take(self) -> bytes:
         """Return the next frames, or a heartbeat if one is due; b"" if there is nothing yet."""
+        if self._held:
+            held, self._held = self._held, b""
+            return held
         parts = [self._take_gap()] if self._gap else []
         size = 0
         entries = self.tail.entries
         while self._index < len(entries) and size < _CHUNK:
-            frames = self._next(entries[self._index])
+            if self._after is None:
+                frames = entries.frames(self._index)
+            else:
+                frames = self._next(entries[self._index], self._after)
             if self._gap:  # It waited ahead of the log, and the log went another way.
                 break
             self._index += 1
@@ -116,16 +127,14 @@ class Viewer:
         self._heartbeat_due = False
         self._heard = _now()
 
-    def _next(self, entry: Entry) -> bytes:
-        if self._after is None:
-            return entry.frames
-        if entry.last <= self._after:
+    def _next(self, entry: Entry, after: Position) -> bytes:
+        if entry.last <= after:
             return b""
-        if entry.last.epoch != self._after.epoch:
-            self.miss(self._after)
+        if entry.last.epoch != after.epoch:
+            self.miss(after)
             return b""
-        frames, self._after = entry.after(self._after), None
-        return frames
+        self._after = None
+        return entry.after(after)
 
     def _take_gap(self) -> bytes:
         """Return the one event that is not in the log: what was asked for cannot be had."""
@@ -149,9 +158,20 @@ class Viewer:
             self._waiter = None
 
     def wake(self) -> None:
-        """End a wait."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """End a wait; or send what is new from here, which spares the task a wake-up an event."""
+        if self._waiter is None or self._waiter.done():
+            return
+        if self.write is not None and not self.gone:
+            chunk = self.take()
+            if not chunk and not self.finished:
+                return
+            if chunk and self.write(chunk):
+                self.sent()
+                if not self.finished and not self.has_more:
+                    return
+            else:
+                self._held = chunk
+        self._waiter.set_result(None)
 
     def leave(self) -> None:
         """Let the response end after a whole event."""

@@ -57,7 +57,7 @@ class Tails:
         tail.local = True
         if tail.entries != [fence]:
             tail.drop()  # What they saw is not in this log; as they come back, they are told so.
-            tail.entries[:] = [fence]
+            tail.entries.replace([fence])
         return tail
 
     def disown(self, stream_id: str) -> None:

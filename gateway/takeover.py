@@ -11,6 +11,7 @@ from typing import Any
 from gateway.beat import Beat
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import read_all
+from gateway.positions import Entries
 from gateway.records import VERSION, Record, Records
 from gateway.runs import Ending, answer_of, choices_of, ending_events, failure
 from gateway.store import Store
@@ -72,7 +73,7 @@ class Takeover:
         ending = Ending("done") if reading.finished else _lost()
         events, end, result = ending_events(ending, reading, record.attempts)
         fields = {**fields_of(record), "request": request}
-        journal = self._writer.open(stream_id, epoch, entries, fields)
+        journal = self._writer.open(stream_id, epoch, Entries(entries), fields)
         try:
             state = await journal.seal(ending.state, events, end, result)
             log.warning("%s: %s in place of a dead replica", stream_id, state)

@@ -14,16 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.sse import Event
+from gateway.transport import Transport
 
 DONE = b"[DONE]"
 _HEADERS = {
@@ -37,8 +35,7 @@ _BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
 _SECRET = 8  # Characters; what is shorter is a word.
 _MESSAGE = 500  # Characters of it that a page gets to see.
 _TELLING = re.compile(rb'"(?:finish_reason|usage|error)"\s*:\s*[^\sn]')
-_NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError)
+_ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
 
 class Reading:
@@ -122,13 +119,8 @@ class Upstream:
     """Asks for completions; one instance, and one pool of connections, a process."""
 
     def __init__(self) -> None:
-        # httpx's own transport walks all its connections at every request and collapses with
-        # thousands; httpx-aiohttp without a session factory stops at a hundred.
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=_session),
-            trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # Of one user, for another.
-        )
+        self._transport = Transport()
+        self._addresses: dict[str, httpx.URL] = {}  # Of the presets; parsing one takes its time.
 
     @asynccontextmanager
     async def ask(self, preset: Preset, request: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -137,7 +129,8 @@ class Upstream:
         There is no time-out for the first byte or for silence here: the run's owner watches those.
         """
         try:
-            response = await self._client.send(self._request(preset, request), stream=True)
+            sent = self._request(preset, "POST", request)
+            response = await self._transport.handle_async_request(sent)
         except _ERRORS as error:
             raise _unanswered(error) from error
         try:
@@ -150,34 +143,31 @@ class Upstream:
         finally:
             await response.aclose()
 
-    def _request(self, preset: Preset, request: bytes) -> httpx.Request:
+    def _request(self, preset: Preset, method: str, content: bytes) -> httpx.Request:
         headers = httpx.Headers(_HEADERS)
         if key := preset.api_key.get_secret_value():
             headers["Authorization"] = f"Bearer {key}"
         headers.update(preset.headers)
-        timeout = httpx.Timeout(None, connect=preset.connect)
-        return self._client.build_request(
-            "POST", preset.url, content=request, headers=headers, timeout=timeout
-        )
+        url = self._addresses.get(preset.url)
+        if url is None:
+            url = self._addresses[preset.url] = httpx.URL(preset.url)
+        extensions = {"timeout": {"connect": preset.connect}}
+        return httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
 
     async def reach(self, preset: Preset) -> int:
         """Return the status of a request that asks for nothing; raises UpstreamFailure."""
         try:
-            timeout = httpx.Timeout(preset.connect)
-            return (await self._client.request("OPTIONS", preset.url, timeout=timeout)).status_code
+            async with asyncio.timeout(preset.connect):
+                sent = self._request(preset, "OPTIONS", b"")
+                response = await self._transport.handle_async_request(sent)
+            await response.aclose()
+            return response.status_code
         except _ERRORS as error:
             raise _unanswered(error) from error
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
-
-
-def _session() -> aiohttp.ClientSession:
-    # A POST on a kept-alive connection that the server is just closing may or may not have been
-    # taken, and must not be sent again. Two seconds are less than any server keeps one for.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        await self._transport.aclose()
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -207,11 +197,8 @@ async def _start_of(response: httpx.Response, preset: Preset) -> bytes:
 
 
 def _unanswered(error: Exception) -> UpstreamFailure:
-    """Tell a connection that was never made from one that may have carried the request.
-
-    httpx-aiohttp calls both ConnectTimeout; only what aiohttp itself said can be trusted.
-    """
-    if isinstance(error.__cause__, _NEVER_CONNECTED):
+    """Tell a connection that was never made from one that may have carried the request."""
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         return UpstreamFailure(
             "upstream_unreachable",
             "The upstream could not be reached.",

@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.errors import Passing
 from gateway.eventlog import EventLog, wake_ups
-from gateway.positions import Entry
+from gateway.positions import Entries
 from gateway.records import Records
 from gateway.store import Store
 
@@ -33,7 +33,7 @@ class Writer:
         self._generation = 0
 
     def open(
-        self, stream_id: str, epoch: int, entries: list[Entry], fields: dict[str, Any]
+        self, stream_id: str, epoch: int, entries: Entries, fields: dict[str, Any]
     ) -> EventLog:
         """Return a log that is written here, until it is closed."""
         opened = EventLog(self._records, self.mark, stream_id, epoch, entries, fields)

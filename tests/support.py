@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import Gateway
 from gateway.auth import signed_cookie
-from gateway.cli import Protocol, Server, bind, url_of
+from gateway.server import Protocol, Server, bind, url_of
 from gateway.settings import Settings
 from gateway.sse import Event, Parser
 

@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 
 from gateway import __version__
 from gateway.auth import signed_cookie
-from gateway.cli import bind, main, url_of
+from gateway.cli import main
 from gateway.errors import SettingsError
+from gateway.server import bind, url_of
 from gateway.settings import table
 from tests.support import (
     OK,

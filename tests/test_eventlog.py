@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import EventLog, read_all
-from gateway.positions import Cursor, Entry, Position, seek, start_of
+from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
 from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
 from gateway.store import Store, log_key, record_key
@@ -136,7 +136,7 @@ class Owner:
         fields |= {"issued": record.issued, "start_by": record.start_by, "attempts": 1}
         fence = Entry(Position(claim.epoch, 0), 0, b"")
         fields["request"] = "{}"
-        return self.writer.open(stream_id, claim.epoch, [fence], fields)
+        return self.writer.open(stream_id, claim.epoch, Entries([fence]), fields)
 
 
 def records(store: Store) -> Records:
@@ -180,7 +180,7 @@ def numbered(first: int, last: int) -> list[Event]:
     return [Event(b"%d" % number) for number in range(first, last + 1)]
 
 
-def numbers(entries: list[Entry]) -> list[int]:
+def numbers(entries: Sequence[Entry]) -> list[int]:
     """Return the numbers in entries, their ids checked: the n-th event of an epoch is n."""
     events = [event for entry in entries for event in parse(entry.frames) if event.name != b"end"]
     assert [int(event.id.partition(b"-")[2]) for event in events] == [

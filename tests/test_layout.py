@@ -16,10 +16,10 @@ TESTS = Path(__file__).parent
 FLOORS: dict[str, set[str]] = {
     "pure": {"errors", "sse", "tickets", "presets", "settings", "origins", "positions"},
     "state": {"store", "records", "beat", "line", "writer", "eventlog", "tail", "tails"},
-    "upstream": {"upstream"},
+    "upstream": {"upstream", "transport"},
     "run": {"runs", "takeover", "replica"},
     "web": {"auth", "requests", "responses", "routes"},
-    "program": {"app", "check", "workers", "cli", "demo", "__main__"},
+    "program": {"app", "check", "workers", "server", "cli", "demo", "__main__"},
 }
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
@@ -27,15 +27,14 @@ FENCES: dict[str, set[str]] = {
     "redis": {"store", "line"},
     "fakeredis": {"store"},
     "hiredis": {"line"},
-    "httpx": {"upstream"},
-    "httpx_aiohttp": {"upstream"},
-    "aiohttp": {"upstream"},
+    "httpx": {"upstream", "transport"},
+    "httptools": {"transport"},
     "itsdangerous": {"tickets", "auth"},
     "pydantic": {"settings", "presets"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
-    "starlette": {"requests", "responses", "routes", "app", "demo", "cli"},
-    "uvicorn": {"cli"},
+    "starlette": {"requests", "responses", "routes", "app", "demo", "server", "cli"},
+    "uvicorn": {"server"},
     "click": {"cli"},
 }
 STANDARD = sys.stdlib_module_names
@@ -50,6 +49,8 @@ TESTED_IN = {
     "requests": "responses",
     "tails": "tail",
     "takeover": "replica",
+    "server": "cli",
+    "transport": "upstream",
     "writer": "eventlog",
 }
 

@@ -35,7 +35,7 @@ def fence(epoch: int = EPOCH) -> Entry:
 def tail(*entries: Entry) -> Tail:
     """Return a tail that this replica feeds."""
     made = Tail("stream", local=True)
-    made.entries += entries
+    made.entries.replace(entries)
     return made
 
 
@@ -91,7 +91,7 @@ async def test_a_viewer_who_is_ahead_of_the_log_waits_and_gets_nothing_twice() -
     of = tail(fence(), entry(1, 2))
     one = viewer(of, EPOCH, 4)
     assert taken(one) == []
-    of.entries += [entry(3, 3), entry(4, 6)]
+    of.extend([entry(3, 3), entry(4, 6)])
     assert ids(one) == ["5-5", "5-6"]
 
 
@@ -99,7 +99,7 @@ async def test_a_viewer_who_is_ahead_of_a_log_that_went_another_way_is_told() ->
     of = tail(fence(), entry(1, 2))
     one = viewer(of, EPOCH, 4)
     assert taken(one) == []
-    of.entries += [fence(9), entry(1, 1, "interrupted", epoch=9)]
+    of.extend([fence(9), entry(1, 1, "interrupted", epoch=9)])
     gap, *rest = taken(one)
     assert (gap.name, json.loads(gap.data)) == (b"gap", {"from": "5-4", "to": "5-0"})
     assert [event.id for event in rest] == [b"5-1", b"5-2", b"9-1"]
@@ -124,7 +124,7 @@ async def test_a_gap_waits_until_there_is_something_to_lead_to() -> None:
     of = tail()
     one = viewer(of, 4, 4)
     assert (one.take(), one.has_more, one.finished) == (b"", False, False)
-    of.entries += [fence(), entry(1, 1)]
+    of.extend([fence(), entry(1, 1)])
     assert [event.name for event in taken(one)] == [b"gap", b""]
 
 
