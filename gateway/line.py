@@ -104,10 +104,9 @@ class Line:
     async def _deliver(self, batches: list[Batch]) -> None:
         for left in reversed(range(self._tries)):
             try:
-                async with asyncio.timeout(self._timeout):
-                    await self._exchange(batches)
+                await self._exchange(batches)
                 return
-            except TimeoutError:
+            except (RedisTimeoutError, TimeoutError):
                 await self._hang_up()
                 raise RedisTimeoutError("no answer in time") from None
             except (RedisConnectionError, OSError):
@@ -123,14 +122,15 @@ class Line:
         if not commands:
             return
         packed = b"".join(pack_command(tuple(each)) for each in commands)
-        replies = await link.exchange(packed, len(commands))
+        replies = await link.exchange(packed, len(commands), self._timeout)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             await self._hang_up()  # It leads to a master that is none any more.
         _answer([batch for batch in batches if batch not in stale], replies)
 
     async def _connected(self) -> "_Link":
         if self._link is None:
-            self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeout):
+                self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             self.generation += 1
             self._link = _link(self._connection)
         return self._link
@@ -147,7 +147,7 @@ class Line:
 class _Link(Protocol):
     """What carries one batch at a time."""
 
-    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+    async def exchange(self, packed: bytes, count: int, timeout: float) -> list[Any]:
         """Send bytes and return that many replies, errors among them; raises RedisError."""
 
 
@@ -168,15 +168,18 @@ class _Wire(asyncio.Protocol):
         transport.set_protocol(self)
         transport.resume_reading()
 
-    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+    async def exchange(self, packed: bytes, count: int, timeout: float) -> list[Any]:
         if self._lost:
             raise RedisConnectionError("Connection closed by server.")
         self._replies, self._count = [], count
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
         self._transport.write(packed)
+        timer = loop.call_later(timeout, self._fail, RedisTimeoutError("no answer in time"))
         try:
             return await self._waiter
         finally:
+            timer.cancel()
             self._waiter = None
 
     def data_received(self, data: bytes) -> None:
@@ -189,8 +192,11 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self._fail(RedisConnectionError("Connection closed by server."))
+
+    def _fail(self, error: Exception) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(RedisConnectionError("Connection closed by server."))
+            self._waiter.set_exception(error)
 
 
 class _Slow:
@@ -199,9 +205,10 @@ class _Slow:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
 
-    async def exchange(self, packed: bytes, count: int) -> list[Any]:
-        await self._connection.send_packed_command(packed, False)
-        return [await self._reply() for _ in range(count)]
+    async def exchange(self, packed: bytes, count: int, timeout: float) -> list[Any]:
+        async with asyncio.timeout(timeout):
+            await self._connection.send_packed_command(packed, False)
+            return [await self._reply() for _ in range(count)]
 
     async def _reply(self) -> Any:
         try:

@@ -127,6 +127,7 @@ class Run:
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
         self._request = request
+        self._parser = Parser(caps.event)
         self._caps = caps
         self._reading = Reading(choices_of(request))
         self._ending: Ending | None = None
@@ -221,19 +222,22 @@ class Run:
         return pause if pause <= self.preset.retry_after_max else None
 
     async def _attempt(self, ask: Upstream) -> None:
-        parser = Parser(self._caps.event)
+        self._parser = Parser(self._caps.event)
         self._heard, self._silence = _now(), self.preset.first_byte
         self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
-            async for chunk in chunks:
-                self._heard = _now()
-                self._keep(parser.feed(chunk))
-                if parser.overflow:
-                    raise _too_large("event_too_large", "An event of the upstream is too large.")
+            while await chunks.each(self._take):
                 if self._reading.closed:
                     return
-                if self.log.backlog > BACKLOG:
-                    await self._wait_for_store()
+                await self._wait_for_store()
+
+    def _take(self, chunk: bytes) -> bool:
+        """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
+        self._heard = _now()
+        self._keep(self._parser.feed(chunk))
+        if self._parser.overflow:
+            raise _too_large("event_too_large", "An event of the upstream is too large.")
+        return self._reading.closed or self.log.backlog > BACKLOG
 
     def _keep(self, events: list[Event]) -> None:
         room = self._caps.log - self.log.size

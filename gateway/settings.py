@@ -8,6 +8,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -123,14 +124,18 @@ class Settings(BaseSettings):
 
     def all_presets(self) -> list[Preset]:
         """Return every preset, each filled in."""
-        names = dict.fromkeys(("default", *self.presets))
-        return [preset for name in names if (preset := self.preset(name)) is not None]
+        return list(self._filled.values())
 
     def preset(self, name: str) -> Preset | None:
         """Return a preset with everything it leaves out filled in, None if there is no such one."""
-        preset = self.presets.get(name) or (_DEFAULT if name == "default" else None)
-        if preset is None:
-            return None
+        return self._filled.get(name)
+
+    @cached_property
+    def _filled(self) -> dict[str, Preset]:
+        presets = {"default": _DEFAULT, **self.presets}
+        return {name: self._fill(preset) for name, preset in presets.items()}
+
+    def _fill(self, preset: Preset) -> Preset:
         stall = preset.stall or self.upstream_stall
         filled = {
             "url": preset.url or self.upstream_url,

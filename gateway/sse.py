@@ -66,6 +66,8 @@ class Parser:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_newlines(chunk)
+        if not chunk:
+            return []  # Nothing, or the rest of a CRLF: it must not stand where the seam is sought.
         if self._pieces:
             # Joined only once the event is complete: else an event in many pieces costs its square.
             seam = self._pieces[-1][-1:] + chunk

@@ -99,9 +99,12 @@ class Viewer:
         if self._held:
             held, self._held = self._held, b""
             return held
+        entries = self.tail.entries
+        if self._index == len(entries) - 1 and self._after is None and not self._gap:
+            self._index += 1  # What happens at nearly every event.
+            return entries.frames(self._index - 1) or self._beat()
         parts = [self._take_gap()] if self._gap else []
         size = 0
-        entries = self.tail.entries
         while self._index < len(entries) and size < _CHUNK:
             if self._after is None:
                 frames = entries.frames(self._index)
@@ -115,7 +118,10 @@ class Viewer:
         chunk = b"".join(parts)
         if not chunk and self._gap and entries:
             return self.take()
-        return HEARTBEAT if not chunk and self._heartbeat_due else chunk
+        return chunk or self._beat()
+
+    def _beat(self) -> bytes:
+        return HEARTBEAT if self._heartbeat_due else b""
 
     def sending(self) -> None:
         """Note that bytes are on their way to the reader, who may not take them."""

@@ -10,7 +10,7 @@ redirects, cookies, proxies or retries.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import cast
 
@@ -41,8 +41,7 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        body = _Body(connection, self, origin)
-        return httpx.Response(status, headers=headers, stream=body, request=request)
+        return httpx.Response(status, headers=headers, stream=Body(connection, self, origin))
 
     async def aclose(self) -> None:
         """Close the idle connections."""
@@ -90,7 +89,9 @@ class Transport(httpx.AsyncBaseTransport):
         return self._tls
 
 
-class _Body(httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
+    """The body of a response, as it comes."""
+
     def __init__(self, connection: "_Connection", transport: Transport, origin: Origin) -> None:
         self._connection = connection
         self._transport = transport
@@ -100,7 +101,16 @@ class _Body(httpx.AsyncByteStream):
         while chunk := await self._connection.read():
             yield chunk
 
+    async def each(self, handle: Callable[[bytes], bool]) -> bool:
+        """Hand over what comes, from within the socket's callback, until `handle` says stop.
+
+        Spares an event the wake-up of a task. Returns whether it was stopped, else the body is
+        over; raises httpx.TransportError, and what `handle` raises.
+        """
+        return await self._connection.hand_over(handle)
+
     async def aclose(self) -> None:
+        """Give the connection back."""
         self._transport.keep(self._origin, self._connection)
 
 
@@ -126,6 +136,8 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._size = 0
         self._paused = False
+        self._handle: Callable[[bytes], bool] | None = None
+        self._thrown: Exception | None = None
 
     @property
     def usable(self) -> bool:
@@ -144,6 +156,24 @@ class _Connection(asyncio.Protocol):
             self._raise_if_broken()
         return self._parser.get_status_code(), self._headers
 
+    async def hand_over(self, handle: Callable[[bytes], bool]) -> bool:
+        """See `Body.each`."""
+        while self._chunks:
+            if handle(await self.read()):
+                return True
+        self._handle = handle
+        try:
+            while self._handle is not None:
+                if self._complete:
+                    return False
+                self._raise_if_broken()
+                await self._wait()
+            if self._thrown is not None:
+                raise self._thrown
+            return True  # What came with it, and how it ended, is for the next call.
+        finally:
+            self._handle = None
+
     async def read(self) -> bytes:
         """Return what came since, b"" at the end of the body; raises httpx.TransportError."""
         while not self._chunks:
@@ -151,13 +181,7 @@ class _Connection(asyncio.Protocol):
                 return b""
             self._raise_if_broken()
             await self._wait()
-        chunk = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._size = 0
-        if self._paused and self._transport is not None and not self._closed:
-            self._paused = False
-            self._transport.resume_reading()
-        return chunk
+        return self._taken()
 
     def abort(self) -> None:
         """Close it at once: the server sees that nobody listens any more."""
@@ -193,7 +217,26 @@ class _Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError("the server wants another protocol"))
         except httptools.HttpParserError as error:
             self._fail(httpx.RemoteProtocolError(f"this is no HTTP: {error}"))
-        self._wake()
+        if self._handle is not None and self._chunks:
+            self._hand_over_now()
+        if self._handle is None or self._complete or self._broken is not None:
+            self._wake()
+
+    def _taken(self) -> bytes:
+        chunk = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        if self._paused and self._transport is not None and not self._closed:
+            self._paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    def _hand_over_now(self) -> None:
+        try:
+            if self._handle is not None and self._handle(self._taken()):
+                self._handle = None
+        except Exception as error:  # It is for who waits, not for the event loop.
+            self._thrown, self._handle = error, None
 
     def eof_received(self) -> bool:
         # Without a length or chunks the body ends with the connection.

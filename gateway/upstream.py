@@ -10,18 +10,18 @@ some servers never send.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.sse import Event
-from gateway.transport import Transport
+from gateway.transport import Body, Transport
 
 DONE = b"[DONE]"
 _HEADERS = {
@@ -123,7 +123,7 @@ class Upstream:
         self._addresses: dict[str, httpx.URL] = {}  # Of the presets; parsing one takes its time.
 
     @asynccontextmanager
-    async def ask(self, preset: Preset, request: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def ask(self, preset: Preset, request: bytes) -> AsyncIterator["Chunks"]:
         """Send one request and yield its body's chunks; raises UpstreamFailure, also from them.
 
         There is no time-out for the first byte or for silence here: the run's owner watches those.
@@ -139,7 +139,7 @@ class Upstream:
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "text/event-stream":
                 raise _no_stream(kind, await _start_of(response, preset), preset)
-            yield _chunks(response)
+            yield Chunks(response)
         finally:
             await response.aclose()
 
@@ -170,19 +170,41 @@ class Upstream:
         await self._transport.aclose()
 
 
-async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-    try:
-        # The raw stream saves httpx's chunking and decoding, a third of the time an event takes.
-        async for chunk in response.aiter_bytes() if encoded else response.stream:  # type: ignore[union-attr]
-            yield chunk
-    except _ERRORS as error:
-        raise UpstreamFailure(
-            "upstream_cut",
-            "The connection to the upstream broke before the completion was whole.",
-            state="truncated",
-            retryable=True,
-        ) from error
+class Chunks:
+    """The body of a stream, decoded if need be; raises UpstreamFailure where it breaks."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+        self._direct = None if encoded else cast(Body, response.stream)
+        self._response = response
+
+    async def each(self, handle: Callable[[bytes], bool]) -> bool:
+        """Hand over what comes until `handle` says stop; return whether it did."""
+        if self._direct is None:
+            async for chunk in self:
+                if handle(chunk):
+                    return True
+            return False
+        try:
+            return await self._direct.each(handle)
+        except _ERRORS as error:
+            raise _broken() from error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._direct or self._response.aiter_bytes():
+                yield chunk
+        except _ERRORS as error:
+            raise _broken() from error
+
+
+def _broken() -> UpstreamFailure:
+    return UpstreamFailure(
+        "upstream_cut",
+        "The connection to the upstream broke before the completion was whole.",
+        state="truncated",
+        retryable=True,
+    )
 
 
 async def _start_of(response: httpx.Response, preset: Preset) -> bytes:

@@ -145,6 +145,10 @@ def test_the_limit_is_of_one_event_not_of_the_stream() -> None:
     assert not parser.overflow
 
 
+def test_the_rest_of_a_cut_crlf_alone_in_a_chunk_loses_no_event() -> None:
+    assert fed(b"data: a\r", b"\n", b"\n") == [Event(b"a")]
+
+
 @given(stream=streams, cuts=st.lists(st.integers(0, 300), max_size=12))
 def test_any_cut_of_any_stream_gives_the_same_events(stream: bytes, cuts: list[int]) -> None:
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})

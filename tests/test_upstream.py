@@ -240,9 +240,9 @@ async def test_bytes_are_given_as_they_come() -> None:
         asking() as upstream,
         upstream.ask(preset(server.url), b"{}") as chunks,
     ):
-        assert await anext(chunks) == b"data: a\n\n"
+        assert await anext(aiter(chunks)) == b"data: a\n\n"
         more.set()
-        assert await anext(chunks) == b"data: b\n\n"
+        assert await anext(aiter(chunks)) == b"data: b\n\n"
 
 
 def headers_of(call: Call) -> dict[str, list[str]]:
@@ -549,7 +549,7 @@ async def test_leaving_closes_the_connection() -> None:
 
     async with scripted(script) as server, asking() as upstream:
         async with upstream.ask(preset(server.url), b"{}") as chunks:
-            await anext(chunks)
+            await anext(aiter(chunks))
             assert not server.calls[0].left.is_set()
         await asyncio.wait_for(server.calls[0].left.wait(), 5)
 

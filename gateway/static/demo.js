@@ -36,8 +36,10 @@ function row(name, data, id) {
   const piece = delta(data);
   line.dataset.event = name;
   for (const text of piece ? [id, name, JSON.stringify(piece), data] : [id, name, data]) {
-    const shown = text.slice(0, SHOWN);
-    line.append(Object.assign(document.createElement("td"), { textContent: shown, title: shown }));
+    const title = text.slice(0, SHOWN);
+    // The epoch is the same in every row, and as wide as the text beside it.
+    const textContent = text === id ? title.replace(/^\d+-/, "…-") : title;
+    line.append(Object.assign(document.createElement("td"), { textContent, title }));
   }
   line.lastChild.colSpan = piece ? 1 : 2;
   const box = $("scroll");
