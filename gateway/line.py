@@ -50,6 +50,7 @@ class Line:
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
         self._link: _Link | None = None
+        self._busy = False
 
     async def send(self, commands: Iterable[Command], generation: int | None = None) -> list[Any]:
         """Return the replies, an error reply as a ResponseError among them; raises RedisError.
@@ -66,6 +67,25 @@ class Line:
         self._wake.set()
         return await replies
 
+    async def send_now(self, commands: Sequence[Command], generation: int) -> list[Any]:
+        """Do as `send`, from within the caller's task if nothing is in flight.
+
+        That spares the handing over to the line's own task and back. A caller that is cancelled
+        cuts the connection.
+        """
+        if self._busy or self._queue:
+            return await self.send(commands, generation)
+        batch = Batch(list(commands), asyncio.get_running_loop().create_future(), generation)
+        try:
+            await self._try([batch])
+        except BaseException:
+            batch.replies.exception()  # Nobody will ask: the caller itself was cancelled.
+            raise
+        finally:
+            if self._queue:
+                self._wake.set()
+        return await batch.replies
+
     async def close(self) -> None:
         """End the connection; what is still waiting fails."""
         if self._task is not None:
@@ -77,18 +97,25 @@ class Line:
 
     async def _run(self) -> None:
         while True:
-            if not self._queue:
+            if self._busy or not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
-            batches = self._next()
-            try:
-                await self._deliver(batches)
-            except Exception as error:  # Whatever it is, the line must go on for the others.
-                await self._hang_up()
-                _fail(batches, error)
-            except BaseException:
-                _fail(batches, RedisConnectionError("the line is closed"))
-                raise
+            else:
+                await self._try(self._next())
+
+    async def _try(self, batches: list[Batch]) -> None:
+        self._busy = True
+        try:
+            await self._deliver(batches)
+        except Exception as error:  # Whatever it is, the line must go on for the others.
+            await self._hang_up()
+            _fail(batches, error)
+        except BaseException:
+            _fail(batches, RedisConnectionError("the line is closed"))
+            await self._hang_up()
+            raise
+        finally:
+            self._busy = False
 
     def _next(self) -> list[Batch]:
         """Take what waits, up to a bound, but never a part of what one caller sent."""

@@ -84,7 +84,7 @@ def _write(
     cycle: RequestResponseCycle, transport: asyncio.Transport, flow: FlowControl, body: bytes
 ) -> bool:
     """Write a chunk as `cycle.send` would, unless that would have to wait; say whether."""
-    if flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+    if flow.write_paused or transport.is_closing() or not cycle.chunked_encoding:
         return False
     transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True

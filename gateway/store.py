@@ -95,12 +95,15 @@ class Store:
         """The number of the connection that appends go over."""
         return self._log.generation
 
-    async def append(self, commands: Iterable[Command], generation: int) -> list[Any]:
+    async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
         """Send what must not be sent twice, nor on any other connection than the one checked.
 
         An error reply is None among the replies.
         """
-        replies = await _on(self._log, commands, generation)
+        try:
+            replies = await self._log.send_now(commands, generation)
+        except (RedisError, OSError) as error:
+            raise _away(error) from error
         for reply in replies:
             if isinstance(reply, ResponseError):
                 log.warning("an append was refused: %s", reply)
@@ -147,11 +150,15 @@ class Store:
         await self._pool.disconnect()
 
 
-async def _on(line: Line, commands: Iterable[Command], generation: int | None = None) -> list[Any]:
+async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
     try:
-        return await line.send(commands, generation)
+        return await line.send(commands)
     except (RedisError, OSError) as error:
-        raise Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200]) from error
+        raise _away(error) from error
+
+
+def _away(error: Exception) -> Passing:
+    return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
 
 
 def _sound(replies: list[Any]) -> list[Any]:

@@ -211,6 +211,9 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has no common class.
 
     def data_received(self, data: bytes) -> None:
+        if self._complete:
+            self._keep_alive = False
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -264,6 +267,8 @@ class _Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError("the response's head is too large"))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         if 100 <= self._parser.get_status_code() < 200:
             self._headers = []
             return
@@ -272,7 +277,13 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         self._has_head = True
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # Nobody has asked for another one.
+            self._keep_alive = False
+
     def on_body(self, body: bytes) -> None:
+        if self._complete:
+            return
         self._chunks.append(body)
         self._size += len(body)
         if self._size > _FULL and not self._paused and self._transport is not None:
