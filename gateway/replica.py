@@ -155,7 +155,7 @@ class Replica:
         _, end, result = ending_events(Ending("cancelled"), reading, 0)
         frame = b"event: end\ndata: " + end.data + b"\n"
         state, owner = await self._records.cancel(record.stream_id, frame, result)
-        if record.stream_id in self._runs:
+        if owner == self._records.replica and record.stream_id in self._runs:
             self._cancel_here([record.stream_id])
         elif owner:
             await self._beat.ask_to_cancel(record.stream_id, owner)
