@@ -1,8 +1,7 @@
 """Line: one Redis connection on which the commands of many callers travel together.
 
 While one batch is in flight, what others want gathers and becomes the next one: no caller waits for
-a timer, a rush costs few round trips, and connections do not grow with callers. A pool with a
-connection for each caller costs ten times the CPU for a command.
+a timer, a rush costs few round trips, and connections do not grow with callers.
 """
 
 import asyncio

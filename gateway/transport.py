@@ -1,8 +1,8 @@
 """Transport: httpx requests over HTTP/1.1, straight from the event loop to a chunk iterator.
 
 httpx's own transport walks all its connections at every request and collapses with thousands of
-streams; the one on aiohttp costs more for an event than everything else that happens to it. Here
-what one read of the socket brought is one chunk. The parsing is httptools'.
+streams; the one on aiohttp wakes a task for every event. Here what one read of the socket brought
+is one chunk, handed over at once. The parsing is httptools'.
 
 Only `ConnectError` and `ConnectTimeout` mean that the request cannot have been taken. There are no
 redirects, cookies, proxies or retries.
