@@ -43,11 +43,6 @@ class Beat:
         """Whether nobody can have declared this replica dead yet, with a margin for the send."""
         return _now() - self._renewed < self.lease * 0.6
 
-    @property
-    def renewed_recently(self) -> bool:
-        """Whether the store answered the last renewals."""
-        return _now() - self._renewed < self.interval * 2
-
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Passing.
 

@@ -1,7 +1,7 @@
 """Responses: what goes over the wire, as ASGI callables: streams, refusals, come-back-laters.
 
 A browser's EventSource gives up for ever on anything but 200, so what will pass is 200 with a
-`retry:` line and a close. A stream is plain ASGI `send`, one join per wake: that is a third of the
+`retry:` line and a close. A stream is plain ASGI `send`, one join per wake: that spares the
 memory of a Response class and its task group.
 """
 
@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -197,4 +196,3 @@ def _problem(status: int, code: str, title: str, detail: str, headers: dict[str,
 
 
 Answer = Response | EventStream
-Handler = Callable[..., Any]
