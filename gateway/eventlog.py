@@ -119,14 +119,17 @@ class EventLog:
 
     def append(self, events: Iterable[Event]) -> None:
         """Add events; they are shown once Redis has them."""
-        for event in events:
+        size = 0
+        for data, name, _ in events:
             self._seq += 1
-            name = safe_name(event.name) if event.name else b""
-            frame = encode(event.data, b"%d-%d" % (self.epoch, self._seq), name)
+            event_id = b"%d-%d" % (self.epoch, self._seq)
+            frame = encode(data, event_id, safe_name(name) if name else b"")
             self._pending.append(frame)
-            self._pending_bytes += len(frame)
-            self.size += len(frame)
-        self._mark(self)
+            size += len(frame)
+        self._pending_bytes += size
+        self.size += size
+        if not self.dirty:
+            self._mark(self)
 
     async def drained(self) -> None:
         """Wait until everything is committed; raises Fenced."""
@@ -195,7 +198,7 @@ class EventLog:
 
     # What follows is for the Writer.
 
-    def take(self) -> list[Any]:
+    def take(self) -> tuple[bytes, ...]:
         """Put what gathered in flight; return the command that appends it."""
         count = len(self._pending)
         frames = self._pending[0] if count == 1 else b"".join(self._pending)
@@ -210,12 +213,18 @@ class EventLog:
         self.entries.append(self.flying)
         self.flying = None
         self.on_commit()
-        self._settle()
+        if self._drained is not None:
+            self._settle()
 
     @property
-    def has_news(self) -> bool:
+    def ready(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._pending) and not (self.in_doubt or self.fenced)
+
+    @property
+    def unsaid(self) -> bool:
         """Whether there is something to send or to clear up."""
-        return bool(self._pending) or self.in_doubt
+        return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
 
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
@@ -249,11 +258,9 @@ class EventLog:
             self._drained.set_result(None)
 
 
-def _append(key: bytes, entry: Entry) -> list[Any]:
-    return [
-        *(b"XADD", key, b"NOMKSTREAM", b"%d-%d" % entry.last),
-        *(b"%d" % entry.number, entry.frames),
-    ]
+def _append(key: bytes, entry: Entry) -> tuple[bytes, ...]:
+    position, number, frames, _ = entry
+    return (b"XADD", key, b"NOMKSTREAM", b"%d-%d" % position, b"%d" % number, frames)
 
 
 def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:

@@ -72,18 +72,20 @@ class Line:
         That spares the handing over to the line's own task and back. A caller that is cancelled
         cuts the connection.
         """
-        if self._busy or self._queue:
+        if self._busy or self._queue or self._link is None:
             return await self.send(commands, generation)
-        batch = Batch(list(commands), asyncio.get_running_loop().create_future(), generation)
+        if generation != self.generation:
+            raise RedisConnectionError("the connection is a new one")
+        self._busy = True
         try:
-            await self._try([batch])
+            return await self._replies(self._link, commands)
         except BaseException:
-            batch.replies.exception()  # Nobody will ask: the caller itself was cancelled.
+            await self._hang_up()
             raise
         finally:
+            self._busy = False
             if self._queue:
                 self._wake.set()
-        return await batch.replies
 
     async def close(self) -> None:
         """End the connection; what is still waiting fails."""
@@ -148,11 +150,14 @@ class Line:
         commands = [each for batch in batches for each in batch.commands]
         if not commands:
             return
-        packed = b"".join(pack_command(tuple(each)) for each in commands)
+        _answer(batches, await self._replies(link, commands))
+
+    async def _replies(self, link: "_Link", commands: Sequence[Command]) -> list[Any]:
+        packed = b"".join([pack_command(tuple(each)) for each in commands])
         replies = await link.exchange(packed, len(commands), self._timeout)
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+        if ReadOnlyError in map(type, replies):
             await self._hang_up()  # It leads to a master that is none any more.
-        _answer(batches, replies)
+        return replies
 
     async def _connected(self) -> "_Link":
         if self._link is None:
@@ -192,6 +197,7 @@ class _Wire(asyncio.Protocol):
         self._count = 0
         self._waiter: asyncio.Future[list[Any]] | None = None
         self._lost = transport.is_closing()
+        self._loop = asyncio.get_running_loop()  # Asking for it costs a system call.
         transport.set_protocol(self)
         transport.resume_reading()
 
@@ -199,10 +205,9 @@ class _Wire(asyncio.Protocol):
         if self._lost:
             raise RedisConnectionError("Connection closed by server.")
         self._replies, self._count = [], count
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        self._waiter = self._loop.create_future()
         self._transport.write(packed)
-        timer = loop.call_later(timeout, self._fail, RedisTimeoutError("no answer in time"))
+        timer = self._loop.call_later(timeout, self._fail, RedisTimeoutError("no answer in time"))
         try:
             return await self._waiter
         finally:

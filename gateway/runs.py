@@ -134,6 +134,7 @@ class Run:
         self._pull: asyncio.Task[None] | None = None
         self._began = now
         self._heard = now
+        self._spoke = False  # Since the last look: a clock costs more than a flag, at every event.
         self._silence: float | None = None  # The longest allowed now; None while it waits itself.
         self._finished_at: float | None = None  # When the upstream said that it is whole.
         log.on_commit = tail.wake
@@ -175,6 +176,8 @@ class Run:
         """Stop a run that is too long or whose upstream is silent."""
         if not self.pulling:
             return
+        if self._spoke:
+            self._spoke, self._heard = False, now
         if self._finished_at is not None:
             if now - self._finished_at > min(self.preset.stall, _AFTER_FINISH):
                 self.stop(Ending("done"))
@@ -233,7 +236,7 @@ class Run:
 
     def _take(self, chunk: bytes) -> bool:
         """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
-        self._heard = _now()
+        self._spoke = True
         self._keep(self._parser.feed(chunk))
         if self._parser.overflow:
             raise _too_large("event_too_large", "An event of the upstream is too large.")
@@ -242,7 +245,7 @@ class Run:
     def _keep(self, events: list[Event]) -> None:
         room = self._caps.log - self.log.size
         fit = events
-        if sum(len(event.data) for event in events) > room:
+        if sum([len(event.data) for event in events]) > room:
             fit = _that_fit(events, room)
         if fit:
             for event in fit:

@@ -62,6 +62,8 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that this chunk completes."""
+        if self._is_one_line(chunk):
+            return [Event(chunk[6:-2])]  # What happens at nearly every event.
         if self._head is not None:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
@@ -82,6 +84,16 @@ class Parser:
         events = self._events(blocks)
         self.overflow = self.overflow or len(rest) > self._limit
         return events
+
+    def _is_one_line(self, chunk: bytes) -> bool:
+        return (
+            chunk.find(b"\n") == len(chunk) - 2
+            and chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n")
+            and b"\r" not in chunk
+            and not (self._pieces or self._after_cr or self._head or self.overflow)
+            and len(chunk) <= self._limit
+        )
 
     def _events(self, blocks: list[bytes]) -> list[Event]:
         events: list[Event] = []

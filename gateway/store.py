@@ -104,9 +104,10 @@ class Store:
             replies = await self._log.send_now(commands, generation)
         except (RedisError, OSError) as error:
             raise _away(error) from error
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                log.warning("an append was refused: %s", reply)
+        refused = [reply for reply in replies if isinstance(reply, ResponseError)]
+        if not refused:
+            return replies
+        log.warning("%d append(s) refused: %s", len(refused), refused[0])
         return [None if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def atomically(self, commands: Iterable[Command]) -> list[Any]:

@@ -74,6 +74,7 @@ class Viewer:
         self._held = b""
         self.tail = tail
         self._heard = _now()
+        self._spoke = False  # To, since the last tick: a clock costs more than a flag.
         self._heartbeat_due = False
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = position
@@ -131,7 +132,7 @@ class Viewer:
         """Note that the reader heard something."""
         self.sending_since = None
         self._heartbeat_due = False
-        self._heard = _now()
+        self._spoke = True
 
     def _next(self, entry: Entry, after: Position) -> bytes:
         if entry.last <= after:
@@ -173,7 +174,7 @@ class Viewer:
                 return
             if chunk and self.write(chunk):
                 self.sent()
-                if not self.finished and not self.has_more:
+                if self._index == len(self.tail.entries) and not self.finished:
                     return
             else:
                 self._held = chunk
@@ -191,6 +192,8 @@ class Viewer:
                 self.gone = True
                 if self.abort is not None:
                     self.abort()
+        elif self._spoke:
+            self._spoke, self._heard = False, now
         elif now - self._heard >= heartbeat:
             self._heartbeat_due = True
             self.wake()

@@ -38,7 +38,8 @@ class Tails:
         self._store = store
         self._records = records
         self._grace = grace
-        self._heartbeat = heartbeat * 0.75  # The sweep that looks at it comes every quarter.
+        # The sweep that looks comes every quarter: twice may pass before it sees a silence.
+        self._heartbeat = heartbeat * 0.5
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
         self._stale: set[str] = set()

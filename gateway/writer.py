@@ -62,12 +62,14 @@ class Writer:
     async def _round(self) -> None:
         self.look_at_connection()
         logs, self._dirty = self._dirty, []
+        doubtful: list[EventLog] = []
         for each in logs:
             each.dirty = False
-        logs = [each for each in logs if not each.fenced]
+            if each.in_doubt and not each.fenced:
+                doubtful.append(each)
         try:
-            failed = await self._repair([each for each in logs if each.in_doubt])
-            await self._commit([each for each in logs if not each.in_doubt and each.has_news])
+            failed = await self._repair(doubtful) if doubtful else None
+            await self._commit([each for each in logs if each.ready])
             if failed is not None:
                 raise failed
         except Passing as error:
@@ -75,7 +77,7 @@ class Writer:
             await asyncio.sleep(0.1)
         finally:
             for each in logs:
-                if not each.fenced and (each.has_news or each.flying is not None):
+                if each.unsaid:
                     self.mark(each)
 
     def look_at_connection(self) -> None:
@@ -101,7 +103,7 @@ class Writer:
             return
         commands = [each.take() for each in logs]
         try:
-            replies = await self._store.append(commands + wake_ups(logs), self._generation)
+            replies = await self._store.append([*commands, *wake_ups(logs)], self._generation)
         except BaseException:
             for each in logs:  # Sent or not, stored or not: nobody knows.
                 each.in_doubt = True
