@@ -1,4 +1,4 @@
-"""Transport: httpx requests over HTTP/1.1, straight from the event loop to a chunk iterator.
+"""Transport: HTTP/1.1 requests, their bodies straight from the event loop to who wants them.
 
 httpx's own transport walks all its connections at every request and collapses with thousands of
 streams; the one on aiohttp wakes a task for every event. Here what one read of the socket brought
@@ -10,9 +10,9 @@ redirects, cookies, proxies or retries.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from time import monotonic
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 import httpx
@@ -25,23 +25,54 @@ _FULL = 256 * 1024  # Bytes not yet taken, above which the socket is not read.
 Origin = tuple[str, str, int]
 
 
-class Transport(httpx.AsyncBaseTransport):
+class Message(NamedTuple):
+    """A request without its body: where it goes, and its head up to the length of the body."""
+
+    origin: Origin
+    head: bytes
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> "Message":
+        """Return what is the same for all requests of a kind; raises httpx.UnsupportedProtocol."""
+        lines = [b"%s %s HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
+        fields = [each for each in request.headers.raw if each[0].lower() != b"content-length"]
+        return cls(
+            _origin(request.url), b"".join([*lines, *(b"%s: %s\r\n" % each for each in fields)])
+        )
+
+    def with_body(self, body: bytes) -> bytes:
+        """Return the bytes that are sent."""
+        return b"%scontent-length: %d\r\n\r\n%s" % (self.head, len(body), body)
+
+
+class Reply(NamedTuple):
+    """A response once its head is there."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: "Body"
+
+
+class Transport:
     """Sends requests, one at a time on a connection; unbounded in number, as runs are counted."""
 
     def __init__(self) -> None:
         self._idle: dict[Origin, list[_Connection]] = {}
         self._tls: ssl.SSLContext | None = None
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the response once its head is there; raises httpx.TransportError."""
-        origin = _origin(request.url)
-        connection = self._reused(origin) or await self._connected(origin, request)
+    async def send(self, message: Message, body: bytes, connect: float) -> Reply:
+        """Return the response once its head is there; raises httpx.TransportError.
+
+        `connect` is the seconds that a new connection may take.
+        """
+        origin = message.origin
+        connection = self._reused(origin) or await self._connected(origin, connect)
         try:
-            status, headers = await connection.exchange(request)
+            status, headers = await connection.exchange(message.with_body(body))
         except BaseException:
             connection.abort()
             raise
-        return httpx.Response(status, headers=headers, stream=Body(connection, self, origin))
+        return Reply(status, headers, Body(connection, self, origin))
 
     async def aclose(self) -> None:
         """Close the idle connections."""
@@ -69,18 +100,17 @@ class Transport(httpx.AsyncBaseTransport):
             connection.abort()
         return None
 
-    async def _connected(self, origin: Origin, request: httpx.Request) -> "_Connection":
+    async def _connected(self, origin: Origin, seconds: float) -> "_Connection":
         scheme, host, port = origin
-        seconds = request.extensions.get("timeout", {}).get("connect")
         try:
             async with asyncio.timeout(seconds):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     _Connection, host, port, ssl=self._context() if scheme == "https" else None
                 )
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(f"no connection in {seconds} s", request=request) from error
+            raise httpx.ConnectTimeout(f"no connection in {seconds} s") from error
         except OSError as error:
-            raise httpx.ConnectError(str(error), request=request) from error
+            raise httpx.ConnectError(str(error)) from error
         return connection
 
     def _context(self) -> ssl.SSLContext:
@@ -101,13 +131,13 @@ class Body(httpx.AsyncByteStream):
         while chunk := await self._connection.read():
             yield chunk
 
-    async def each(self, handle: Callable[[bytes], bool]) -> bool:
+    def each(self, handle: Callable[[bytes], bool]) -> Coroutine[None, None, bool]:
         """Hand over what comes, from within the socket's callback, until `handle` says stop.
 
         Spares an event the wake-up of a task. Returns whether it was stopped, else the body is
         over; raises httpx.TransportError, and what `handle` raises.
         """
-        return await self._connection.hand_over(handle)
+        return self._connection.hand_over(handle)
 
     async def aclose(self) -> None:
         """Give the connection back."""
@@ -144,17 +174,18 @@ class _Connection(asyncio.Protocol):
         """Whether another request can go over it."""
         return self._complete and self._keep_alive and not self._closed and not self._chunks
 
-    async def exchange(self, request: httpx.Request) -> tuple[int, list[tuple[bytes, bytes]]]:
+    async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Send a request and return the status and the headers of its response."""
         self._begin()
         assert self._transport is not None
-        self._transport.write(_head(request) + request.content)
+        self._transport.write(request)
         while not self._has_head:
             self._raise_if_broken()
             await self._wait()
         if self._head_size > _HEAD:
             self._raise_if_broken()
-        return self._parser.get_status_code(), self._headers
+        headers, self._headers = self._headers, []
+        return self._parser.get_status_code(), headers
 
     async def hand_over(self, handle: Callable[[bytes], bool]) -> bool:
         """See `Body.each`."""
@@ -194,12 +225,10 @@ class _Connection(asyncio.Protocol):
         if self._closed:
             raise httpx.RemoteProtocolError("the connection was closed before the response's end")
 
-    async def _wait(self) -> None:
+    def _wait(self) -> "asyncio.Future[None]":
+        # Not a coroutine: its frame would be kept for as long as a stream is silent.
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -299,9 +328,3 @@ def _origin(url: httpx.URL) -> Origin:
     if url.scheme not in {"http", "https"} or not url.host or (url.port or 1) > 65535:
         raise httpx.UnsupportedProtocol(f"{url} is no http:// or https:// address")
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
-
-
-def _head(request: httpx.Request) -> bytes:
-    lines = [b"%s %s HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%s: %s\r\n" % header for header in request.headers.raw]
-    return b"".join([*lines, b"\r\n"])

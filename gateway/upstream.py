@@ -11,17 +11,17 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.sse import Event
-from gateway.transport import Body, Transport
+from gateway.transport import Body, Message, Reply, Transport
 
 DONE = b"[DONE]"
 _HEADERS = {
@@ -120,48 +120,36 @@ class Upstream:
 
     def __init__(self) -> None:
         self._transport = Transport()
-        self._addresses: dict[str, httpx.URL] = {}  # Of the presets; parsing one takes its time.
+        self._messages: dict[int, tuple[Preset, Message]] = {}  # Of the presets, by identity.
 
-    @asynccontextmanager
-    async def ask(self, preset: Preset, request: bytes) -> AsyncIterator["Chunks"]:
-        """Send one request and yield its body's chunks; raises UpstreamFailure, also from them.
+    def ask(self, preset: Preset, request: bytes) -> "Asking":
+        """Return the context of one request: its body's chunks; raises UpstreamFailure there.
 
         There is no time-out for the first byte or for silence here: the run's owner watches those.
         """
+        return Asking(self, preset, request)
+
+    async def send(self, preset: Preset, request: bytes) -> Reply:
+        """Send one request; raises UpstreamFailure."""
         try:
-            sent = self._request(preset, "POST", request)
-            response = await self._transport.handle_async_request(sent)
+            return await self._transport.send(self._message(preset), request, preset.connect)
         except _ERRORS as error:
             raise _unanswered(error) from error
-        try:
-            if response.status_code != 200:
-                raise _refused(response, await _start_of(response, preset), preset)
-            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "text/event-stream":
-                raise _no_stream(kind, await _start_of(response, preset), preset)
-            yield Chunks(response)
-        finally:
-            await response.aclose()
 
-    def _request(self, preset: Preset, method: str, content: bytes) -> httpx.Request:
-        headers = httpx.Headers(_HEADERS)
-        if key := preset.api_key.get_secret_value():
-            headers["Authorization"] = f"Bearer {key}"
-        headers.update(preset.headers)
-        url = self._addresses.get(preset.url)
-        if url is None:
-            url = self._addresses[preset.url] = httpx.URL(preset.url)
-        extensions = {"timeout": {"connect": preset.connect}}
-        return httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
+    def _message(self, preset: Preset) -> Message:
+        known = self._messages.get(id(preset))
+        if known is None:
+            known = self._messages[id(preset)] = preset, Message.of(_request(preset, "POST"))
+        return known[1]
 
     async def reach(self, preset: Preset) -> int:
         """Return the status of a request that asks for nothing; raises UpstreamFailure."""
         try:
             async with asyncio.timeout(preset.connect):
-                sent = self._request(preset, "OPTIONS", b"")
-                response = await self._transport.handle_async_request(sent)
-            await response.aclose()
-            return response.status_code
+                sent = Message.of(_request(preset, "OPTIONS"))
+                reply = await self._transport.send(sent, b"", preset.connect)
+            await reply.body.aclose()
+            return reply.status
         except _ERRORS as error:
             raise _unanswered(error) from error
 
@@ -170,29 +158,79 @@ class Upstream:
         await self._transport.aclose()
 
 
+def _request(preset: Preset, method: str) -> httpx.Request:
+    headers = httpx.Headers(_HEADERS)
+    if key := preset.api_key.get_secret_value():
+        headers["Authorization"] = f"Bearer {key}"
+    headers.update(preset.headers)
+    return httpx.Request(method, httpx.URL(preset.url), headers=headers)
+
+
+class Asking:
+    """One request, from its sending to the end of what reads it; an `async with` of its Chunks.
+
+    No generator, and nothing of the response but its body: with thousands of silent streams it is
+    what is kept that counts.
+    """
+
+    __slots__ = ("_body", "_preset", "_request", "_upstream")
+
+    def __init__(self, upstream: Upstream, preset: Preset, request: bytes) -> None:
+        self._upstream = upstream
+        self._preset = preset
+        self._request = request
+        self._body: Body | None = None
+
+    async def __aenter__(self) -> "Chunks":
+        reply = await self._upstream.send(self._preset, self._request)
+        self._body = reply.body
+        try:
+            return await _chunks(reply, self._preset)
+        except BaseException:
+            await reply.body.aclose()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._body is not None
+        await self._body.aclose()
+
+
+async def _chunks(reply: Reply, preset: Preset) -> "Chunks":
+    """Return the body of a stream; raises UpstreamFailure if it is none."""
+    response = httpx.Response(reply.status, headers=reply.headers, stream=reply.body)
+    if response.status_code != 200:
+        raise _refused(response, await _start_of(response, preset), preset)
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        raise _no_stream(kind, await _start_of(response, preset), preset)
+    encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
+    return Chunks(reply.body, response if encoded else None)
+
+
 class Chunks:
     """The body of a stream, decoded if need be; raises UpstreamFailure where it breaks."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-        self._direct = None if encoded else cast(Body, response.stream)
-        self._response = response
+    __slots__ = ("_body", "_encoded")
+
+    def __init__(self, body: Body, encoded: httpx.Response | None) -> None:
+        self._body = body
+        self._encoded = encoded
 
     async def each(self, handle: Callable[[bytes], bool]) -> bool:
         """Hand over what comes until `handle` says stop; return whether it did."""
-        if self._direct is None:
+        if self._encoded is not None:
             async for chunk in self:
                 if handle(chunk):
                     return True
             return False
         try:
-            return await self._direct.each(handle)
+            return await self._body.each(handle)
         except _ERRORS as error:
             raise _broken() from error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._direct or self._response.aiter_bytes():
+            async for chunk in self._encoded.aiter_bytes() if self._encoded else self._body:
                 yield chunk
         except _ERRORS as error:
             raise _broken() from error
