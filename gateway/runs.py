@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A run is never inside a request: viewers come and go, the run goes on. It has one task that pulls
-from the upstream and one that waits for it and seals the log. Whatever ends a run early (a cancel,
-the last viewer's grace, silence, a cap, the drain) sets its ending and cancels the pull, so the
-upstream's connection is closed whatever await it was in; the seal itself is never cancelled.
+A run is never inside a request: viewers come and go, the run goes on. Its task pulls from the
+upstream, then seals the log. Whatever ends a run early (a cancel, the last viewer's grace, silence,
+a cap, the drain) sets its ending and cancels the task while it pulls, so the upstream's connection
+is closed whatever await it was in; the seal itself is not cancelled but by the process's end.
 
 At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
 stream to one owner. The owner asks only while nobody can have declared it dead (`Beat.fresh`), else
@@ -131,7 +131,9 @@ class Run:
         self._caps = caps
         self._reading = Reading(choices_of(request))
         self._ending: Ending | None = None
-        self._pull: asyncio.Task[None] | None = None
+        self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
+        self._pulled = False
+        self._stopped = False
         self._began = now
         self._heard = now
         self._spoke = False  # Since the last look: a clock costs more than a flag, at every event.
@@ -148,17 +150,24 @@ class Run:
     @property
     def pulling(self) -> bool:
         """Whether it still reads, or waits for, its upstream."""
-        return self._pull is not None and not self._pull.done()
+        return self._pull is not None
 
     async def main(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> str:
         """Pull, then seal; return the state stored. Raises Fenced."""
+        broken: Exception | None = None
         if self._ending is None:
-            self._pull = asyncio.create_task(self._attempts(ask, permit))
+            self._pull = task = asyncio.current_task()
             try:
-                await asyncio.wait({self._pull})
-            finally:
-                self._pull.cancel()  # Of a process that ends at once; else it has ended.
-        ending = self._ending or self._outcome()
+                await self._attempts(ask, permit)
+                if self._stopped:
+                    await asyncio.sleep(0)  # The cancelling that is due must not hit the seal.
+            except asyncio.CancelledError:
+                if not self._stopped or (task and task.uncancel()):
+                    raise  # It is the process that ends.
+            except Exception as error:
+                broken = error
+            self._pull, self._pulled = None, True
+        ending = self._ending or self._outcome(broken)
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
         events, cancelled, result = ending_events(ending, self._reading, self._sent)
@@ -166,11 +175,15 @@ class Run:
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""
-        if self._ending is None and not (self._pull and self._pull.done()):
+        if self._ending is None and not self._pulled:
             # What is whole is done; a cancel that was stored has the last word at the seal.
             self._ending = Ending("done") if self._reading.finished else ending
-            if self._pull is not None:
-                self._pull.cancel()
+            self._stop_pulling()
+
+    def _stop_pulling(self) -> None:
+        if self._pull is not None and not self._stopped:
+            self._stopped = True
+            self._pull.cancel()
 
     def check(self, now: float) -> None:
         """Stop a run that is too long or whose upstream is silent."""
@@ -196,8 +209,7 @@ class Run:
         return Ending("stalled", failure("upstream_stalled", words, retryable=True))
 
     def _fenced(self) -> None:
-        if self._pull is not None:
-            self._pull.cancel()
+        self._stop_pulling()
 
     async def _attempts(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> None:
         while True:
@@ -262,10 +274,8 @@ class Run:
         await self.log.drained()
         self._heard, self._silence = _now(), self.preset.stall
 
-    def _outcome(self) -> Ending:
+    def _outcome(self, error: Exception | None) -> Ending:
         """Tell how the pull ended; an upstream that had finished before is done all the same."""
-        assert self._pull is not None
-        error = None if self._pull.cancelled() else self._pull.exception()
         if isinstance(error, UpstreamFailure):
             capped = error.code in {"log_full", "event_too_large"}
             if not capped and (self._reading.finished or self._reading.error is not None):

@@ -156,13 +156,11 @@ class Viewer:
         """Go on with a gap: what was seen up to here is in no log any more."""
         self._gap, self._index, self._wanted, self._after = True, 0, seen, None
 
-    async def wait(self) -> None:
-        """Wait until there may be something to take."""
+    def wait(self) -> "asyncio.Future[None]":
+        """Return what is done once there may be something to take; one at a time."""
+        # Not a coroutine: its frame would be kept for as long as a stream is silent.
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def wake(self) -> None:
         """End a wait; or send what is new from here, which spares the task a wake-up an event."""

@@ -159,7 +159,7 @@ async def test_a_large_log_is_handed_over_in_bounded_pieces() -> None:
 async def test_a_waiting_viewer_is_woken() -> None:
     of = tail(fence())
     one = viewer(of)
-    waiting = asyncio.create_task(one.wait())
+    waiting = one.wait()
     await asyncio.sleep(0)
     of.entries.append(entry(1, 1))
     of.wake()
@@ -200,7 +200,7 @@ async def test_who_reads_nothing_is_cut_off_at_the_write_timeout() -> None:
 async def test_a_dropped_viewer_has_whole_events_only_and_leaves() -> None:
     of = tail(fence(), entry(1, 3))
     one = viewer(of)
-    waiting = asyncio.create_task(one.wait())
+    waiting = one.wait()
     await asyncio.sleep(0)
     assert of.drop() == 1
     await asyncio.wait_for(waiting, 1)
