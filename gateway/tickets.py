@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import time
 
-from itsdangerous import BadData, URLSafeSerializer
+from itsdangerous import BadData, Signer
 
 from gateway.errors import Refusal
 
@@ -35,25 +35,27 @@ class Tickets:
 
     def __init__(self, secrets: Sequence[str], now: Callable[[], float] = time) -> None:
         self._now = now
-        self._serializer = URLSafeSerializer(
+        self._signer = Signer(
             list(reversed(secrets)),  # itsdangerous signs with the last.
             salt=_SALT,
-            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+            key_derivation="hmac",
+            digest_method=hashlib.sha256,
         )
 
     def issue(self, stream_id: str, subject: str, issued: int | None = None) -> str:
         """Return a ticket of under 300 URL-safe characters; the same facts give the same ticket."""
         if issued is None:
             issued = int(self._now() * 1000)
-        ticket = self._serializer.dumps([stream_id, _owner(stream_id, subject), issued])
-        return str(ticket)
+        # Not a serializer's: that one tries to compress what is too short to gain by it.
+        claim = f"{stream_id}.{_owner(stream_id, subject)}.{issued}"
+        return self._signer.sign(claim).decode()
 
     def verify(self, ticket: str) -> Ticket:
         """Return what a ticket claims; raises Refusal `ticket_not_found` if it is not ours."""
         try:
-            stream_id, owner, issued = self._serializer.loads(ticket)
-            return Ticket(str(stream_id), str(owner), int(issued))
-        except (BadData, TypeError, ValueError):
+            stream_id, owner, issued = self._signer.unsign(ticket).decode().split(".")
+            return Ticket(stream_id, owner, int(issued))
+        except (BadData, ValueError):
             raise Refusal("ticket_not_found") from None
 
 

@@ -1,14 +1,13 @@
 """Tickets: signed, short, worth nothing to anybody but their owner."""
 
-import json
+import hashlib
 import re
 from base64 import urlsafe_b64decode
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from itsdangerous import URLSafeSerializer
+from itsdangerous import Signer
 
 from gateway import tickets
 from gateway.errors import Refusal
@@ -28,13 +27,10 @@ def refused(ticket: str, *secrets: str) -> bool:
     return (caught.value.status, caught.value.code) == (404, "ticket_not_found")
 
 
-def signed(claim: Any, salt: str = tickets._SALT) -> str:
+def signed(claim: str, salt: str = tickets._SALT) -> str:
     """Return any claim with a valid signature."""
-    serializer = URLSafeSerializer(NEW, salt=salt, signer_kwargs=_HOW)
-    return str(serializer.dumps(claim))
-
-
-_HOW = Tickets([NEW])._serializer.signer_kwargs
+    signer = Signer(NEW, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+    return signer.sign(claim).decode()
 
 
 def test_a_ticket_says_what_was_put_in() -> None:
@@ -104,16 +100,16 @@ def test_what_is_no_ticket_is_refused(garbage: str) -> None:
 @pytest.mark.parametrize(
     "claim",
     [
-        *(5, None, True, "abc", "", [], {}, [ID], [ID, "o"], [ID, "o", 1, 2], [[], [], []]),
-        *([ID, "o", "x"], [ID, "o", None], {"a": 1, "b": 2, "c": 3}, [ID] * 1000),
+        *("", "abc", "5", ".", "..", "[]", ID, f"{ID}.o", f"{ID}.o.1.2", f"{ID}.o.x", f"{ID}.o."),
+        *(f"{ID}.o.1e3", f"{ID}.o.\u00bd", "." * 1000),
     ],
 )
-def test_a_signature_over_something_else_is_refused(claim: Any) -> None:
+def test_a_signature_over_something_else_is_refused(claim: str) -> None:
     assert refused(signed(claim))
 
 
 def test_another_purpose_with_the_same_secret_is_refused() -> None:
-    claim = [ID, Tickets([NEW]).verify(TICKET).owner, 1]
+    claim = f"{ID}.{Tickets([NEW]).verify(TICKET).owner}.1"
     assert Tickets([NEW]).verify(signed(claim)).stream_id == ID
     assert refused(signed(claim, salt="itsdangerous"))
 
@@ -137,7 +133,7 @@ def test_a_secret_that_was_taken_out_verifies_no_more() -> None:
 
 def test_the_subject_cannot_be_read_from_the_ticket() -> None:
     ticket = Tickets([NEW]).issue(ID, "alice@example.org", 1_700_000_000_000)
-    payload = ticket.partition(".")[0]
-    claim = urlsafe_b64decode(payload + "=" * (-len(payload) % 4)).decode()
-    assert ID in json.loads(claim)
-    assert "alice" not in claim
+    stream_id, owner, *_ = ticket.split(".")
+    assert stream_id == ID
+    assert "alice" not in ticket
+    assert b"alice" not in urlsafe_b64decode(owner + "==")
