@@ -67,6 +67,7 @@ class EventStream:
         leaving = None if closed else asyncio.create_task(_left(receive, viewer))
         if closed:
             closed.add(viewer.leave)
+            scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:

@@ -123,18 +123,21 @@ class Routes:
         self._tails = tails
         self._authenticator = authenticator
 
+    def exact(self) -> dict[str, ASGIApp]:
+        """Return the URLs without a parameter."""
+        return {
+            "/tickets": Methods(self, POST=self.create),
+            "/stream": Methods(self, GET=self.stream, DELETE=self.cancel),
+            "/stream/cancel": Methods(self, POST=self.cancel),
+            "/completion": Methods(self, GET=self.completion),
+            "/healthz": Methods(self, GET=self.alive, HEAD=self.alive),
+            "/readyz": Methods(self, GET=self.ready, HEAD=self.ready),
+        }
+
     def all(self) -> list[BaseRoute]:
         """Return every URL."""
-        post = Methods(self, POST=self.create)
-        return [
-            Route("/tickets", post),
-            Route("/tickets/{preset}", post),
-            Route("/stream", Methods(self, GET=self.stream, DELETE=self.cancel)),
-            Route("/stream/cancel", Methods(self, POST=self.cancel)),
-            Route("/completion", Methods(self, GET=self.completion)),
-            Route("/healthz", Methods(self, GET=self.alive, HEAD=self.alive)),
-            Route("/readyz", Methods(self, GET=self.ready, HEAD=self.ready)),
-        ]
+        exact = [Route(path, methods) for path, methods in self.exact().items()]
+        return [*exact, Route("/tickets/{preset}", Methods(self, POST=self.create))]
 
     def fallback(self) -> ASGIApp:
         """Return the answer to every other URL."""

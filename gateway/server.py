@@ -10,14 +10,14 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -54,8 +54,37 @@ class Closed:
             call()
 
 
+class Few(list[Any]):
+    """A deque of what is nearly always nothing: an empty one of those takes 600 bytes."""
+
+    def appendleft(self, item: Any) -> None:
+        """Add before the first."""
+        self.insert(0, item)
+
+
+def _event(*, done: bool = False) -> asyncio.Event:
+    """Return an event that keeps its waiters in a list; see `Few`."""
+    event = asyncio.Event()
+    event._waiters = []  # type: ignore[assignment]
+    if done:
+        event.set()
+    return event
+
+
+class Front:
+    """The way to our own URLs past the router, whose frames every open stream would keep."""
+
+    def __init__(self, app: ASGIApp, exact: dict[str, ASGIApp]) -> None:
+        self._app = app
+        self._exact = exact
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return the answer's coroutine: another `async` would be another frame."""
+        return self._exact.get(scope.get("path", ""), self._app)(scope, receive, send)
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, which lends its socket to the application."""
+    """uvicorn's, which lends its socket to the application, and keeps less for an open stream."""
 
     def on_message_begin(self) -> None:
         """Lend the transport's abort to the response: a close would wait for the reader."""
@@ -65,6 +94,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Lend a way to write a part of the body at once, where there is room for it."""
         super().on_headers_complete()
+        self.cycle.message_event = _event()  # Its task has not run yet.
         extensions: Any = self.scope["extensions"]
         extensions["gateway.write"] = partial(_write, self.cycle, self.transport, self.flow)
         extensions["gateway.closed"] = self._closed
@@ -72,6 +102,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to keep who wants to know of the end: a task that waits for it costs memory."""
         super().connection_made(transport)
+        self.pipeline = Few()  # type: ignore[assignment]
+        self.flow._is_writable_event = _event(done=True)
         self._closed = Closed()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,8 +182,10 @@ def run(
 ) -> None:
     """Serve on a bound socket until a signal, then drain."""
     config = uvicorn.Config(
-        app,
+        app if gateway is None else Front(app, gateway.routes.exact()),
         http=Protocol,
+        interface="asgi3",
+        proxy_headers=False,  # Nothing here asks who the client is; a caller could lie about it.
         ws="none",
         log_config=None,
         log_level=level if level == "debug" else "warning",
@@ -163,6 +197,7 @@ def run(
     server = Server(config, gateway)
     server.ready = ready
     gc.collect()
+    gc.set_threshold(50_000, 20, 50)  # Nor is each stream that opens a reason to look at all.
     gc.freeze()  # What is loaded by now stays; looking at it again stops the process for long.
     server.run([listener])
 
