@@ -21,10 +21,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from gateway import workers
 from gateway.app import Gateway
 from gateway.errors import SettingsError
 
+_FILES = 1 << 20  # Where the system names no limit.
 _LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
 
 log = logging.getLogger("gateway")
@@ -194,12 +200,23 @@ def run(
         timeout_graceful_shutdown=5,
         backlog=4096,
     )
+    _allow_files()
     server = Server(config, gateway)
     server.ready = ready
     gc.collect()
     gc.set_threshold(50_000, 20, 50)  # Nor is each stream that opens a reason to look at all.
     gc.freeze()  # What is loaded by now stays; looking at it again stops the process for long.
     server.run([listener])
+
+
+def _allow_files() -> None:
+    """Allow as many open files as may be: a stream takes two, and a usual limit is 1,024."""
+    if resource is None:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if most == resource.RLIM_INFINITY else most
+    with suppress(ValueError, OSError):  # Some systems have a limit that they do not tell.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

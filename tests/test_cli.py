@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -204,6 +205,17 @@ async def test_serve_says_where_answers_and_exits_0_at_a_signal(number: int) -> 
         served.signal(number)
         assert served.wait() == 0
         assert "Traceback" not in said(served)
+
+
+async def test_serve_may_open_as_many_files_as_the_system_lets_it() -> None:
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        with process("serve", "--port", "0", **COMPLETE) as served:
+            limits = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
+    assert limits == (most, most)
 
 
 async def test_serve_says_loudly_that_its_store_is_embedded() -> None:
