@@ -282,9 +282,22 @@ def catch_up(subject: Subject) -> Figures:
     return figures
 
 
+def stored(subject: Subject) -> Figures:
+    """Bytes of Redis's memory that a finished stream takes, and each event of it."""
+    store = redis.Redis(port=subject.bench.redis.port)
+    grown = []
+    for events in (3, 303):
+        before = store.info("memory")["used_memory"]
+        subject.drive(Plan(50, events, 10, ramp=0.5, grace=15))
+        grown.append((store.info("memory")["used_memory"] - before) / 50)
+    store.close()
+    event = (grown[1] - grown[0]) / 300
+    return {"stored_event": event, "stored_stream": grown[0] - 3 * event}
+
+
 Measure = Callable[[Subject], Figures]
 COMMON: Final[tuple[Measure, ...]] = (latency, cpu, max_rate, blast)
-GATEWAY: Final[tuple[Measure, ...]] = (tickets, catch_up)
+GATEWAY: Final[tuple[Measure, ...]] = (stored, tickets, catch_up)
 
 
 def measure(

@@ -38,6 +38,8 @@ OWN: Final = (
     "redis_in_kb",
     "redis_out_kb",
     "redis_us",
+    "stored_event",
+    "stored_stream",
     "faults",
 )
 DURABLE_COLOUR: Final = "#1f6feb"
