@@ -170,7 +170,7 @@ def nginx(folder: Path, *ports: int, servers: str = "", **variables: str) -> Ite
     """Run nginx in front of what listens, or does not, on these ports of this machine."""
     binary("nginx")
     lines = [f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in ports]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     server = Nginx(folder, servers or " ".join(lines), **variables)
     server.configure()
     server.start()
@@ -204,6 +204,7 @@ class Replicas:
 
     def replace(self, number: int) -> None:
         """Start one where there was one, and wait until it is ready."""
+        self.processes[number].stop()
         self.processes[number] = self.begin(number)
         self.processes[number].ready()
 
@@ -248,6 +249,14 @@ class Front:
         answer = await self.post(prompt)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["stream_url"])
+
+    async def spread(self, each: int) -> list[list[str]]:
+        """Return for each replica so many streams, not redeemed, that nginx takes to it."""
+        found: list[list[str]] = [[] for _ in self.replicas.ports]
+        while min(map(len, found)) < each:
+            url = await self.ticket(f"Ask {sum(map(len, found))}.")
+            found[await self.replica_of(url)].append(url)
+        return [urls[:each] for urls in found]
 
     async def replica_of(self, url: str) -> int:
         """Return the replica that nginx takes a ticket to."""
