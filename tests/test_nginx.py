@@ -5,11 +5,18 @@ import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from gateway.origins import Origins
 from tests.nginx import (
@@ -33,6 +40,7 @@ from tests.support import (
     follow,
     read,
     scripted,
+    served,
     settings,
     sse,
     until,
@@ -496,3 +504,59 @@ async def test_metrics_of_one_replica_by_chance_are_not_served(tmp_path: Path) -
         async with server.client() as http:
             answer = await http.get("/metrics")
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+# What a replica gets
+
+
+async def test_a_replica_gets_the_host_as_it_was_asked_and_the_true_caller(tmp_path: Path) -> None:
+    seen: list[Request] = []
+
+    async def note(request: Request) -> Response:
+        seen.append(request)
+        return Response("{}")
+
+    app = Starlette(routes=[Route("/usage", note)])
+    async with served(app) as url:
+        with nginx(tmp_path, httpx.URL(url).port or 0) as server:
+            lies = {"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "gopher"}
+            async with server.client() as http, server.client(secure=True) as https:
+                for each in (http, https):
+                    await each.get("/usage", headers={**lies, "X-Forwarded-Host": "evil"})
+            for request, url in zip(seen, (server.plain, server.url), strict=True):
+                scheme, _, host = url.partition("://")
+                assert request.headers["host"] == request.headers["x-forwarded-host"] == host
+                assert request.headers["x-forwarded-proto"] == scheme
+                assert request.headers["x-forwarded-for"] == "127.0.0.1"
+                assert request.scope["http_version"] == "1.1"
+                assert "connection" not in request.headers
+
+
+async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
+    tmp_path: Path,
+) -> None:
+    spans: list[float] = []
+    requests: list[bytes] = []
+
+    async def replica(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered = 0.0
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                answered = time.monotonic()
+        spans.append(time.monotonic() - answered)
+        writer.close()
+
+    server = await asyncio.start_server(replica, "127.0.0.1", 0)
+    async with server:
+        with nginx(tmp_path, server.sockets[0].getsockname()[1]) as proxy:
+            async with proxy.client() as http:
+                for _ in range(10):
+                    assert (await http.get("/usage")).status_code == 200
+                assert spans == []
+                await until(lambda: spans, "nginx closes it", 6)
+    assert len(requests) == 10
+    assert len(spans) == 1
+    closes = uvicorn.Config(app="").timeout_keep_alive
+    assert closes - 2 < spans[0] < closes  # A POST must never meet the close on its way.
