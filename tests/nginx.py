@@ -102,7 +102,17 @@ class Nginx:
         }
 
     def configure(self) -> None:
-        """Write its files: a certificate for localhost, the main file, the template's."""
+        """Write its files: the main one, the template's, and once a certificate for localhost."""
+        if not (self.folder / "cert").exists():
+            self._certify()
+        # Its workers would be `nobody` under root, and nobody may write into a test's folder.
+        user = "user root;" if os.geteuid() == 0 else ""
+        main = MAIN.format(folder=self.folder, user=user)
+        (self.folder / "nginx.conf").write_text(main, "utf-8")
+        text = rendered(BY_HAND, self.folder, **self._variables)
+        (self.folder / "gateway.conf").write_text(text, "utf-8")
+
+    def _certify(self) -> None:
         names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         where = ["-keyout", f"{self.folder}/key", "-out", f"{self.folder}/cert"]
@@ -114,12 +124,6 @@ class Nginx:
             check=True,
             capture_output=True,
         )
-        # Its workers would be `nobody` under root, and nobody may write into a test's folder.
-        user = "user root;" if os.geteuid() == 0 else ""
-        main = MAIN.format(folder=self.folder, user=user)
-        (self.folder / "nginx.conf").write_text(main, "utf-8")
-        text = rendered(BY_HAND, self.folder, **self._variables)
-        (self.folder / "gateway.conf").write_text(text, "utf-8")
 
     @property
     def command(self) -> list[str]:
@@ -141,10 +145,11 @@ class Nginx:
             self._process.wait(10)
             self._process = None
 
-    def reload(self) -> None:
-        """Read the configuration again, as `nginx -s reload` does."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+    def reload(self, *ports: int) -> None:
+        """Have other replicas from now on: render the template anew, then `nginx -s reload`."""
+        self._variables["NGINX_SERVERS"] = servers_at(*ports)
+        self.configure()
+        subprocess.run([*self.command, "-s", "reload"], check=True, capture_output=True)
 
     def client(self, *, secure: bool = False) -> httpx.AsyncClient:
         """Return an HTTP/1.1 client, without or over TLS; it trusts the certificate."""
@@ -165,13 +170,17 @@ class Nginx:
         return "".join(path.read_text("utf-8") for path in paths if path.exists())
 
 
+def servers_at(*ports: int) -> str:
+    """Return the upstream block's lines for these ports of this machine."""
+    return " ".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in ports)
+
+
 @contextmanager
-def nginx(folder: Path, *ports: int, servers: str = "", **variables: str) -> Iterator[Nginx]:
+def nginx(folder: Path, *ports: int, **variables: str) -> Iterator[Nginx]:
     """Run nginx in front of what listens, or does not, on these ports of this machine."""
     binary("nginx")
-    lines = [f"server 127.0.0.1:{port} max_fails=1 fail_timeout=2s;" for port in ports]
-    folder.mkdir(parents=True, exist_ok=True)
-    server = Nginx(folder, servers or " ".join(lines), **variables)
+    folder.mkdir(exist_ok=True)
+    server = Nginx(folder, servers_at(*ports), **variables)
     server.configure()
     server.start()
     try:
@@ -250,9 +259,9 @@ class Front:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["stream_url"])
 
-    async def spread(self, each: int) -> list[list[str]]:
-        """Return for each replica so many streams, not redeemed, that nginx takes to it."""
-        found: list[list[str]] = [[] for _ in self.replicas.ports]
+    async def spread(self, each: int, among: int = 0) -> list[list[str]]:
+        """Return for each of the first `among` replicas (0: all) so many tickets of its own."""
+        found: list[list[str]] = [[] for _ in self.replicas.ports[: among or None]]
         while min(map(len, found)) < each:
             url = await self.ticket(f"Ask {sum(map(len, found))}.")
             found[await self.replica_of(url)].append(url)

@@ -174,7 +174,8 @@ async def test_a_viewer_who_leaves_leaves_the_replica_too(
 ) -> None:
     async with (
         scripted(held()) as upstream,
-        front(tmp_path, shared_redis, upstream.url, grace="1") as at,
+        # No heartbeat within this test, whose failed write would tell nginx as well.
+        front(tmp_path, shared_redis, upstream.url, grace="1", heartbeat="15") as at,
         at.nginx.client(secure=secure) as http,
     ):
         url = await at.ticket()
@@ -401,7 +402,7 @@ async def test_a_post_that_was_refused_a_connection_goes_to_the_next_replica(
 async def test_a_body_is_too_large_for_nginx_just_when_it_is_for_the_gateway(
     shared_redis: RedisServer, tmp_path: Path
 ) -> None:
-    limit = 4096
+    limit = 2 << 20  # Above nginx's own default, which is 1 MiB.
     proxy = {"GATEWAY_MAX_BODY": str(limit)}
     async with (
         scripted(whole) as upstream,
@@ -422,6 +423,9 @@ async def test_a_body_is_too_large_for_nginx_just_when_it_is_for_the_gateway(
                 assert answer.status_code == status
             theirs = await direct.post("/tickets", content=body, headers=headers)
             assert theirs.status_code == status
+        await until(lambda: len(at.nginx.accesses()) == 4)
+        asked = ["replica=127.0.0.1:" in line for line in at.nginx.accesses()]
+        assert asked == [True, True, False, False]
         assert problem(answer) == problem(theirs) == (413, "body_too_large")
         assert answer.json() == theirs.json()
 

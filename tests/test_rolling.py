@@ -154,3 +154,36 @@ async def test_while_a_replica_drains_no_call_through_kept_connections_fails(
             assert seen.data == [*script.data, chunk("", finish="stop"), b"[DONE]"]
         assert await ended(at, 0) == 0
         assert len(upstream.calls) == len(urls) + 1
+
+
+async def test_a_replica_of_another_address_comes_in_by_a_reload_that_cuts_no_stream(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    script = held(5)
+    async with (
+        scripted(script) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 3, drain="10") as at,
+    ):
+        first, second, third = at.replicas.ports
+        at.nginx.reload(first, second)
+        await until(lambda: goes_to(at, {0, 1}), "the new configuration is in use")
+        (left,), (kept,), *_ = await at.spread(1, among=2)
+        viewers = [Viewer(at.http, url) for url in (left, kept)]
+        watching = [asyncio.create_task(each.watch()) for each in viewers]
+        await until(lambda: len(upstream.calls) == 2)
+        at.nginx.reload(second, third)
+        await until(lambda: goes_to(at, {1, 2}), "the new configuration is in use")
+        assert [each.connections for each in viewers] == [0, 0]  # Still their first ones.
+        at.replicas.signal(0, signal.SIGTERM)
+        await until(lambda: viewers[0].connections == 1, "it is sent away")
+        script.go.set()
+        for seen in await asyncio.gather(*watching):
+            assert seen.data == [*script.data, chunk("", finish="stop"), b"[DONE]"]
+        assert [each.connections for each in viewers] == [3, 2]  # The last one is the 204.
+        assert await ended(at, 0) == 0
+        assert len(upstream.calls) == 2
+
+
+async def goes_to(at: Front, wanted: set[int]) -> bool:
+    """Say whether new tickets are taken to these replicas and no others."""
+    return {await at.replica_of(await at.ticket()) for _ in range(12)} == wanted
