@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -36,8 +37,8 @@ MAIN = """
 pid {folder}/pid;
 error_log {folder}/main.log;
 daemon off;
-worker_processes 2;
-events {{ worker_connections 2048; }}
+worker_processes {workers};
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     gzip on;
@@ -85,8 +86,16 @@ def rendered(how: str, folder: Path, **variables: str) -> str:
 class Nginx:
     """An nginx in a folder of its own, over TLS at `url` and without at `plain`."""
 
-    def __init__(self, folder: Path, servers: str, **variables: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        servers: str,
+        workers: int = 2,
+        connections: int = 2048,
+        **variables: str,
+    ) -> None:
         self.folder = folder
+        self._size = {"workers": workers, "connections": connections}
         secure, plain = free_port(), free_port()
         self.url, self.plain = f"https://localhost:{secure}", f"http://localhost:{plain}"
         self._ports = (secure, plain)
@@ -107,7 +116,7 @@ class Nginx:
             self._certify()
         # Its workers would be `nobody` under root, and nobody may write into a test's folder.
         user = "user root;" if os.geteuid() == 0 else ""
-        main = MAIN.format(folder=self.folder, user=user)
+        main = MAIN.format(folder=self.folder, user=user, **self._size)
         (self.folder / "nginx.conf").write_text(main, "utf-8")
         text = rendered(BY_HAND, self.folder, **self._variables)
         (self.folder / "gateway.conf").write_text(text, "utf-8")
@@ -176,11 +185,11 @@ def servers_at(*ports: int) -> str:
 
 
 @contextmanager
-def nginx(folder: Path, *ports: int, **variables: str) -> Iterator[Nginx]:
-    """Run nginx in front of what listens, or does not, on these ports of this machine."""
+def nginx(folder: Path, *ports: int, **options: Any) -> Iterator[Nginx]:
+    """Run nginx in front of what listens, or does not, on these ports; see `Nginx` for options."""
     binary("nginx")
     folder.mkdir(exist_ok=True)
-    server = Nginx(folder, servers_at(*ports), **variables)
+    server = Nginx(folder, servers_at(*ports), **options)
     server.configure()
     server.start()
     try:

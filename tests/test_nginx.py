@@ -7,8 +7,9 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,7 +90,7 @@ def test_the_command_to_render_it_is_the_one_in_the_file_of_defaults() -> None:
     ],
     ids=["as in the tests", "without TLS", "with origins", "with a public URL"],
 )
-def test_nginx_takes_it_without_a_warning(tmp_path: Path, changed: dict[str, str]) -> None:
+def test_nginx_takes_it_without_a_warning(tmp_path: Path, changed: dict[str, Any]) -> None:
     server = Nginx(tmp_path, "server 127.0.0.1:8000;", **changed)
     server.configure()
     said = subprocess.run([*server.command, "-t"], capture_output=True, text=True).stderr
@@ -343,6 +344,43 @@ async def test_a_replica_that_hangs_is_a_gateway_timeout(
         at.replicas.signal(0, signal.SIGCONT)
         assert (await follow(at.http, lambda: url, ALICE)).end["state"] == "done"
         assert [call.json["messages"] for call in upstream.calls] == [ask()["messages"]]
+
+
+async def test_without_a_connection_left_nginx_tells_an_eventsource_to_come_back_too(
+    tmp_path: Path,
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(b"first"))
+        await call.left.wait()
+
+    async with scripted(script) as upstream, AsyncExitStack() as stack:
+        port = httpx.URL(upstream.url).port or 0
+        server = stack.enter_context(nginx(tmp_path, port, workers=1, connections=16))
+        http = await stack.enter_async_context(server.client())
+
+        async def ask_for_one(accept: str) -> httpx.Response:
+            request = http.build_request("GET", "/stream?ticket=t", headers={"Accept": accept})
+            answer = await http.send(request, stream=True)
+            stack.push_async_callback(answer.aclose)
+            return answer
+
+        for _ in range(16):
+            answer = await ask_for_one("text/event-stream")
+            if "content-length" in answer.headers:
+                break
+        assert (answer.status_code, (await answer.aread())[:7]) == (200, b"retry: ")
+        answer = await ask_for_one("*/*")
+        await answer.aread()
+        assert problem(answer) == (500, "no_replica")
+        assert 2 <= len(upstream.calls) < 8
+
+
+async def test_the_errors_of_the_web_app_beside_are_not_ours(tmp_path: Path) -> None:
+    rest = f"proxy_pass http://127.0.0.1:{REFUSED};"
+    with nginx(tmp_path, REFUSED, NGINX_REST=rest) as server:
+        async with server.client() as http:
+            answer = await http.get("/", headers=STREAM)
+            assert (answer.status_code, answer.headers["content-type"]) == (502, "text/html")
 
 
 # Nothing is paid twice
