@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.origins import Origins
+from gateway.settings import Settings
 from tests.nginx import (
     BY_HAND,
     BY_IMAGE,
@@ -63,6 +64,14 @@ def test_the_template_and_the_file_of_defaults_have_the_same_variables() -> None
     used = set(re.findall(r"\$\{((?:NGINX|GATEWAY)_[A-Z_]+)\}", TEMPLATE.read_text("utf-8")))
     given = set(re.findall(r"^([A-Z_]+)=", DEFAULTS.read_text("utf-8"), re.MULTILINE))
     assert used == given
+
+
+def test_the_defaults_suit_those_of_the_replicas(tmp_path: Path) -> None:
+    text = rendered(BY_HAND, tmp_path)
+    given = dict(re.findall(r"^\s*(\w+) ([^;$]+);$", text, re.MULTILINE))
+    assert int(given["client_max_body_size"]) == Settings.model_fields["max_body"].default
+    heartbeat = Settings.model_fields["heartbeat"].default
+    assert int(given["proxy_read_timeout"].removesuffix("s")) >= 2 * heartbeat
 
 
 def test_by_hand_and_in_the_official_image_the_template_becomes_the_same_file(
@@ -339,11 +348,15 @@ async def test_a_replica_that_hangs_is_a_gateway_timeout(
         url = await at.ticket()
         at.replicas.signal(0, signal.SIGSTOP)
         assert problem(await at.post()) == (504, "no_replica")
+        paying = {**STREAM, "Idempotency-Key": "one"}
+        assert problem(await at.post("Once.", **paying)) == (504, "no_replica")
         waits = await at.http.get(url, headers={**ALICE, **STREAM})
         assert (waits.status_code, waits.text[:7]) == (200, "retry: ")
         at.replicas.signal(0, signal.SIGCONT)
         assert (await follow(at.http, lambda: url, ALICE)).end["state"] == "done"
-        assert [call.json["messages"] for call in upstream.calls] == [ask()["messages"]]
+        answer = await at.post("Once.", **paying)  # The caller may repeat it, nginx may not.
+        assert (answer.status_code, answer.text.count("event: end")) == (200, 1)
+        assert sorted(prompt_of(call) for call in upstream.calls) == ["Hello?", "Once."]
 
 
 async def test_without_a_connection_left_nginx_tells_an_eventsource_to_come_back_too(
