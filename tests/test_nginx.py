@@ -194,6 +194,35 @@ async def test_a_viewer_who_leaves_leaves_the_replica_too(
         assert (await read(http, url, headers=ALICE)).end["state"] == "cancelled"
 
 
+async def test_a_viewer_who_reads_nothing_is_dropped_by_the_replica_through_nginx_too(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async def script(call: Call) -> None:  # More than all the buffers on its way hold.
+        await call.send(OK, *(sse(chunk("x" * (256 << 10))) for _ in range(96)))
+        await call.left.wait()
+
+    async with (
+        scripted(script) as upstream,
+        front(
+            *(tmp_path, shared_redis, upstream.url, 1),
+            max_log=str(64 << 20),
+            write_timeout="1",
+            grace="1",
+        ) as at,
+    ):
+        url = await at.ticket()
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", httpx.URL(at.nginx.plain).port, limit=1024
+        )
+        head = f"GET {url} HTTP/1.1\r\nHost: localhost\r\nCookie: {ALICE['Cookie']}\r\n\r\n"
+        writer.write(head.encode())
+        await until(lambda: upstream.calls, "it is redeemed")
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)  # Nobody watches it any more.
+        answer = await at.http.delete(url, headers=ALICE)
+        assert answer.json() == {"state": "cancelled"}
+        writer.close()
+
+
 async def test_a_stream_can_be_cancelled_through_nginx(
     shared_redis: RedisServer, tmp_path: Path
 ) -> None:
