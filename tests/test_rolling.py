@@ -69,7 +69,7 @@ class Users:
 
     async def __call__(self, number: int) -> None:
         """Be one of them."""
-        await asyncio.sleep(number * 0.02)
+        await asyncio.sleep(number * 0.01)
         turn = 0
         while not self._stop.is_set():
             turn += 1
@@ -107,7 +107,7 @@ async def ended(at: Front, number: int) -> int:
 async def test_a_rolling_restart_of_three_replicas_breaks_none_of_two_hundred_streams(
     shared_redis: RedisServer, tmp_path: Path
 ) -> None:
-    script = Paced(25, 0.2)
+    script = Paced(20, 0.2)
     async with (
         scripted(script) as upstream,
         front(tmp_path, shared_redis, upstream.url, 3, drain="20") as at,
