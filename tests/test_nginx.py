@@ -1,0 +1,646 @@
+"""The nginx template: each line's promise, with a real nginx in front of real replicas."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.origins import Origins
+from gateway.settings import Settings
+from tests.nginx import (
+    BY_HAND,
+    BY_IMAGE,
+    DEFAULTS,
+    TEMPLATE,
+    Nginx,
+    front,
+    nginx,
+    rendered,
+)
+from tests.support import (
+    OK,
+    Call,
+    RedisServer,
+    ask,
+    chunk,
+    client,
+    cookie,
+    follow,
+    read,
+    scripted,
+    served,
+    settings,
+    sse,
+    until,
+    whole,
+)
+from tests.test_promises import Paced, at_least, held
+
+ALICE = cookie(settings())
+STREAM = {"Accept": "text/event-stream"}
+REFUSED = 9  # The port of a replica that is not there.
+
+secure = pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+
+
+# The file
+
+
+def test_the_template_and_the_file_of_defaults_have_the_same_variables() -> None:
+    used = set(re.findall(r"\$\{((?:NGINX|GATEWAY)_[A-Z_]+)\}", TEMPLATE.read_text("utf-8")))
+    given = set(re.findall(r"^([A-Z_]+)=", DEFAULTS.read_text("utf-8"), re.MULTILINE))
+    assert used == given
+
+
+def test_the_defaults_suit_those_of_the_replicas(tmp_path: Path) -> None:
+    text = rendered(BY_HAND, tmp_path)
+    given = dict(re.findall(r"^\s*(\w+) ([^;$]+);$", text, re.MULTILINE))
+    assert int(given["client_max_body_size"]) == Settings.model_fields["max_body"].default
+    heartbeat = Settings.model_fields["heartbeat"].default
+    assert int(given["proxy_read_timeout"].removesuffix("s")) >= 2 * heartbeat
+
+
+def test_by_hand_and_in_the_official_image_the_template_becomes_the_same_file(
+    tmp_path: Path,
+) -> None:
+    by_hand, by_image = (rendered(how, tmp_path) for how in (BY_HAND, BY_IMAGE))
+    assert by_hand == by_image
+    assert not re.search(r"\$\{?(?:NGINX|GATEWAY)_", by_hand)
+
+
+def test_the_command_to_render_it_is_the_one_in_the_file_of_defaults() -> None:
+    written = re.sub(r"^# *|\\$", "", DEFAULTS.read_text("utf-8"), flags=re.MULTILINE)
+    command = "envsubst \"$(sed -n 's/^\\([A-Z_]*\\)=.*/${\\1}/p' "
+    assert command in BY_HAND
+    assert command in written
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"NGINX_TLS": "", "NGINX_LISTEN": "listen 127.0.0.1:9080;"},
+        {"GATEWAY_ALLOWED_ORIGINS": "https://a.example, https://b.example:8443"},
+        {"GATEWAY_PUBLIC_URL": "https://chat.example/gateway"},
+    ],
+    ids=["as in the tests", "without TLS", "with origins", "with a public URL"],
+)
+def test_nginx_takes_it_without_a_warning(tmp_path: Path, changed: dict[str, Any]) -> None:
+    server = Nginx(tmp_path, "server 127.0.0.1:8000;", **changed)
+    server.configure()
+    said = subprocess.run([*server.command, "-t"], capture_output=True, text=True).stderr
+    assert "test is successful" in said
+    assert "[" not in said.replace(str(tmp_path), "")
+
+
+# Streams pass as they come
+
+
+@secure
+async def test_an_event_arrives_while_the_upstream_holds_the_next(
+    shared_redis: RedisServer, tmp_path: Path, secure: bool
+) -> None:
+    script = held(3)
+    async with (
+        scripted(script) as upstream,
+        front(tmp_path, shared_redis, upstream.url) as at,
+        at.nginx.client(secure=secure) as http,
+    ):
+        url = await at.ticket()
+        got = await read(http, url, headers=ALICE, enough=at_least(3))
+        assert got.data == script.data
+        assert not upstream.calls[0].left.is_set()
+        assert "content-encoding" not in got.headers
+        script.go.set()
+        assert (await read(http, url, headers=ALICE)).end["state"] == "done"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_event_arrives_at_once_also_if_a_replica_does_not_ask_nginx_for_it(
+    tmp_path: Path, method: str
+) -> None:
+    path = {"GET": "/stream?ticket=t", "POST": "/tickets"}[method]
+
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(b"first"))
+        await call.left.wait()
+
+    async with scripted(script) as upstream:
+        with nginx(tmp_path, httpx.URL(upstream.url).port or 0) as server:
+            async with server.client() as http, http.stream(method, path, headers=STREAM) as answer:
+                async for part in answer.aiter_raw():
+                    assert part == sse(b"first")
+                    break
+            assert "content-encoding" not in answer.headers
+
+
+async def test_a_silent_stream_is_kept_open_by_the_heartbeat(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    script = held()
+    proxy = {"NGINX_READ_TIMEOUT": "1s"}
+    async with (
+        scripted(script) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1, proxy, heartbeat="0.3") as at,
+    ):
+        url = await at.ticket()
+        silent = lambda got: got.raw.count(b"\n:\n") + got.raw.count(b":\n:") >= 4  # noqa: E731
+        got = await read(at.http, url, headers=ALICE, enough=silent)
+        assert len(got.events) == 1
+        assert got.raw.count(b":\n") >= 4
+        assert not upstream.calls[0].left.is_set()
+
+
+async def test_a_stream_without_a_heartbeat_is_cut_after_the_read_timeout(tmp_path: Path) -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(b"first"))
+        await call.left.wait()
+
+    async with scripted(script) as upstream:
+        port = httpx.URL(upstream.url).port or 0
+        with nginx(tmp_path, port, NGINX_READ_TIMEOUT="1s") as server:
+            async with server.client() as http:
+                got = await asyncio.wait_for(read(http, "/stream?ticket=t"), 5)
+        assert [event.data for event in got.events] == [b"first"]
+
+
+@secure
+async def test_a_viewer_who_leaves_leaves_the_replica_too(
+    shared_redis: RedisServer, tmp_path: Path, secure: bool
+) -> None:
+    async with (
+        scripted(held()) as upstream,
+        # No heartbeat within this test, whose failed write would tell nginx as well.
+        front(tmp_path, shared_redis, upstream.url, grace="1", heartbeat="15") as at,
+        at.nginx.client(secure=secure) as http,
+    ):
+        url = await at.ticket()
+        await read(http, url, headers=ALICE, enough=at_least(1))
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+        assert (await read(http, url, headers=ALICE)).end["state"] == "cancelled"
+
+
+async def test_a_viewer_who_reads_nothing_is_dropped_by_the_replica_through_nginx_too(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async def script(call: Call) -> None:  # More than all the buffers on its way hold.
+        await call.send(OK, *(sse(chunk("x" * (256 << 10))) for _ in range(96)))
+        await call.left.wait()
+
+    async with (
+        scripted(script) as upstream,
+        front(
+            *(tmp_path, shared_redis, upstream.url, 1),
+            max_log=str(64 << 20),
+            write_timeout="1",
+            grace="1",
+        ) as at,
+    ):
+        url = await at.ticket()
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", httpx.URL(at.nginx.plain).port, limit=1024
+        )
+        head = f"GET {url} HTTP/1.1\r\nHost: localhost\r\nCookie: {ALICE['Cookie']}\r\n\r\n"
+        writer.write(head.encode())
+        await until(lambda: upstream.calls, "it is redeemed")
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)  # Nobody watches it any more.
+        answer = await at.http.delete(url, headers=ALICE)
+        assert answer.json() == {"state": "cancelled"}
+        writer.close()
+
+
+async def test_a_stream_can_be_cancelled_through_nginx(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        scripted(held()) as upstream,
+        front(tmp_path, shared_redis, upstream.url) as at,
+    ):
+        for method, path in (("DELETE", "/stream?"), ("POST", "/stream/cancel?")):
+            url = await at.ticket()
+            reading = asyncio.create_task(read(at.http, url, headers=ALICE))
+            await until(lambda: upstream.calls)
+            answer = await at.http.request(method, url.replace("/stream?", path), headers=ALICE)
+            assert answer.json() == {"state": "cancelled"}
+            assert (await reading).end["state"] == "cancelled"
+
+
+# One ticket, one replica
+
+
+async def test_reconnects_of_a_ticket_go_to_the_same_replica(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 3) as at,
+    ):
+        for number, urls in enumerate(await at.spread(4)):
+            for url in urls * 2:
+                assert await at.replica_of(url) == number
+
+
+async def test_when_its_replica_is_killed_a_stream_goes_on_exactly_at_the_next(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    script = Paced(40, 0.05)
+    async with (
+        scripted(script) as upstream,
+        front(tmp_path, shared_redis, upstream.url) as at,
+        client(f"http://127.0.0.1:{at.replicas.ports[0]}") as owner,
+    ):
+        _, (url,) = await at.spread(1)
+        await read(owner, url, headers=ALICE, enough=at_least(1))
+        viewer = asyncio.create_task(follow(at.http, lambda: url, ALICE))
+        await until(lambda: len(upstream.calls))
+        before = await read(at.http, url, headers=ALICE, enough=at_least(10))
+        assert before.data == script.data[:10]
+        at.replicas.signal(1, signal.SIGKILL)
+        seen = await viewer
+        assert seen.data == [*script.data, chunk("", finish="stop"), b"[DONE]"]
+        assert seen.end["state"] == "done"
+        assert len(set(seen.ids)) == len(seen.ids)
+        assert await at.replica_of(url) == 0
+        assert len(upstream.calls) == 1
+
+
+# No replica
+
+
+async def test_while_no_replica_answers_an_eventsource_is_told_to_come_back(
+    tmp_path: Path,
+) -> None:
+    with nginx(tmp_path, REFUSED) as server:
+        async with server.client() as http:
+            for path in ("/stream?ticket=t", "/events"):
+                answers = [await http.get(path, headers=STREAM) for _ in range(40)]
+                assert {each.status_code for each in answers} == {200}
+                assert {each.headers["content-type"] for each in answers} == {
+                    "text/event-stream; charset=utf-8"
+                }
+                assert {each.headers["cache-control"] for each in answers} == {"no-store"}
+                bodies = [re.fullmatch(r"retry: (\d+)\n: no_replica\n", a.text) for a in answers]
+                times = [int(body[1]) for body in bodies if body]
+                assert len(times) == 40
+                assert 1000 <= min(times) <= max(times) < 3000
+                assert len(set(times)) > 20
+                assert max(times) - min(times) > 500
+
+
+async def test_while_no_replica_answers_everybody_else_hears_the_truth(tmp_path: Path) -> None:
+    with nginx(tmp_path, REFUSED) as server:
+        async with server.client() as http:
+            for answer in (
+                await http.post("/tickets", json=ask()),
+                await http.post("/tickets", json=ask(), headers=STREAM),
+                await http.post("/tickets/fast", json=ask()),
+                await http.get("/stream?ticket=t", headers={"Accept": "*/*"}),
+                await http.delete("/stream?ticket=t", headers=STREAM),
+                await http.post("/stream/cancel?ticket=t", headers=STREAM),
+                await http.get("/completion?ticket=t", headers=STREAM),
+                await http.get("/events", headers={"Accept": "application/json"}),
+                await http.get("/usage", headers=STREAM),
+                await http.get("/readyz"),
+            ):
+                assert problem(answer) == (502, "no_replica")
+                assert answer.headers["retry-after"] == "2"
+
+
+def problem(answer: httpx.Response) -> tuple[int, str]:
+    """Return the status and the code of an error in the gateway's form."""
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    body = answer.json()
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    assert body["status"] == answer.status_code
+    return body["status"], body["code"]
+
+
+LISTED = "https://app.example, http://localhost:3000/,https://b.example:8443"
+PUBLIC = "https://Chat.example/gateway"
+HOSTS = ["localhost:8443", "localhost", "chat.example", "localhost:443", "[::1]:8443"]
+ORIGINS = [
+    *("https://app.example", "https://APP.example", "http://app.example", "https://p.example"),
+    *("https://app.example:443", "https://app.example:8443", "https://xapp.example"),
+    *("http://localhost:3000", "http://localhost:3001", "http://localhost", "https://localhost"),
+    *("https://localhost:8443", "http://localhost:8443", "https://b.example:8443", "null"),
+    *("https://b.example", "https://chat.example", "http://chat.example", "http://[::1]:8443"),
+    *("https://chat.example:8443", "https://chat.example.evil", "https://evil", "file://x", ""),
+]
+NAMES = ("access-control-allow-origin", "access-control-allow-credentials", "vary")
+
+
+async def test_its_own_answers_may_be_read_by_the_pages_that_may_read_the_gateways(
+    tmp_path: Path,
+) -> None:
+    origins = Origins([each.strip() for each in LISTED.split(",")], PUBLIC)
+    given = {"GATEWAY_ALLOWED_ORIGINS": LISTED, "GATEWAY_PUBLIC_URL": PUBLIC}
+    allowed = 0
+    with nginx(tmp_path, REFUSED, **given) as server:
+        async with server.client() as http:
+            for host, origin in ((host, origin) for host in HOSTS for origin in ORIGINS):
+                headers = {"host": host, "origin": origin}
+                right = {k.decode(): v.decode() for k, v in origins.cors(headers)}
+                waits = await http.get("/stream?ticket=t", headers={**STREAM, **headers})
+                honest = await http.post("/tickets", json=ask(), headers=headers)
+                assert (waits.status_code, honest.status_code) == (200, 502)
+                for answer in (waits, honest):
+                    said = {k: v for k, v in answer.headers.items() if k in right or k in NAMES}
+                    assert said == right, (host, origin)
+                allowed += len(right) > 1
+    assert 20 < allowed < 60
+
+
+async def test_a_replica_that_hangs_is_a_gateway_timeout(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    proxy = {"NGINX_READ_TIMEOUT": "1s"}
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1, proxy) as at,
+    ):
+        url = await at.ticket()
+        at.replicas.signal(0, signal.SIGSTOP)
+        assert problem(await at.post()) == (504, "no_replica")
+        paying = {**STREAM, "Idempotency-Key": "one"}
+        assert problem(await at.post("Once.", **paying)) == (504, "no_replica")
+        waits = await at.http.get(url, headers={**ALICE, **STREAM})
+        assert (waits.status_code, waits.text[:7]) == (200, "retry: ")
+        at.replicas.signal(0, signal.SIGCONT)
+        assert (await follow(at.http, lambda: url, ALICE)).end["state"] == "done"
+        answer = await at.post("Once.", **paying)  # The caller may repeat it, nginx may not.
+        assert (answer.status_code, answer.text.count("event: end")) == (200, 1)
+        assert sorted(prompt_of(call) for call in upstream.calls) == ["Hello?", "Once."]
+
+
+async def test_without_a_connection_left_nginx_tells_an_eventsource_to_come_back_too(
+    tmp_path: Path,
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(b"first"))
+        await call.left.wait()
+
+    async with scripted(script) as upstream, AsyncExitStack() as stack:
+        port = httpx.URL(upstream.url).port or 0
+        server = stack.enter_context(nginx(tmp_path, port, workers=1, connections=16))
+        http = await stack.enter_async_context(server.client())
+
+        async def ask_for_one(accept: str) -> httpx.Response:
+            request = http.build_request("GET", "/stream?ticket=t", headers={"Accept": accept})
+            answer = await http.send(request, stream=True)
+            stack.push_async_callback(answer.aclose)
+            return answer
+
+        for _ in range(16):
+            answer = await ask_for_one("text/event-stream")
+            if "content-length" in answer.headers:
+                break
+        assert (answer.status_code, (await answer.aread())[:7]) == (200, b"retry: ")
+        answer = await ask_for_one("*/*")
+        await answer.aread()
+        assert problem(answer) == (500, "no_replica")
+        assert 2 <= len(upstream.calls) < 8
+
+
+async def test_the_errors_of_the_web_app_beside_are_not_ours(tmp_path: Path) -> None:
+    rest = f"proxy_pass http://127.0.0.1:{REFUSED};"
+    with nginx(tmp_path, REFUSED, NGINX_REST=rest) as server:
+        async with server.client() as http:
+            answer = await http.get("/", headers=STREAM)
+            assert (answer.status_code, answer.headers["content-type"]) == (502, "text/html")
+
+
+# Nothing is paid twice
+
+
+async def test_a_get_is_taken_to_the_next_replica_and_a_paying_post_never(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    proxy = {"NGINX_READ_TIMEOUT": "2s"}
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 2, proxy, lease="30") as at,
+    ):
+        urls = [url for group in await at.spread(4) for url in group]
+        at.replicas.signal(1, signal.SIGSTOP)
+        prompts = [f"Post {number}" for number in range(12)]
+        posting = asyncio.gather(*(at.post(each, **STREAM) for each in prompts))
+        streams = await asyncio.gather(*(read(at.http, url, headers=ALICE) for url in urls))
+        assert {each.end["state"] for each in streams} == {"done"}
+        posts = await posting
+        assert {each.status_code for each in posts} == {200, 504}
+        hung = [p for p, answer in zip(prompts, posts, strict=True) if answer.status_code == 504]
+        assert not set(hung) & {prompt_of(call) for call in upstream.calls}
+        tries = [line for line in at.nginx.accesses() if "said=504, 200" in line]
+        assert tries
+        assert {line.partition('"')[2].split()[0] for line in tries} == {"GET"}
+        at.replicas.signal(1, signal.SIGCONT)
+        await until(lambda: set(hung) <= {prompt_of(call) for call in upstream.calls})
+        asked = [prompt_of(call) for call in upstream.calls]
+        assert len(set(asked)) == len(asked) == len(prompts) + len(urls)
+
+
+def prompt_of(call: Call) -> str:
+    """Return what was asked."""
+    return str(call.json["messages"][-1]["content"])
+
+
+async def test_a_post_that_was_refused_a_connection_goes_to_the_next_replica(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 3) as at,
+    ):
+        for number in (0, 1):
+            at.replicas.signal(number, signal.SIGKILL)
+            at.replicas.processes[number].wait()
+        prompts = [f"Post {number}" for number in range(9)]
+        posts = [await at.post(each, **STREAM) for each in prompts]
+        assert {each.status_code for each in posts} == {200}
+        assert [prompt_of(call) for call in upstream.calls] == prompts
+
+
+# Bodies
+
+
+async def test_a_body_is_too_large_for_nginx_just_when_it_is_for_the_gateway(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    limit = 2 << 20  # Above nginx's own default, which is 1 MiB.
+    proxy = {"GATEWAY_MAX_BODY": str(limit)}
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1, proxy, max_body=str(limit)) as at,
+        client(f"http://127.0.0.1:{at.replicas.ports[0]}") as direct,
+    ):
+        headers = {**ALICE, "Content-Type": "application/json"}
+        empty = len(json.dumps(ask("")))
+
+        async def in_parts(body: str) -> AsyncIterator[bytes]:
+            yield body.encode()
+
+        for size, status in ((limit, 201), (limit + 1, 413)):
+            body = json.dumps(ask("x" * (size - empty)))
+            assert len(body) == size
+            for content in (body, in_parts(body)):
+                answer = await at.http.post("/tickets", content=content, headers=headers)
+                assert answer.status_code == status
+            theirs = await direct.post("/tickets", content=body, headers=headers)
+            assert theirs.status_code == status
+        await until(lambda: len(at.nginx.accesses()) == 4)
+        asked = ["replica=127.0.0.1:" in line for line in at.nginx.accesses()]
+        assert asked == [True, True, False, False]
+        assert problem(answer) == problem(theirs) == (413, "body_too_large")
+        assert answer.json() == theirs.json()
+
+
+# Logs
+
+
+async def test_no_log_holds_a_ticket(shared_redis: RedisServer, tmp_path: Path) -> None:
+    proxy = {"NGINX_READ_TIMEOUT": "1s"}
+    async with (
+        scripted(Paced(5)) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1, proxy) as at,
+    ):
+        url = await at.ticket()
+        completion = url.replace("/stream", "/completion")
+        assert (await read(at.http, url, headers=ALICE)).end["state"] == "done"
+        await at.http.get(completion, headers=ALICE)
+        at.replicas.signal(0, signal.SIGSTOP)
+        await at.http.get(url, headers={**ALICE, **STREAM})
+        await at.http.get(completion, headers=ALICE)
+        at.replicas.signal(0, signal.SIGKILL)
+        for _ in range(3):  # Refused, and then not even asked.
+            await at.http.get(url, headers={**ALICE, **STREAM})
+            await at.http.delete(url, headers=ALICE)
+            await at.http.post(url.replace("/stream", "/stream/cancel"), headers=ALICE)
+            await at.post()
+        at.nginx.stop()
+        accesses, errors = at.nginx.accesses(), at.nginx.errors()
+        assert len([line for line in accesses if "/stream " in line]) == 8
+        assert "Connection refused" in errors  # The log is on: of POST /tickets it tells.
+        ticket = url.partition("ticket=")[2]
+        for part in (ticket, ticket[:20], ticket[-20:], "ticket="):
+            assert part not in "\n".join(accesses) + errors
+
+
+# Without TLS
+
+
+async def test_without_tls_pages_are_redirected_and_calls_are_refused(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    proxy = {"NGINX_PLAIN": "redirect"}
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1, proxy) as at,
+        at.nginx.client(secure=True) as https,
+    ):
+        page = await at.http.get("/chat?room=1")
+        assert (page.status_code, page.headers["location"]) == (
+            308,
+            "https://localhost/chat?room=1",
+        )
+        for call in ("/stream?ticket=t", "/tickets", "/completion?ticket=t", "/events"):
+            for method in ("GET", "POST"):
+                answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
+                assert problem(answer) == (426, "https_required")
+        answer = await https.post("/tickets", json=ask(), headers=ALICE)
+        assert answer.status_code == 201
+
+
+async def test_a_page_of_the_same_host_is_ours_whatever_the_port_and_where_tls_ends(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 1) as at,
+        at.nginx.client(secure=True) as https,
+    ):
+        for http, url in ((at.http, at.nginx.plain), (https, at.nginx.url)):
+            for origin, status in ((url, 201), ("https://evil.example", 403)):
+                headers = {**ALICE, "Origin": origin}
+                answer = await http.post("/tickets", json=ask(), headers=headers)
+                assert answer.status_code == status
+                cors = answer.headers.get_list("access-control-allow-origin")
+                assert cors == ([origin] if status == 201 else [])
+
+
+async def test_metrics_of_one_replica_by_chance_are_not_served(tmp_path: Path) -> None:
+    with nginx(tmp_path, REFUSED) as server:
+        async with server.client() as http:
+            answer = await http.get("/metrics")
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+# What a replica gets
+
+
+async def test_a_replica_gets_the_host_as_it_was_asked_and_the_true_caller(tmp_path: Path) -> None:
+    seen: list[Request] = []
+
+    async def note(request: Request) -> Response:
+        seen.append(request)
+        return Response("{}")
+
+    app = Starlette(routes=[Route("/usage", note)])
+    async with served(app) as url:
+        with nginx(tmp_path, httpx.URL(url).port or 0) as server:
+            lies = {"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "gopher"}
+            async with server.client() as http, server.client(secure=True) as https:
+                for each in (http, https):
+                    await each.get("/usage", headers={**lies, "X-Forwarded-Host": "evil"})
+            for request, url in zip(seen, (server.plain, server.url), strict=True):
+                scheme, _, host = url.partition("://")
+                assert request.headers["host"] == request.headers["x-forwarded-host"] == host
+                assert request.headers["x-forwarded-proto"] == scheme
+                assert request.headers["x-forwarded-for"] == "127.0.0.1"
+                assert request.scope["http_version"] == "1.1"
+                assert "connection" not in request.headers
+
+
+async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
+    tmp_path: Path,
+) -> None:
+    spans: list[float] = []
+    requests: list[bytes] = []
+
+    async def replica(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered = 0.0
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                answered = time.monotonic()
+        spans.append(time.monotonic() - answered)
+        writer.close()
+
+    server = await asyncio.start_server(replica, "127.0.0.1", 0)
+    async with server:
+        with nginx(tmp_path, server.sockets[0].getsockname()[1]) as proxy:
+            async with proxy.client() as http:
+                for _ in range(10):
+                    assert (await http.get("/usage")).status_code == 200
+                assert spans == []
+                await until(lambda: spans, "nginx closes it", 6)
+    assert len(requests) == 10
+    assert len(spans) == 1
+    closes = uvicorn.Config(app="").timeout_keep_alive
+    assert closes - 2 < spans[0] < closes  # A POST must never meet the close on its way.
