@@ -1,7 +1,7 @@
 """Composition: what compose.yaml describes, as processes of this machine.
 
-The commands, the environment, the flags, the files and the certificate are the file's own. Other
-than in containers are only the addresses, the paths of what is mounted, and users.
+Commands, flags, environment, files and certificate are the file's own. Addresses, paths of what is
+mounted and users are this machine's. A name is known only to who shares a network with it.
 """
 
 import json
@@ -11,42 +11,41 @@ import shlex
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 from ruamel.yaml import YAML
 
-from tests.support import (
-    Process,
-    RedisServer,
-    free_port,
-    missing,
-    process,
-    redis_server,
-    wait_for_port,
-)
+from gateway.cli import main
+from tests.support import Process, free_port, missing, process, redis_server, wait_for_port
 
 HOME = Path(__file__).parent.parent
 FILE = HOME / "compose.yaml"
+REPLICAS_BY_NAME = re.compile(r"resolver [^;]+; server (\S+) resolve ([^;]+);")
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+):-(?P<default>[^}]*)\})")
 
 Service = dict[str, Any]
 
 
+# What the files say
+
+
+def document(**variables: str) -> dict[str, Any]:
+    """Return the file with the variables filled in, as `docker compose config` would."""
+    return dict(_filled(YAML(typ="safe", pure=True).load(FILE.read_text("utf-8")), variables))
+
+
 def services(**variables: str) -> dict[str, Service]:
-    """Return the services with the variables filled in, as `docker compose config` would."""
+    """Return the services, each with the whole environment that its containers get."""
     found: dict[str, Service] = document(**variables)["services"]
     for service in found.values():
         service["environment"] = _environment(service, variables)
     return found
-
-
-def document(**variables: str) -> dict[str, Any]:
-    """Return the whole file with the variables filled in."""
-    return dict(_filled(YAML(typ="safe", pure=True).load(FILE.read_text("utf-8")), variables))
 
 
 def _filled(value: Any, variables: dict[str, str]) -> Any:
@@ -65,7 +64,7 @@ def _value(found: re.Match[str], variables: dict[str, str]) -> str:
 
 
 def _environment(service: Service, variables: dict[str, str]) -> dict[str, str]:
-    """Return what a container gets: the env_file below, names without a value only if set."""
+    """The env_file is the ground; a name without a value is passed on if it is set."""
     given: dict[str, str] = {}
     if "env_file" in service:
         for line in (HOME / service["env_file"]).read_text("utf-8").splitlines():
@@ -80,163 +79,184 @@ def _environment(service: Service, variables: dict[str, str]) -> dict[str, str]:
     return given
 
 
-def mounts(service: Service) -> Iterator[tuple[str, str, str]]:
-    """Yield source, target and options of everything that is mounted."""
+def mounts(service: Service) -> Iterator[tuple[str, str]]:
+    """Yield source and target of everything that is mounted."""
     for line in service.get("volumes", []):
-        source, target, *options = line.split(":")
-        yield source, target, ",".join(options)
+        source, target, *_ = line.split(":")
+        yield source, target
 
 
-def image_command() -> list[str]:
-    """Return the arguments that the image gives to `gateway` where a service gives none."""
-    found = re.search(r"^CMD (\[.*\])$", (HOME / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+def networks(service: Service) -> set[str]:
+    """Return the networks that a service is on."""
+    return set() if "network_mode" in service else set(service.get("networks", ["default"]))
+
+
+def instruction(name: str) -> list[str]:
+    """Return the words of an instruction of the Dockerfile that is in exec form."""
+    text = (HOME / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+    found = re.search(rf"^{name} [^\[\n]*(\[.*\])$", text, re.MULTILINE)
     assert found is not None
     return [str(word) for word in json.loads(found[1])]
 
 
+def command(service: Service) -> list[str]:
+    """Return the arguments that a service gives to `gateway`, or else its image."""
+    return list(service.get("command", instruction("CMD")))
+
+
+def port_of(service: Service) -> str:
+    """Return where a service of ours listens; fails where other containers could not reach it."""
+    name, *words = command(service)
+    given = dict(pairwise(words))
+    assert given["--host"] == "0.0.0.0"
+    default = {each.name: each.default for each in main.commands[name].params}["port"]
+    return given.get("--port", str(default))
+
+
+# The whole as processes
+
+
+def program(name: str) -> str:
+    """Return where a program is; the test skips or fails without it."""
+    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
+    if found is None:
+        missing(name)
+    assert found is not None
+    return found
+
+
 class Composition:
-    """The running whole; `url` is where a browser goes, `http` a client that trusts nobody else."""
+    """The running whole; `ports` has one process of each service, as `port_of` has its own."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.services = services(**variables)
-        self.ports: dict[str, int] = {}  # Of one process of each service.
-        self.port = free_port()
-        self.url = f"https://localhost:{self.port}"
-        self.logs = folder / "log"
-        self.redis: RedisServer | None = None
+        self.ports = {"nginx": free_port()}
+        self.url = f"https://localhost:{self.ports['nginx']}"
+        self.logs = folder / "nginx" / "log"
         self._folder = folder
-        self._addresses: dict[str, str] = {}
-        self._gateways: list[str] = []
+        self._inside = {"nginx": self.services["nginx"]["ports"][0].rpartition(":")[2]}
+        self._replicas: list[str] = []
 
     def start(self, stack: ExitStack) -> None:
-        """Start everything in the order of depends_on; raises what does not start."""
-        self.make_keys()
-        self.redis = stack.enter_context(self._redis())
-        self._listens("redis", 6379, f"127.0.0.1:{self.redis.port}")
-        for name in ("upstream", "page"):
-            self._listens(name, 8000, _address(stack.enter_context(self._gateway(name))))
-        for _ in range(int(self.services["gateway"]["deploy"]["replicas"])):
-            self._gateways.append(_address(stack.enter_context(self._gateway("gateway"))))
-        self._listens("gateway", 8000, self._gateways[0])
+        """Start everything in the order that depends_on gives."""
+        assert self.make_keys().returncode == 0
+        self._inside["redis"] = "6379"  # The image's.
+        self.ports["redis"] = stack.enter_context(self._redis())
+        for name in ("upstream", "page", "gateway"):
+            self._inside[name] = port_of(self.services[name])
+            for _ in range(int(self.services[name]["deploy"]["replicas"])):
+                url = stack.enter_context(self._ours(name)).url
+                self.ports[name] = int(url.rpartition(":")[2])
+                if name == "gateway":
+                    self._replicas.append(url.removeprefix("http://"))
         stack.enter_context(self._nginx())
-        self.ports["nginx"] = self.port
 
     def make_keys(self) -> subprocess.CompletedProcess[str]:
         """Run the service that makes what nobody gave; returns how it ended."""
+        program("openssl")
         service = self.services["keys"]
-        return subprocess.run(
-            [self._local("keys", word) for word in service["entrypoint"]],
-            env={"PATH": os.environ["PATH"], **service["environment"]},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = [self._here("keys", word) for word in service["entrypoint"]]
+        environment = {"PATH": os.environ["PATH"], **service["environment"]}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
-    @property
-    def context(self) -> ssl.SSLContext:
-        """What trusts the certificate that was made, and no other."""
-        return ssl.create_default_context(cafile=self._volume("tls") / "gateway.crt")
+    def trust(self) -> ssl.SSLContext:
+        """Return what trusts the certificate that was made, and no other."""
+        return ssl.create_default_context(cafile=self._source("tls") / "gateway.crt")
 
     def client(self) -> httpx.AsyncClient:
-        """Return a client without cookies that comes in through nginx."""
+        """Return a client that comes in through nginx, and keeps its cookies."""
         return httpx.AsyncClient(
-            base_url=self.url, timeout=20, verify=self.context, trust_env=False
+            base_url=self.url, timeout=20, verify=self.trust(), trust_env=False
         )
 
-    def probe(self, name: str, port: int) -> int:
-        """Return the exit code of a service's health check, with another port."""
-        kind, *command = self.services[name]["healthcheck"]["test"]
+    def healthy(self, name: str, port: int, test: list[str] | None = None) -> bool:
+        """Run a health check, the service's own if none is given, against a port of ours."""
+        kind, *words = test or self.services[name]["healthcheck"]["test"]
         assert kind == "CMD"
-        words = [re.sub(r"\b8000\b|\b8443\b", str(port), word) for word in command]
+        words[0] = sys.executable if words[0] == "python" else program(words[0])
         if name == "redis":
             words[1:1] = ["-p", str(port)]
-        return subprocess.run(words, capture_output=True, check=False).returncode
+        words = [re.sub(rf"\b{self._inside[name]}\b", str(port), word) for word in words]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
-    def _listens(self, name: str, port: int, here: str) -> None:
-        self._addresses[f"{name}:{port}"] = here
-        self.ports[name] = int(here.rpartition(":")[2])
+    @contextmanager
+    def _redis(self) -> Iterator[int]:
+        folder = self._source("redis")
+        folder.mkdir(parents=True)
+        with redis_server(folder, *self.services["redis"]["command"][1:]) as running:
+            yield running.port
 
-    def _redis(self) -> Any:
-        (folder := self._volume("redis")).mkdir(parents=True, exist_ok=True)
-        return redis_server(folder, *self.services["redis"]["command"][1:])
-
-    def _gateway(self, name: str) -> Any:
+    def _ours(self, name: str) -> AbstractContextManager[Process]:
         service = self.services[name]
-        command = [*service.get("command", image_command()), "--port", "0"]
+        words = [word.replace("0.0.0.0", "127.0.0.1") for word in command(service)]
         variables = {
-            key.removeprefix("GATEWAY_").lower(): self._local(name, value)
+            key.removeprefix("GATEWAY_").lower(): self._here(name, value)
             for key, value in service["environment"].items()
         }
-        return process(*(word.replace("0.0.0.0", "127.0.0.1") for word in command), **variables)
+        return process(*words, "--port", "0", **variables)
 
     @contextmanager
     def _nginx(self) -> Iterator[None]:
-        binary = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-        if binary is None:
-            missing("nginx")
-        assert binary is not None
-        configuration = self.render()
-        self.logs.mkdir()
-        command = [binary, "-p", str(self._folder), "-c", str(configuration), "-g", "daemon off;"]
-        with (self.logs / "nginx").open("wb") as said:
-            test = subprocess.run([*command[:-2], "-t"], stderr=said, check=False)
-            assert test.returncode == 0, (self.logs / "nginx").read_text()
-            running = subprocess.Popen(command, stderr=said)
+        words = [program("nginx"), "-p", str(self._folder), "-c", str(self._configuration())]
+        with (self.logs / "stderr").open("wb") as said:
+            test = subprocess.run([*words, "-t"], stderr=said, check=False)
+            assert test.returncode == 0, (self.logs / "stderr").read_text("utf-8")
+            running = subprocess.Popen([*words, "-g", "daemon off;"], stderr=said)
         try:
-            wait_for_port(self.port)
+            wait_for_port(self.ports["nginx"])
             yield
         finally:
             running.terminate()
             running.wait()
 
-    def render(self) -> Path:
-        """Fill the template in as the image would; returns where the whole configuration is."""
+    def _configuration(self) -> Path:
+        """Fill the template in as the image's entry point does; return what includes it."""
         service = self.services["nginx"]
-        environment, sources = service["environment"], {}
-        for source, target, _ in mounts(service):
-            sources[target] = HOME / source
-        allowed = re.compile(environment["NGINX_ENVSUBST_FILTER"])
+        environment = service["environment"]
+        sources = {target: self._source(source) for source, target in mounts(service)}
         text = sources["/etc/nginx/templates/gateway.conf.template"].read_text("utf-8")
         for name, value in environment.items():
-            if allowed.search(name):
-                text = text.replace(f"${{{name}}}", self._for_here(value))
-        (temporary := self._folder / "nginx" / "tmp").mkdir(parents=True)
-        (temporary / "gateway.conf").write_text(self._local("nginx", text), "utf-8")
-        whole = self._folder / "nginx.conf"
+            if re.search(environment["NGINX_ENVSUBST_FILTER"], name):
+                text = text.replace(f"${{{name}}}", self._for_any_nginx(value))
+        output = Path(self._here("nginx", environment["NGINX_ENVSUBST_OUTPUT_DIR"]))
+        for folder in (output, self.logs):
+            folder.mkdir(parents=True)
+        (output / "gateway.conf").write_text(self._here("nginx", text), "utf-8")
+        whole = self._folder / "nginx" / "nginx.conf"
         text = sources["/etc/nginx/nginx.conf"].read_text("utf-8")
-        whole.write_text(self._local("nginx", text), "utf-8")
+        whole.write_text(self._here("nginx", text), "utf-8")
         return whole
 
-    def _for_here(self, value: str) -> str:
-        """Say it to an nginx that may be older than the image's, and without a name server."""
-        server = re.search(r"resolver [^;]+; server gateway:8000 resolve ([^;]+);", value)
-        if server:
-            return " ".join(f"server {each} {server[1]};" for each in self._gateways)
-        listen = f"listen 127.0.0.1:{self.port} ssl http2;"
-        return value.replace("listen 8443 ssl; http2 on;", listen)
+    def _for_any_nginx(self, value: str) -> str:
+        """Spell it for an nginx older than the image's, and for a machine without Docker's DNS."""
+        named = REPLICAS_BY_NAME.fullmatch(value)
+        if named:
+            assert named[1] == f"gateway:{self._inside['gateway']}"
+            return " ".join(f"server {address} {named[2]};" for address in self._replicas)
+        inside = f"listen {self._inside['nginx']} ssl; http2 on;"
+        return value.replace(inside, f"listen 127.0.0.1:{self.ports['nginx']} ssl http2;")
 
-    def _volume(self, source: str) -> Path:
-        return HOME / source if "/" in source else self._folder / "volumes" / source
+    def _source(self, name: str) -> Path:
+        return HOME / name if "/" in name else self._folder / "volumes" / name
 
-    def _local(self, name: str, text: str) -> str:
-        """Return a text of a service with the addresses and paths that it has here."""
-        here = dict(self._addresses)
-        for source, target, _ in mounts(self.services[name]):
-            here[target] = str(self._volume(source))
-        for line in self.services[name].get("tmpfs", []):
-            target = line.partition(":")[0]
-            here[target] = f"{self._folder}/{name}{target}"
+    def _here(self, name: str, text: str) -> str:
+        """Return a text of a service with the addresses and paths that it has on this machine."""
+        service, here = self.services[name], {}
+        for other, port in self._inside.items():
+            if networks(service) & networks(self.services[other]) and other in self.ports:
+                here[f"{other}:{port}"] = f"127.0.0.1:{self.ports[other]}"
+        for source, target in mounts(service):
+            here[target] = str(self._source(source))
+            if "/" not in source:
+                self._source(source).mkdir(parents=True, exist_ok=True)
+        for line in service.get("tmpfs", []):
+            here[line.partition(":")[0]] = str(self._folder / name / "tmpfs")
         if name == "nginx":
             here["/var/log/nginx"] = str(self.logs)
-        for folder in here.values():
-            if folder.startswith(f"{self._folder}/volumes"):
-                Path(folder).mkdir(parents=True, exist_ok=True)
+        if not here:
+            return text
         names = "|".join(map(re.escape, sorted(here, key=len, reverse=True)))
         return re.sub(rf"(?<![\w.-])(?:{names})\b", lambda found: here[found[0]], text)
-
-
-def _address(process: Process) -> str:
-    return process.url.removeprefix("http://")
 
 
 @contextmanager

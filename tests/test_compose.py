@@ -13,8 +13,21 @@ import pytest
 
 from gateway import __version__
 from gateway.settings import Settings, table
-from tests.composition import FILE, HOME, Composition, composed, document, mounts, services
+from tests.composition import (
+    FILE,
+    HOME,
+    Composition,
+    composed,
+    document,
+    instruction,
+    mounts,
+    networks,
+    port_of,
+    program,
+    services,
+)
 from tests.support import ask, free_port, missing, read
+from tests.test_browser import chromium
 
 OURS = ("keys", "gateway", "upstream", "page")  # Whose image is built here.
 SETTINGS = {row.name for row in table()}
@@ -57,8 +70,8 @@ def test_what_the_image_needs_is_let_through_and_nothing_else() -> None:
 
 def test_the_image_runs_as_a_number_and_gets_signals_itself() -> None:
     assert re.search(r"^USER (\d+):\1$", DOCKERFILE, re.MULTILINE)
-    for instruction in ("ENTRYPOINT", "CMD", r"    CMD"):
-        assert re.search(rf'^{instruction} \["', DOCKERFILE, re.MULTILINE)
+    assert instruction("ENTRYPOINT") == ["gateway"]
+    assert f"EXPOSE {port_of({})}\n" in DOCKERFILE
 
 
 @pytest.mark.parametrize("name", services())
@@ -83,7 +96,7 @@ def test_every_container_says_how_it_is_and_keeps_its_log_short(name: str) -> No
 @pytest.mark.parametrize("name", services())
 def test_every_mounted_file_is_there(name: str) -> None:
     volumes = document()["volumes"]
-    for source, target, _ in mounts(services()[name]):
+    for source, target in mounts(services()[name]):
         assert (HOME / source).is_file() if source.startswith(".") else source in volumes, target
 
 
@@ -126,15 +139,15 @@ def test_nobody_but_nginx_is_reached_from_outside_and_that_from_this_machine() -
 
 def test_redis_is_reached_by_the_replicas_only() -> None:
     assert document()["networks"]["store"] == {"internal": True}
-    assert services()["redis"]["networks"] == ["store"]
-    on_it = {name for name, each in services().items() if "store" in each.get("networks", [])}
+    assert networks(services()["redis"]) == {"store"}
+    on_it = {name for name, each in services().items() if "store" in networks(each)}
     assert on_it == {"redis", "gateway"}
 
 
 def test_the_page_never_gets_a_secret_of_the_operators() -> None:
     page = services(**dict.fromkeys(SETTINGS, SECRET), CONFIG_FILES="./config")["page"]
     assert SECRET not in page["environment"].values()
-    assert [source for source, _, _ in mounts(page)] == ["keys"]
+    assert [source for source, _ in mounts(page)] == ["keys"]
 
 
 def test_without_the_demo_there_is_neither_page_nor_pretend_upstream() -> None:
@@ -201,6 +214,20 @@ async def test_a_browser_gets_a_page_a_session_and_an_answer_over_https(whole: C
     assert completion["state"] == "done"
 
 
+async def test_the_page_works_in_a_real_browser(whole: Composition) -> None:
+    async with chromium() as browser:
+        page = await browser.new_page(ignore_https_errors=True)
+        await page.goto(whole.url)
+        await page.click("#ask")
+        await page.wait_for_selector("#state[data-state=streaming]")
+        await page.click("#cut")
+        await page.wait_for_selector("#notice:has-text('This page cannot cut it')")
+        await page.click("#second")
+        await page.wait_for_selector("#state[data-state=done]")
+        await page.wait_for_selector("#notice:has-text('none lost, none twice')")
+        await page.wait_for_selector("#state2:has-text('closed, same text')")
+
+
 async def test_a_cookie_of_nobodys_is_refused(whole: Composition) -> None:
     async with whole.client() as http:
         answer = await http.post("/tickets", json=ask(), headers={"Cookie": "session=made-up"})
@@ -208,10 +235,10 @@ async def test_a_cookie_of_nobodys_is_refused(whole: Composition) -> None:
 
 
 def test_browsers_get_http_2(whole: Composition) -> None:
-    context = whole.context
+    context = whole.trust()
     context.set_alpn_protocols(["h2", "http/1.1"])
     with (
-        socket.create_connection(("127.0.0.1", whole.port)) as plain,
+        socket.create_connection(("127.0.0.1", whole.ports["nginx"])) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secured,
     ):
         assert isinstance(secured, ssl.SSLSocket)
@@ -219,9 +246,8 @@ def test_browsers_get_http_2(whole: Composition) -> None:
 
 
 def test_redis_keeps_what_it_is_given_and_throws_nothing_away(whole: Composition) -> None:
-    assert whole.redis is not None
-    command = ["redis-cli", "-p", str(whole.redis.port), "--json", "CONFIG", "GET"]
-    said = subprocess.check_output([*command, "appendonly", "maxmemory-policy", "maxmemory"])
+    words = [program("redis-cli"), "-p", str(whole.ports["redis"]), "--json", "CONFIG", "GET"]
+    said = subprocess.check_output([*words, "appendonly", "maxmemory-policy", "maxmemory"])
     assert json.loads(said) == {
         "appendonly": "yes",
         "maxmemory-policy": "noeviction",
@@ -229,12 +255,16 @@ def test_redis_keeps_what_it_is_given_and_throws_nothing_away(whole: Composition
     }
 
 
-def test_every_health_check_tells_a_part_that_serves_from_one_that_does_not(
-    whole: Composition,
-) -> None:
-    for name, port in whole.ports.items():
-        assert whole.probe(name, port) == 0, name
-        assert whole.probe(name, free_port()) != 0, name
+@pytest.mark.parametrize("name", ["redis", "gateway", "nginx", "upstream", "page"])
+def test_a_health_check_tells_what_serves_from_what_does_not(whole: Composition, name: str) -> None:
+    assert whole.healthy(name, whole.ports[name])
+    assert not whole.healthy(name, free_port())
+
+
+def test_the_images_own_health_check_does_so_too(whole: Composition) -> None:
+    test = ["CMD", *instruction("HEALTHCHECK")]
+    assert whole.healthy("gateway", whole.ports["gateway"], test)
+    assert not whole.healthy("gateway", whole.ports["page"], test), "alive is not ready"
 
 
 async def test_no_ticket_is_in_what_nginx_writes(whole: Composition) -> None:
