@@ -102,9 +102,8 @@ def test_every_mounted_file_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_of_ours_is_a_setting(name: str) -> None:
-    given = services(**dict.fromkeys(SETTINGS, "1"))[name]["environment"]
-    names = {each for each in given if each.startswith("GATEWAY_")}
-    assert names <= SETTINGS
+    given = document()["services"][name].get("environment", {})
+    assert {each for each in given if each.startswith("GATEWAY_")} <= SETTINGS
 
 
 def test_every_variable_of_the_template_is_given() -> None:
@@ -119,6 +118,10 @@ def test_nginx_and_the_replicas_are_told_the_same() -> None:
     shared = {name for name in nginx if name in SETTINGS}
     assert shared
     assert {name: gateway[name] for name in shared} == {name: nginx[name] for name in shared}
+
+
+def test_nginx_is_the_user_who_owns_the_key() -> None:
+    assert f"USER {services()['nginx']['user']}\n" in DOCKERFILE
 
 
 def test_what_stops_a_replica_waits_for_its_drain() -> None:
@@ -264,7 +267,14 @@ def test_a_health_check_tells_what_serves_from_what_does_not(whole: Composition,
 def test_the_images_own_health_check_does_so_too(whole: Composition) -> None:
     test = ["CMD", *instruction("HEALTHCHECK")]
     assert whole.healthy("gateway", whole.ports["gateway"], test)
-    assert not whole.healthy("gateway", whole.ports["page"], test), "alive is not ready"
+    assert not whole.healthy("gateway", free_port(), test)
+
+
+def test_a_replica_that_is_alive_but_not_ready_is_not_healthy(whole: Composition) -> None:
+    alive = whole.ports["upstream"]  # It has /healthz, and no /readyz.
+    assert whole.healthy("upstream", alive)
+    assert not whole.healthy("gateway", alive)
+    assert not whole.healthy("gateway", alive, ["CMD", *instruction("HEALTHCHECK")])
 
 
 async def test_no_ticket_is_in_what_nginx_writes(whole: Composition) -> None:
