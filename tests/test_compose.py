@@ -176,6 +176,13 @@ def test_a_secret_and_a_certificate_are_made_once(tmp_path: Path) -> None:
     assert re.fullmatch(r'secrets = "[0-9a-f]{64}"\n', made[0]["gateway.toml"])
 
 
+def test_a_secret_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "volumes" / "keys" / "new").mkdir(parents=True)
+    result = Composition(tmp_path).make_keys()
+    assert result.returncode != 0
+    assert "new" in result.stderr
+
+
 def test_two_machines_make_two_secrets(tmp_path: Path) -> None:
     for name in ("one", "two"):
         Composition(tmp_path / name).make_keys()
