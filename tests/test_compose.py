@@ -124,6 +124,16 @@ def test_nginx_is_the_user_who_owns_the_key() -> None:
     assert f"USER {services()['nginx']['user']}\n" in DOCKERFILE
 
 
+def test_foreign_images_are_of_a_stated_version_that_can_do_what_is_asked() -> None:
+    images = {name: each["image"] for name, each in services().items() if "image" in each}
+    versions = {
+        name: tuple(map(int, each.split(":")[1].split("."))) for name, each in images.items()
+    }
+    assert versions.keys() == {"redis", "nginx"}
+    assert versions["redis"] >= (7,)
+    assert versions["nginx"] >= (1, 28), "`resolve` came with 1.27.3"
+
+
 def test_what_stops_a_replica_waits_for_its_drain() -> None:
     gateway = services()["gateway"]
     drain = float(gateway["environment"]["GATEWAY_DRAIN"])
