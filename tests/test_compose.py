@@ -234,6 +234,7 @@ async def test_a_browser_gets_a_page_a_session_and_an_answer_over_https(whole: C
     assert completion["state"] == "done"
 
 
+@pytest.mark.timeout(120)
 async def test_the_page_works_in_a_real_browser(whole: Composition) -> None:
     async with chromium() as browser:
         page = await browser.new_page(ignore_https_errors=True)
