@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, cookie, upstream."""
+"""The command `gateway`: serve, demo, check, cookie, upstream, page."""
 
 import asyncio
 import logging
@@ -10,12 +10,13 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from starlette.routing import Mount
+from starlette.routing import Mount, Router
 
 from gateway import __version__, check, demo, settings, workers
 from gateway.app import Gateway
 from gateway.auth import signed_cookie, usable
 from gateway.errors import Refusal, SettingsError
+from gateway.page import page
 from gateway.server import bind, run, url_of
 from gateway.settings import Settings
 
@@ -105,10 +106,6 @@ def demo_(port: int, **flags: str | None) -> None:
         }
         loaded = _load({"log_level": "warning", **made_up, **given})
         gateway = Gateway(loaded)
-        signer = signed_cookie(loaded)
-
-        def cookie(subject: str) -> str:
-            return f"{signer.name}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
 
         def cut(ticket: str) -> int:
             with suppress(Refusal):
@@ -117,7 +114,7 @@ def demo_(port: int, **flags: str | None) -> None:
             return 0
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
-        app = gateway.with_routes([*demo.page(cookie, cut), pretend])
+        app = gateway.with_routes([*page(_sessions(loaded), cut), pretend])
         run(
             app,
             listener,
@@ -125,6 +122,12 @@ def demo_(port: int, **flags: str | None) -> None:
             loaded.log_level,
             ready=f"The demo is at {url_of(listener)}  (Ctrl+C ends it)",
         )
+
+
+def _sessions(loaded: Settings) -> Callable[[str], str]:
+    """Return what makes a subject's Set-Cookie."""
+    signer = signed_cookie(loaded)
+    return lambda subject: f"{signer.name}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
 
 
 def _preferred(port: int) -> socket.socket:
@@ -182,6 +185,19 @@ def upstream_(
             "info",
             ready=f"pretend upstream listening on {url_of(listener)}/v1/chat/completions",
         )
+
+
+@main.command("page")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--port", default=8002, show_default=True, help="port to listen on; 0 = any free")
+@_flags
+def page_(host: str, port: int, **flags: str | None) -> None:
+    """Run the demo page alone, for a proxy that has the gateway beside it. Lets anybody in."""
+    loaded = _load(flags)
+    app = Router(page(_sessions(loaded)))
+    with bind(host, port) as listener:
+        ready = f"demo page listening on {url_of(listener)}"
+        run(app, listener, None, loaded.log_level, ready=ready)
 
 
 def _load(flags: dict[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""The pretend upstream, which answers like OpenAI and fails on request, and the demo page's routes.
+"""The pretend upstream, which answers like OpenAI and fails on request.
 
 What is to fail is named by `UpstreamOptions.fault`, or by a request's own body, which wins:
 
@@ -14,17 +14,16 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice, zip_longest
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 Object = dict[str, Any]
@@ -319,31 +318,3 @@ def upstream(options: UpstreamOptions | None = None) -> Starlette:
         Route("/healthz", JSONResponse({"status": "ok"}), methods=["GET"]),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refusal})
-
-
-STATIC: Final = Path(__file__).parent / "static"
-FILES: Final = ("demo.html", "demo.css", "demo.js", "gateway.js")
-
-
-def page(cookie: Callable[[str], str], cut: Callable[[str], int]) -> list[BaseRoute]:
-    """Return the page's routes; `cookie` makes a subject's Set-Cookie, `cut` drops viewers."""
-    session = cookie("demo").partition("=")[0].strip()
-
-    async def file(request: Request) -> Response:
-        name = request.path_params.get("file", "demo.html")
-        if name not in FILES:
-            return Response(status_code=404)
-        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        # The page posts where its cookie is refused: signed by an earlier demo, its secret gone.
-        if session not in request.cookies or request.method == "POST":
-            headers["Set-Cookie"] = cookie(f"demo-{secrets.token_hex(6)}")
-        return FileResponse(STATIC / name, headers=headers)
-
-    async def drop(request: Request) -> Response:
-        return JSONResponse({"closed": cut(request.query_params.get("ticket", ""))})
-
-    return [
-        Route("/", file, methods=["GET", "POST"]),
-        Route("/static/{file}", file),
-        Route("/demo/cut", drop, methods=["POST"]),
-    ]

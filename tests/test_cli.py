@@ -74,7 +74,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_without_a_command_it_says_which_there_are() -> None:
     shown = command("--help").stdout
-    for name in ("serve", "demo", "check", "cookie", "upstream"):
+    for name in ("serve", "demo", "check", "cookie", "upstream", "page"):
         assert f"\n  {name} " in shown
 
 
@@ -103,7 +103,7 @@ def test_serve_names_a_wrong_setting(name: str, value: str) -> None:
     assert name in refused("serve", **{**COMPLETE, name: value}).lower()
 
 
-@pytest.mark.parametrize("name", ["serve", "demo", "check", "cookie"])
+@pytest.mark.parametrize("name", ["serve", "demo", "check", "cookie", "page"])
 def test_every_command_names_a_wrong_flag(name: str) -> None:
     subject = ["alice"] if name == "cookie" else []
     assert "GATEWAY_DRAIN: " in refused(name, *subject, "--drain", "x")
@@ -122,9 +122,9 @@ def taken_port() -> Iterator[int]:
         yield int(taken.getsockname()[1])
 
 
-@pytest.mark.parametrize("name", ["serve", "upstream"])
+@pytest.mark.parametrize("name", ["serve", "upstream", "page"])
 def test_a_port_that_is_taken_is_said(name: str) -> None:
-    variables = COMPLETE if name == "serve" else {}
+    variables = COMPLETE if name != "upstream" else {}
     with taken_port() as port:
         assert f"127.0.0.1:{port}" in refused(name, "--port", str(port), **variables)
 
@@ -347,7 +347,7 @@ async def test_a_cookie_printed_by_one_process_opens_another() -> None:
             assert answer.status_code == 201
 
 
-# Demo and upstream
+# Demo, page and upstream
 
 
 async def test_the_demo_needs_nothing_and_shows_a_page_that_streams() -> None:
@@ -370,6 +370,37 @@ async def test_the_demo_takes_another_port_where_its_own_is_taken() -> None:
 async def test_the_demo_listens_on_the_loopback_only() -> None:
     with process("demo", "--port", str(free_port())) as shown:
         assert re.match(r"http://127\.0\.0\.1:\d+$", shown.url)
+
+
+async def session_of(page: Process) -> dict[str, str]:
+    """Open a page and return the Cookie header that it gives."""
+    async with client(page.url) as http:
+        given = (await http.get("/")).headers["set-cookie"]
+        return {"Cookie": given.partition(";")[0]}
+
+
+async def test_the_page_alone_lets_in_at_a_gateway_that_has_its_secret() -> None:
+    with (
+        process("page", "--port", "0", cookie_secrets="of the app") as page,
+        process("serve", "--port", "0", cookie_secrets="of the app", **COMPLETE) as served,
+    ):
+        async with client(served.url) as http:
+            answer = await http.post("/tickets", json=ask(), headers=await session_of(page))
+            assert answer.status_code == 201
+
+
+async def test_the_page_alone_lets_nobody_in_at_another_gateway() -> None:
+    with (
+        process("page", "--port", "0", secrets="of the demo") as page,
+        process("serve", "--port", "0", **COMPLETE) as served,
+    ):
+        async with client(served.url) as http:
+            answer = await http.post("/tickets", json=ask(), headers=await session_of(page))
+            assert answer.status_code == 401
+
+
+def test_the_page_alone_needs_a_secret() -> None:
+    assert "GATEWAY_SECRETS" in refused("page")
 
 
 async def test_the_pretend_upstream_answers_and_fails_as_told() -> None:

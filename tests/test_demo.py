@@ -1,4 +1,4 @@
-"""The pretend upstream over a real socket, and the routes of the demo page."""
+"""The pretend upstream over a real socket."""
 
 import asyncio
 import gzip
@@ -9,7 +9,6 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +17,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from gateway.demo import FAULTS, UpstreamOptions, answer, page, parse_fault, upstream
+from gateway.demo import FAULTS, UpstreamOptions, answer, parse_fault, upstream
 from tests.support import until
 
 PATH = "/v1/chat/completions"
@@ -372,54 +371,3 @@ async def test_a_key_is_asked_for_where_one_is_set() -> None:
     assert wrong.status_code == 401
     assert wrong.json()["error"]["code"] == "invalid_api_key"
     assert right.status_code == 200
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[httpx.AsyncClient]:
-    def cookie(subject: str) -> str:
-        return f"session={subject}; Path=/; HttpOnly"
-
-    async with serving(Starlette(routes=page(cookie, cut=len))) as client:
-        yield client
-
-
-async def test_the_page_gives_a_browser_one_session(browser: httpx.AsyncClient) -> None:
-    first, second = await browser.get("/"), await browser.get("/")
-    assert first.headers["content-type"] == "text/html; charset=utf-8"
-    assert first.headers["set-cookie"].startswith("session=demo-")
-    assert "set-cookie" not in second.headers
-
-
-async def test_a_page_whose_cookie_is_refused_gets_another(browser: httpx.AsyncClient) -> None:
-    first, second = await browser.get("/"), await browser.post("/")
-    assert second.headers["set-cookie"] != first.headers["set-cookie"]
-
-
-async def test_only_the_pages_own_files_are_served(browser: httpx.AsyncClient) -> None:
-    for name in ("demo.css", "demo.js", "gateway.js"):
-        response = await browser.get(f"/static/{name}")
-        assert response.status_code == 200
-        assert response.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
-        assert response.headers["cache-control"] == "no-cache"
-    for path in (
-        "/static/",
-        "/static/nothing.js",
-        "/static/..%2fdemo.py",
-        "/static/%2e%2e/demo.py",
-    ):
-        assert (await browser.get(path)).status_code == 404
-
-
-async def test_the_page_can_cut_a_ticket(browser: httpx.AsyncClient) -> None:
-    response = await browser.post("/demo/cut", params={"ticket": "four"})
-    assert response.json() == {"closed": 4}
-    assert (await browser.get("/demo/cut")).status_code == 405
-
-
-def test_the_page_needs_nothing_from_elsewhere_and_writes_no_html() -> None:
-    static = Path(__file__).parent.parent / "gateway" / "static"
-    for file in static.iterdir():
-        text = file.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
-        assert "http://" not in text
-        assert "https://" not in text
-        assert "innerHTML" not in text

@@ -182,8 +182,9 @@ async function cancel() {
 async function cut() {
   const ticket = new URL(current.url, location.href).searchParams.get("ticket");
   const answer = await fetch(`/demo/cut?ticket=${encodeURIComponent(ticket)}`, { method: "POST" });
-  const { closed } = await answer.json();
-  if (!closed) notice("There was no open connection to cut.", "wait");
+  const { closed } = await answer.json().catch(() => ({}));
+  if (answer.status === 404) notice("This page cannot cut it. Stop or restart a replica instead.", "wait");
+  else if (!closed) notice("There was no open connection to cut.", "wait");
 }
 
 function openSecond() {
