@@ -103,7 +103,8 @@ def ending_events(
     ending: Ending, reading: Reading, attempts: int
 ) -> tuple[list[Event], Event, bytes]:
     """Return the last events, the lone `end` if a cancel came first, and the record's result."""
-    usage = reading.estimate() if ending.state == "interrupted" else reading.usage
+    # Who finished either told the price or does not count; who was broken off had no time to tell.
+    usage = reading.usage if ending.state == "done" else reading.estimate()
     result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
     last = [Event(_json({"state": ending.state, **result}), b"end")]
     if ending.failure is not None:

@@ -52,8 +52,9 @@ function row(name, data, id) {
 
 function facts({ finish_reason, usage, attempts }) {
   $("finish").textContent = finish_reason ?? "none";
+  const guess = usage?.estimated ? "about " : "";
   $("usage").textContent = usage
-    ? `${usage.prompt_tokens ?? "?"}, ${usage.completion_tokens ?? "?"}`
+    ? `${usage.prompt_tokens ?? "?"}, ${guess}${usage.completion_tokens ?? "?"}`
     : "unknown";
   $("attempts").textContent = attempts ?? "unknown";
   $("reconnects").textContent = current.reconnects;
