@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from gateway.eventlog import read_all
 from gateway.positions import Position
 from gateway.presets import Preset
-from gateway.sse import Event
+from gateway.sse import Event, parse
 from gateway.store import Store, log_key, record_key
 from gateway.tickets import Tickets
 from gateway.upstream import Asks, Chunks, Upstream
@@ -521,7 +522,8 @@ async def test_a_redis_that_comes_back_empty_after_a_restart_costs_viewers_nothi
         go.set()
         for each in reading:
             asked_again(await asyncio.wait_for(each, 15))
-        asked_again(await c.read(url))
+        logged = await read_all(b.gateway.store, id_of(url))
+        asked_again(Transcript(events=parse(b"".join(entry.frames for entry in logged))))
     assert len(upstream.calls) == 2
 
 
