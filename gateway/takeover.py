@@ -10,7 +10,8 @@ other stream goes down a ladder, at most as often as its preset allows deaths:
 3. It ends `interrupted`, with its text so far and an estimate of what was paid.
 
 A stream that goes on is a run of this replica like any other, with its limits, and a longest time
-and a grace of its own. Each death leaves a fence in the log, so a request that kills whoever asks
+and a grace of its own; its log is bounded as a whole. Usage is that of the last answer, `attempts`
+tells of the others. Each death leaves a fence in the log, so a request that kills whoever asks
 it is asked a bounded number of times. If this replica dies on the way, its own list names the
 stream, and a third one goes on.
 """
