@@ -134,13 +134,20 @@ class Takeover:
         deaths = sum(not entry.number for entry in left.entries) - 1
         if deaths > preset.crash_restarts:
             return None
-        if ask := self._upstream.reattach(preset, _seen(left.entries)):
+        if ask := self._rest(record.stream_id, preset, left.entries):
             before = max(0, left.before - 1)  # The request at hand is the one that goes on.
             return replace(left, before=before, reading=answer.reading, ask=ask)
         if preset.on_crash != "restart":
             return None
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
         return replace(left, events=[reset])
+
+    def _rest(self, stream_id: str, preset: Preset, entries: list[Entry]) -> Asks | None:
+        try:
+            return self._upstream.reattach(preset, _seen(entries))
+        except Exception:  # It is somebody else's, and the stream must end all the same.
+            log.exception("%s: cannot be re-attached", stream_id)
+            return None
 
     async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
         stream_id = record.stream_id

@@ -160,6 +160,32 @@ async def test_a_killed_replicas_stream_is_asked_again_once_and_every_viewer_see
     assert upstream.calls[0].body == upstream.calls[1].body
 
 
+async def test_two_heirs_ask_each_stream_again_once(own_redis: RedisServer, tmp_path: Path) -> None:
+    asked: dict[str, int] = {}
+
+    async def script(call: Call) -> None:
+        prompt = call.json["messages"][0]["content"]
+        asked[prompt] = asked.get(prompt, 0) + 1
+        await (dies if asked[prompt] == 1 else whole)(call)
+
+    async with (
+        scripted(script) as upstream,
+        heir(own_redis.url, upstream.url) as b,
+        heir(own_redis.url, upstream.url) as c,
+        owner(own_redis.url, upstream.url, tmp_path) as a,
+    ):
+        urls = [await b.ticket(ask(f"prompt {number}")) for number in range(40)]
+        await asyncio.gather(*(via(a, url, len(LOST)) for url in urls))
+        there = [asyncio.create_task(at.read(url)) for at in (b, c) for url in urls]
+        await until(lambda: b.gateway.tails.viewers + c.gateway.tails.viewers == 80)
+        a.signal(signal.SIGKILL)
+        got = await asyncio.wait_for(asyncio.gather(*there), 20)
+        for on_b, on_c in zip(got[:40], got[40:], strict=True):
+            asked_again(on_b)
+            assert on_b.events == on_c.events
+        assert set(asked.values()) == {2}
+
+
 async def test_a_further_call_is_counted_and_its_reset_logged_before_it_is_sent(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
@@ -624,16 +650,19 @@ async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is
         assert (len(paid), len(upstream.calls)) == (1, 2)
 
 
-async def test_an_answer_of_which_nothing_is_known_cannot_be_gone_on_with(
-    own_redis: RedisServer, tmp_path: Path
+@pytest.mark.parametrize("seen", [[], LOST])
+async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
+    own_redis: RedisServer, tmp_path: Path, seen: list[bytes]
 ) -> None:
+    """Nothing is known of it, or what is known cannot be understood, which raises."""
     async with (
-        scripted(in_turn(says_nothing)) as upstream,
+        scripted(in_turn(says(*seen))) as upstream,
         heir(own_redis.url, upstream.url, Kept()) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
         await redeemed(a, url)
+        await ends(b, url, "streaming" if seen else "starting")
         await until(lambda: upstream.calls)
         a.signal(signal.SIGKILL)
-        asked_again(await b.read(url), [])
+        asked_again(await b.read(url), seen)
