@@ -22,7 +22,7 @@ from gateway.upstream import Upstream
 class Gateway:
     """One replica: `app` is the ASGI application, whose lifespan is `running`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, upstream: Upstream | None = None) -> None:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
@@ -43,13 +43,13 @@ class Gateway:
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
         )
-        self.upstream = Upstream()
+        self.upstream = upstream or Upstream()
         self.replica = Replica(
-            self.store,
             self.records,
             Beat(self.store, self.name, settings.lease),
             self.tails,
             self.upstream,
+            settings.preset,
             Caps(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
         )

@@ -90,7 +90,7 @@ class EventLog:
         self.epoch = epoch
         self.entries = entries
         self.fields = fields  # Of the record, to write it again where Redis forgot it.
-        self.size = 0
+        self.size = sum(len(entry.frames) for entry in entries)
         self.watchers: dict[str, float] = {}  # Replica -> until when it wants to be woken.
         self.on_commit: Callable[[], None] = lambda: None
         self.on_fence: Callable[[], None] = lambda: None
@@ -117,13 +117,18 @@ class EventLog:
         """Whether everything appended was committed."""
         return not (self._pending or self.flying or self.in_doubt)
 
-    def append(self, events: Iterable[Event]) -> None:
-        """Add events; they are shown once Redis has them."""
+    @property
+    def inherited(self) -> bool:
+        """Whether it began under another owner, who died."""
+        return bool(self.entries) and self.entries[0].last.epoch != self.epoch
+
+    def append(self, events: Iterable[Event], *, ours: bool = False) -> None:
+        """Add events; they are shown once Redis has them. `ours` keep the names of our own."""
         size = 0
         for data, name, _ in events:
             self._seq += 1
             event_id = b"%d-%d" % (self.epoch, self._seq)
-            frame = encode(data, event_id, safe_name(name) if name else b"")
+            frame = encode(data, event_id, name if ours or not name else safe_name(name))
             self._pending.append(frame)
             size += len(frame)
         self._pending_bytes += size
@@ -226,9 +231,14 @@ class EventLog:
         """Whether there is something to send or to clear up."""
         return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
 
+    async def hold(self) -> tuple[str, str]:
+        """Assert the ownership; see `Records.hold`; raises Passing."""
+        began = self.entries[0].last.epoch if self.entries else self.epoch
+        return await self._records.hold(self.stream_id, self.epoch, self.fields, began)
+
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
-        verdict, last = await self._records.hold(self.stream_id, self.epoch, self.fields)
+        verdict, last = await self.hold()
         if verdict == "fenced":
             self.fence()
             return

@@ -28,6 +28,12 @@ class Preset(BaseModel):
     on_leave: Literal["cancel", "finish"] = Field(
         "cancel", description="what becomes of a run whose last viewer left"
     )
+    on_crash: Literal["interrupt", "restart"] = Field(
+        "interrupt", description="what becomes of a run whose replica died; restart pays again"
+    )
+    crash_restarts: int = Field(
+        1, ge=1, le=10, description="deaths that a run may outlive: its request may be the cause"
+    )
     grace: float = Field(0, ge=0, description="how long the last viewer may be gone")
     connect: float = Field(0, ge=0, description="longest wait for a connection")
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")

@@ -18,7 +18,7 @@ VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
 DAY = 86_400_000  # In milliseconds, as all times here.
 
-_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts")
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
@@ -38,6 +38,7 @@ class Record:
     owner: str
     epoch: int
     attempts: int
+    cancel: int
     end_id: str
     result: bytes
     now: int
@@ -46,6 +47,11 @@ class Record:
     def expired(self) -> bool:
         """Whether nobody redeemed it in time."""
         return self.state == "cached" and self.now > self.start_by
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancel is stored, which its end will say whatever becomes of the run."""
+        return bool(self.cancel)
 
     @property
     def running(self) -> bool:
@@ -166,12 +172,15 @@ class Records:
         verdict, *more = await self.store.script("takeover", _keys(stream_id), args)
         return int(more[0]) if verdict == b"taken" else None
 
-    async def hold(self, stream_id: str, epoch: int, fields: dict[str, Any]) -> tuple[str, str]:
+    async def hold(
+        self, stream_id: str, epoch: int, fields: dict[str, Any], began: int = 0
+    ) -> tuple[str, str]:
         """Assert an ownership and write it again where Redis forgot it.
 
-        Returns the verdict (ours, sealed or fenced) and the id of the log's last entry.
+        `began` is the epoch of the log's first entry, where that is older. Returns the verdict
+        (ours, sealed or fenced) and the id of the log's last entry.
         """
-        args = [self.replica, epoch, self._running_ttl, *_flat(fields)]
+        args = [self.replica, epoch, self._running_ttl, began or epoch, *_flat(fields)]
         keys = _keys(stream_id)
         # On the appends' own connection: what another server says is no answer.
         verdict, last = await self.store.script("hold", keys, args, of_log=True)

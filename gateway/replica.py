@@ -14,12 +14,11 @@ from gateway.beat import Beat, inbox
 from gateway.errors import Fenced, Passing
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
-from gateway.records import Claim, Record, Records, new_id
+from gateway.records import Record, Records, new_id
 from gateway.runs import Caps, Ending, Run, ending_events, failure
-from gateway.store import Store
 from gateway.tails import Tails
-from gateway.takeover import Takeover, fields_of
-from gateway.upstream import Reading, Upstream
+from gateway.takeover import Start, Takeover, fields_of
+from gateway.upstream import Asks, Reading, Upstream
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.replica")
@@ -35,24 +34,24 @@ class Replica:
 
     def __init__(
         self,
-        store: Store,
         records: Records,
         beat: Beat,
         tails: Tails,
         upstream: Upstream,
+        presets: Callable[[str], Preset | None],
         caps: Caps,
         interval: float,
     ) -> None:
         self.draining = False
-        self._store = store
         self._records = records
         self._beat = beat
         self._tails = tails
         self._upstream = upstream
         self._caps = caps
         self._interval = interval  # Seconds between two sweeps.
-        self._writer = Writer(store, records)
-        self._takeover = Takeover(store, records, beat, self._writer, tails)
+        self._writer = Writer(records.store, records)
+        parts = (records, beat, self._writer, tails, upstream, presets)
+        self._takeover = Takeover(*parts, self._adopt)
         self._runs: dict[str, Run] = {}
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
@@ -94,26 +93,37 @@ class Replica:
                 break
             await asyncio.sleep(0.3)
         if claim.verdict == "claimed":
-            self._begin(record, preset, claim)
+            fence = Entry(Position(claim.epoch, 0), 0, b"")
+            self._begin(record, preset, Start(claim.epoch, claim.request, [fence]))
         elif record.stream_id not in self._runs:
             with suppress(Passing):
                 await self._beat.leave(record.stream_id)
         return claim.verdict
 
-    def _begin(self, record: Record, preset: Preset, claim: Claim) -> None:
+    def _begin(self, record: Record, preset: Preset, start: Start) -> None:
         stream_id = record.stream_id
-        tail = self._tails.own(stream_id, Entry(Position(claim.epoch, 0), 0, b""))
-        fields = {**fields_of(record), "request": claim.request, "attempts": 1}
-        journal = self._writer.open(stream_id, claim.epoch, tail.entries, fields)
-        run = Run(journal, tail, preset, claim.request, self._caps)
+        tail = self._tails.own(stream_id, *start.entries)
+        fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
+        journal = self._writer.open(stream_id, start.epoch, tail.entries, fields)
+        more = (start.before, start.reading)
+        run = Run(journal, tail, preset, start.request, self._caps, *more)
+        if start.events:
+            journal.append(start.events, ours=True)
         self._runs[stream_id] = run
         self._count += 1
-        self._spawn(self._live(run))
+        self._spawn(self._live(run, start.ask or self._upstream))
 
-    async def _live(self, run: Run) -> None:
+    def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
+        """Run what a dead replica ran, unless this one is full; return whether it does."""
+        if self._count >= self._caps.streams:
+            return False
+        self._begin(record, preset, start)
+        return True
+
+    async def _live(self, run: Run, ask: Asks) -> None:
         stream_id = run.log.stream_id
         try:
-            state = await run.main(self._upstream, self._permit)
+            state = await run.main(ask, self._permit)
             level = logging.DEBUG if state == "done" else logging.INFO
             log.log(level, "%s: %s after %d attempt(s)", stream_id, state, run.attempts)
             await self._leave(stream_id)
@@ -136,23 +146,28 @@ class Replica:
         """Return when this replica may ask the upstream; raises Fenced.
 
         A paused process may have been declared dead: its claim is then no right to spend money.
-        A further attempt is recorded before it is made.
+        A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
+        then stops it: between a death and this run there was nobody to be woken.
         """
-        while run.attempts > 1 or not self._beat.fresh:
+        again = run.attempts > 1 or run.log.inherited
+        if again:
+            await run.log.drained()
+        while again or not self._beat.fresh:
             with suppress(Passing):
-                log_ = run.log
-                verdict, _ = await self._records.hold(log_.stream_id, log_.epoch, log_.fields)
+                verdict, _ = await run.log.hold()
                 if verdict != "ours":
-                    log_.fence()
-                    raise Fenced(log_.stream_id)
-                if self._beat.fresh:
+                    run.log.fence()
+                    raise Fenced(run.log.stream_id)
+                record = await self._records.read(run.log.stream_id)
+                if record is not None and record.cancelled:
+                    run.stop(Ending("cancelled"))  # Which ends this task at its next await.
+                elif self._beat.fresh:
                     return
             await asyncio.sleep(self._interval)
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
-        reading = Reading()
-        _, end, result = ending_events(Ending("cancelled"), reading, 0)
+        _, end, result = ending_events(Ending("cancelled"), Reading(), 0)
         frame = b"event: end\ndata: " + end.data + b"\n"
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._runs:
@@ -225,7 +240,7 @@ class Replica:
                 if news.forgot:
                     log.warning("the store came back without its memory")
                     self._doubt(self._runs.values())
-                for dead in news.dead:
+                for dead in news.dead if not self.draining else []:  # Who leaves adopts nothing.
                     self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
                 pause = self._beat.interval
             except Passing as error:
@@ -306,7 +321,7 @@ class Replica:
                 run.stop(Ending("cancelled"))
 
     async def _messages(self) -> None:
-        async for message in self._store.messages(inbox(self._records.replica)):
+        async for message in self._records.store.messages(inbox(self._records.replica)):
             word, *rest = message.decode("utf-8", "replace").split() or [""]
             if word == "wake":
                 self._tails.mark(rest)

@@ -13,9 +13,8 @@ it asserts its ownership first. It asks again only after a sure refusal: no conn
 5xx before any body.
 
 A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
-late writes) and seals it with what the log tells: `interrupted`, `done` if the finish was logged,
-`cancelled` if a cancel was stored. The owner of an ended stream keeps everything for two leases
-more, and writes it again if Redis comes back empty.
+late writes) and goes on with it or ends it: see `takeover`. The owner of an ended stream keeps
+everything for two leases more, and writes it again if Redis comes back empty.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ from gateway.presets import Preset
 from gateway.records import FINAL
 from gateway.sse import OURS, Event, Parser, parse
 from gateway.tail import Tail
-from gateway.upstream import Reading, Upstream, text_of
+from gateway.upstream import Asks, Reading, text_of
 
 log = logging.getLogger("gateway.runs")
 
@@ -78,11 +77,14 @@ class Answer:
 
 
 async def answer_of(entries: list[Entry], choices: int = 1) -> Answer:
-    """Return what a log tells; a long one takes its time, and lets others have theirs."""
-    reading, text, last_id = Reading(choices), [], None
+    """Return what a log tells since its last `reset`; a long one lets others have their time."""
+    reading, last_id = Reading(choices), None
+    text: list[str] = []
     for entry in entries:
         for number, event in enumerate(parse(entry.frames)):
-            if event.name not in OURS:
+            if event.name == b"reset":
+                reading, text = Reading(choices), []
+            elif event.name not in OURS:
                 reading.see(event)
                 text.append(text_of(event.data))
             last_id = event.id.decode()
@@ -103,7 +105,8 @@ def ending_events(
     ending: Ending, reading: Reading, attempts: int
 ) -> tuple[list[Event], Event, bytes]:
     """Return the last events, the lone `end` if a cancel came first, and the record's result."""
-    usage = reading.estimate() if ending.state == "interrupted" else reading.usage
+    # Who finished either told the price or does not count; who was broken off had no time to tell.
+    usage = reading.usage if ending.state == "done" else reading.estimate()
     result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
     last = [Event(_json({"state": ending.state, **result}), b"end")]
     if ending.failure is not None:
@@ -116,20 +119,28 @@ class Run:
     """One stream while it is asked for, written and sealed."""
 
     def __init__(
-        self, log: EventLog, tail: Tail, preset: Preset, request: bytes, caps: Caps
+        self,
+        log: EventLog,
+        tail: Tail,
+        preset: Preset,
+        request: bytes,
+        caps: Caps,
+        before: int = 0,
+        reading: Reading | None = None,
     ) -> None:
         now = _now()
         self.log = log
         self.tail = tail
         self.preset = preset
-        self.attempts = 1  # The one at hand; it counts as sent when it is.
+        self.attempts = before + 1  # The one at hand; it counts as sent when it is.
+        self._before = before  # Sent by owners that died.
         self._sent = 0
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
         self._request = request
         self._parser = Parser(caps.event)
         self._caps = caps
-        self._reading = Reading(choices_of(request))
+        self._reading = reading or Reading(choices_of(request))
         self._ending: Ending | None = None
         self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
         self._pulled = False
@@ -152,7 +163,7 @@ class Run:
         """Whether it still reads, or waits for, its upstream."""
         return self._pull is not None
 
-    async def main(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> str:
+    async def main(self, ask: Asks, permit: Callable[["Run"], Awaitable[None]]) -> str:
         """Pull, then seal; return the state stored. Raises Fenced."""
         broken: Exception | None = None
         if self._ending is None:
@@ -170,7 +181,8 @@ class Run:
         ending = self._ending or self._outcome(broken)
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
-        events, cancelled, result = ending_events(ending, self._reading, self._sent)
+        attempts = self._before + self._sent
+        events, cancelled, result = ending_events(ending, self._reading, attempts)
         return await self.log.seal(ending.state, events, cancelled, result)
 
     def stop(self, ending: Ending) -> None:
@@ -211,7 +223,7 @@ class Run:
     def _fenced(self) -> None:
         self._stop_pulling()
 
-    async def _attempts(self, ask: Upstream, permit: Callable[["Run"], Awaitable[None]]) -> None:
+    async def _attempts(self, ask: Asks, permit: Callable[["Run"], Awaitable[None]]) -> None:
         while True:
             await permit(self)
             try:
@@ -229,14 +241,14 @@ class Run:
 
     def _pause(self, failed: UpstreamFailure) -> float | None:
         """Return the seconds before the next attempt, None if there must be none."""
-        if not failed.sure or self.attempts > self.preset.retries:
+        if not failed.sure or self._sent > self.preset.retries:
             return None
         pause = failed.retry_after
         if pause is None:
-            pause = min(0.5 * 2 ** (self.attempts - 1), 8.0)
+            pause = min(0.5 * 2 ** (self._sent - 1), 8.0)
         return pause if pause <= self.preset.retry_after_max else None
 
-    async def _attempt(self, ask: Upstream) -> None:
+    async def _attempt(self, ask: Asks) -> None:
         self._parser = Parser(self._caps.event)
         self._heard, self._silence = _now(), self.preset.first_byte
         self._sent += 1

@@ -52,13 +52,15 @@ class Tails:
         """Return the tail of a stream, if this replica has one."""
         return self._tails.get(stream_id)
 
-    def own(self, stream_id: str, fence: Entry) -> Tail:
-        """Begin the tail of a stream that this replica runs."""
+    def own(self, stream_id: str, *logged: Entry) -> Tail:
+        """Begin the tail of a stream that this replica runs; `logged` is what there is of it."""
         tail = self._tails.setdefault(stream_id, Tail(stream_id, local=True))
         tail.local = True
-        if tail.entries != [fence]:
+        if tail.entries != logged[: len(tail.entries)]:
             tail.drop()  # What they saw is not in this log; as they come back, they are told so.
-            tail.entries.replace([fence])
+            tail.entries.replace(logged)
+        elif tail.extend(logged):
+            tail.wake()
         return tail
 
     def disown(self, stream_id: str) -> None:
@@ -209,14 +211,21 @@ class Tails:
                 return
 
     async def _compare(self, tail: Tail) -> None:
-        """Look whether a log with a new owner still holds what was shown of it.
+        """Look whether a log with a new owner still holds what was shown of it, and who that is.
 
-        A Redis that forgot the first claim may have given the stream to another replica.
+        A Redis that forgot the first claim may have given the stream to another replica. The one
+        that took it over wakes only those who make themselves known to it.
         """
         entries = await read_all(self._store, tail.stream_id)
-        if not tail.local and tail.last not in [entry.last for entry in entries]:
+        record = await self._records.read(tail.stream_id)
+        if tail.local:
+            return
+        if tail.last not in [entry.last for entry in entries]:
             tail.replace(entries)
             tail.wake()
+        if record is not None and record.running and record.owner != tail.owner:
+            tail.owner = record.owner
+            await self._show_presence([tail])
 
     async def _read(self, stream_ids: list[str]) -> None:
         tails = [self._tails[each] for each in stream_ids if each in self._tails]
@@ -227,7 +236,7 @@ class Tails:
             self._store, [each.stream_id for each in tails], [each.last for each in tails]
         )
         for tail, entries in zip(tails, batches, strict=True):
-            if entries and tail.last and entries[0].last.epoch != tail.last.epoch:
+            if entries and tail.last and entries[-1].last.epoch != tail.last.epoch:
                 await self._compare(tail)
             _add(tail, entries)
             if len(entries) == READ_COUNT:

@@ -1,54 +1,98 @@
-"""Takeover: ending the streams of replicas that died.
+"""Takeover: what becomes of the streams of replicas that died.
 
-Taking a stream over fences the dead one's late writes; then its log can be read at leisure, and
-tells how it ends: `interrupted`, `done` if the finish was logged, `cancelled` if a cancel was
-stored. If this replica dies on the way, its own list names the stream, and a third one goes on.
+Taking a stream over fences the dead one's late writes; then its log can be read at leisure. What it
+tells has the last word: `done` if the finish was logged, `cancelled` if a cancel was stored. Any
+other stream goes down a ladder, at most as often as its preset allows deaths:
+
+1. An upstream that keeps its answers is re-attached: nothing is lost, and nothing paid again.
+2. `on_crash = "restart"`: it is asked again, after a `reset`. The dead owner's request may have
+   been sent, also where nothing of it is logged, so it counts as paid.
+3. It ends `interrupted`, with its text so far and an estimate of what was paid.
+
+A stream that goes on is a run of this replica like any other, with its limits, and a longest time
+and a grace of its own; its log is bounded as a whole. Usage is that of the last answer, `attempts`
+tells of the others. Each death leaves a fence in the log, so a request that kills whoever asks
+it is asked a bounded number of times. If this replica dies on the way, its own list names the
+stream, and a third one goes on.
 """
 
+import asyncio
 import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.beat import Beat
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import read_all
-from gateway.positions import Entries
+from gateway.positions import Entries, Entry
+from gateway.presets import Preset
 from gateway.records import VERSION, Record, Records
-from gateway.runs import Ending, answer_of, choices_of, ending_events, failure
-from gateway.store import Store
+from gateway.runs import Answer, Ending, answer_of, choices_of, ending_events, failure
+from gateway.sse import OURS, Event, parse
 from gateway.tails import Tails
+from gateway.upstream import Asks, Reading, Upstream
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.takeover")
 
+_AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have run thousands.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: with nothing logged but its fence, or with what a dead replica left."""
+
+    epoch: int
+    request: bytes
+    entries: list[Entry]
+    events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
+    before: int = 0  # Requests that were sent, or may have been.
+    reading: Reading | None = None  # Of an answer that goes on.
+    ask: Asks | None = None  # Where the answer comes from, if not from a new request.
+
 
 class Takeover:
-    """This replica's duties towards dead ones."""
+    """This replica's duties towards dead ones; `adopt` runs a stream here, unless it is full."""
 
     def __init__(
-        self, store: Store, records: Records, beat: Beat, writer: Writer, tails: Tails
+        self,
+        records: Records,
+        beat: Beat,
+        writer: Writer,
+        tails: Tails,
+        upstream: Upstream,
+        presets: Callable[[str], Preset | None],
+        adopt: Callable[[Record, Preset, Start], bool],
     ) -> None:
-        self._store = store
         self._records = records
         self._beat = beat
         self._writer = writer
         self._tails = tails
+        self._upstream = upstream
+        self._presets = presets
+        self._adopt = adopt
         self._burying: set[str] = set()
 
     @property
     def busy(self) -> bool:
-        """Whether a dead replica's streams are being ended."""
+        """Whether a dead replica's streams are being taken over."""
         return bool(self._burying)
 
     async def bury(self, dead: str, watched: list[str]) -> None:
-        """End what a dead replica named as run by it, and what is watched here of it."""
+        """Take over what a dead replica named as run by it, and what is watched here of it."""
         if dead in self._burying:
             return
         self._burying.add(dead)
         try:
-            stream_ids = {*await self._beat.streams_of(dead), *watched}
+            stream_ids = list({*await self._beat.streams_of(dead), *watched})
             log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
-            for stream_id in stream_ids:
-                await self._inherit(stream_id, dead)
+            for start in range(0, len(stream_ids), _AT_ONCE):
+                batch = stream_ids[start : start + _AT_ONCE]
+                inherits = (self._inherit(each, dead) for each in batch)
+                for result in await asyncio.gather(*inherits, return_exceptions=True):
+                    if isinstance(result, BaseException):
+                        raise result
             await self._beat.bury(dead)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
@@ -56,24 +100,61 @@ class Takeover:
             self._burying.discard(dead)
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
-        """Take one stream over and seal it with what its log tells; raises Passing."""
+        """Take one stream over, and run it here or seal it; raises Passing."""
+        tail = self._tails.get(stream_id)
+        if tail is not None and tail.local:
+            return  # An earlier try, that broke off at another stream, has begun it here.
         await self._beat.enter(stream_id)
         # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
         epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
         record = await self._records.read(stream_id)
-        if epoch is not None and record is not None:
-            await self._seal(record, epoch)
-        await self._beat.leave(stream_id)
+        if epoch is None or record is None or not await self._goes_on(record, epoch):
+            await self._beat.leave(stream_id)
 
-    async def _seal(self, record: Record, epoch: int) -> None:
+    async def _goes_on(self, record: Record, epoch: int) -> bool:
+        """Let a stream go on here, or seal it; return whether it goes on."""
+        request = await self._records.request(record.stream_id)
+        entries = await read_all(self._records.store, record.stream_id)
+        answer = await answer_of(entries, choices_of(request))
+        left = Start(epoch, request, entries, before=record.attempts)
+        preset = self._presets(record.preset)
+        start = preset and self._rung(record, preset, left, answer)
+        if preset and start and self._adopt(record, preset, start):
+            how = "asked again" if start.events else "re-attached"
+            log.warning("%s: %s in place of a dead replica", record.stream_id, how)
+            return True
+        await self._seal(record, left, answer)
+        return False
+
+    def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
+        """Return how a stream goes on, None if it ends."""
+        over = answer.reading.finished or answer.reading.error is not None
+        if over or record.cancelled or not left.request:
+            return None
+        deaths = sum(not entry.number for entry in left.entries) - 1
+        if deaths > preset.crash_restarts:
+            return None
+        if ask := self._rest(record.stream_id, preset, left.entries):
+            before = max(0, left.before - 1)  # The request at hand is the one that goes on.
+            return replace(left, before=before, reading=answer.reading, ask=ask)
+        if preset.on_crash != "restart":
+            return None
+        reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
+        return replace(left, events=[reset])
+
+    def _rest(self, stream_id: str, preset: Preset, entries: list[Entry]) -> Asks | None:
+        try:
+            return self._upstream.reattach(preset, _seen(entries))
+        except Exception:  # It is somebody else's, and the stream must end all the same.
+            log.exception("%s: cannot be re-attached", stream_id)
+            return None
+
+    async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
         stream_id = record.stream_id
-        request = await self._records.request(stream_id)
-        entries = await read_all(self._store, stream_id)
-        reading = (await answer_of(entries, choices_of(request))).reading
-        ending = Ending("done") if reading.finished else _lost()
-        events, end, result = ending_events(ending, reading, record.attempts)
-        fields = {**fields_of(record), "request": request}
-        journal = self._writer.open(stream_id, epoch, Entries(entries), fields)
+        ending = Ending("done") if answer.reading.finished else _lost()
+        events, end, result = ending_events(ending, answer.reading, record.attempts)
+        fields = {**fields_of(record), "request": left.request}
+        journal = self._writer.open(stream_id, left.epoch, Entries(left.entries), fields)
         try:
             state = await journal.seal(ending.state, events, end, result)
             log.warning("%s: %s in place of a dead replica", stream_id, state)
@@ -82,6 +163,15 @@ class Takeover:
         finally:
             self._writer.close(journal)
             self._tails.mark([stream_id])
+
+
+def _seen(entries: list[Entry]) -> Iterator[Event]:
+    """Yield the upstream's events since the last `reset`; none is parsed before it is asked for."""
+    events = [event for entry in entries for event in parse(entry.frames)]
+    resets = [number for number, event in enumerate(events) if event.name == b"reset"]
+    for event in events[resets[-1] if resets else 0 :]:
+        if event.name not in OURS:
+            yield event
 
 
 def _lost() -> Ending:

@@ -10,11 +10,11 @@ some servers never send.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -115,6 +115,13 @@ def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
 
 
+class Asks(Protocol):
+    """What a run gets its answer from: a new request, or the rest of one that was sent before."""
+
+    def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager["Chunks"]:
+        """Yield the chunks of an answer; raises UpstreamFailure, also from them."""
+
+
 class Upstream:
     """Asks for completions; one instance, and one pool of connections, a process."""
 
@@ -135,6 +142,16 @@ class Upstream:
             return await self._transport.send(self._message(preset), request, preset.connect)
         except _ERRORS as error:
             raise _unanswered(error) from error
+
+    def reattach(self, preset: Preset, seen: Iterable[Event]) -> Asks | None:
+        """Return the way to an answer's rest, at no further price; None if there is none.
+
+        A chat completion is lost with its connection. One that is kept by the upstream, as a
+        background response is, can be gone on with by whoever overrides this: `seen` are its events
+        up to the last one logged, data byte for byte, so its id and the last number are among them.
+        What is yielded must begin with the event after that; what is raised ends the stream.
+        """
+        return None
 
     def _message(self, preset: Preset) -> Message:
         known = self._messages.get(id(preset))

@@ -24,7 +24,8 @@ from gateway.app import Gateway
 from gateway.auth import signed_cookie
 from gateway.server import Protocol, Server, bind, url_of
 from gateway.settings import Settings
-from gateway.sse import Event, Parser
+from gateway.sse import OURS, Event, Parser
+from gateway.upstream import Upstream
 
 SECRET = "a secret of the tests that is long enough"
 REQUIRED = os.environ.get("GATEWAY_TEST_REQUIRE", "") == "all"
@@ -216,9 +217,9 @@ class Served:
 
 
 @asynccontextmanager
-async def running(**changes: Any) -> AsyncIterator[Served]:
+async def running(upstream: Upstream | None = None, /, **changes: Any) -> AsyncIterator[Served]:
     """Run a gateway in this process on a real socket; `changes` are settings."""
-    gateway = Gateway(settings(**changes))
+    gateway = Gateway(settings(**changes), upstream)
     async with served(gateway.app, gateway) as url, client(url) as http:
         yield Served(gateway, url, http)
 
@@ -333,7 +334,7 @@ class Transcript:
     @property
     def data(self) -> list[bytes]:
         """The data of the upstream's own events."""
-        return [each.data for each in self.events if each.name not in {b"end", b"failure", b"gap"}]
+        return [each.data for each in self.events if each.name not in OURS]
 
     def extend(self, more: "Transcript") -> None:
         """Go on with what a reconnect gave."""

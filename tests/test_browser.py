@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
 from gateway.demo import answer
+from gateway.page import page as routes_of_page
 from tests.support import (
     OK,
     SECRET,
@@ -44,6 +45,7 @@ from tests.support import (
     until,
     whole,
 )
+from tests.test_takeover import RESTART, owner, via
 
 FLAGS = [
     "--no-sandbox",
@@ -713,6 +715,57 @@ async def test_the_demo_page_stops_an_answer_that_never_begins(page: Page, demo:
     await state(page, "cancelled")
     assert await text(page) == ""
     await until(lambda: _none_open(demo), "the upstream's connection is closed")
+
+
+async def test_the_demo_page_discards_the_words_of_a_replica_that_died(
+    context: BrowserContext, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        if len(upstream.calls) == 1:
+            await call.send(OK, sse(chunk("lost words")))
+            await call.left.wait()
+        await call.send(OK, sse(chunk("Hel")))
+        await go_on.wait()
+        await call.send(sse(chunk("lo"), chunk("", finish="stop"), b"[DONE]"))
+
+    async with (
+        scripted(script) as upstream,
+        owner(own_redis.url, upstream.url, tmp_path) as first,
+        served_page(redis_url=own_redis.url, upstream_url=upstream.url, grace=9) as second,
+    ):
+        await log_in(context, second)
+        url = await second.ticket()
+        await via(first, url)
+        page = await context.new_page()
+        await page.goto(second.url)
+        await page.evaluate("(url) => sessionStorage.setItem('stream_url', url)", url)
+        await page.reload()  # As somebody who was there when it began.
+        await length(page, 10)
+        await page.click("#second")
+        await page.wait_for_function("document.getElementById('answer2').textContent.length > 9")
+        first.signal(signal.SIGKILL)
+        for where in ("#answer", "#answer2"):
+            await page.wait_for_function(
+                "(where) => document.querySelector(where).textContent === 'Hel'", arg=where
+            )
+        go_on.set()
+        await state(page, "done")
+        await state(page, "closed, same text", "#state2")
+        assert await text(page) == await text(page, "#answer2") == "Hello"
+        assert await text(page, "#attempts") == "2"
+        assert "none lost, none twice" in await text(page, "#notice")
+    assert len(upstream.calls) == 2
+
+
+@asynccontextmanager
+async def served_page(**changes: Any) -> AsyncIterator[Served]:
+    """Run a replica that asks again after a death, with the demo page; who comes is logged in."""
+    gateway = Gateway(settings(presets=RESTART, **changes))
+    app = gateway.with_routes(routes_of_page(lambda _: "session=", lambda _: 0))
+    async with served(app, gateway) as url, client(url) as http:
+        yield Served(gateway, url, http)
 
 
 async def test_the_demo_page_says_that_a_new_demo_knows_nothing_of_the_old(

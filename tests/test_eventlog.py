@@ -553,6 +553,35 @@ async def test_a_log_that_was_trimmed_away_is_written_again(redis_url: str) -> N
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
+@pytest.mark.parametrize("left", [0, 1, 2])
+async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
+    redis_url: str, left: int
+) -> None:
+    """Redis comes back empty, or without the fence and what was before it."""
+    async with owner(redis_url) as writing:
+        old = await writing.log()
+        for number in (1, 2):
+            old.append(numbered(number, number))
+            await old.drained()
+        heir = Owner(writing.store)
+        epoch = await heir.records.takeover(old.stream_id, writing.records.replica, "nonce")
+        entries = await read_all(writing.store, old.stream_id)
+        log = heir.writer.open(old.stream_id, epoch or 0, Entries(entries), dict(old.fields))
+        task = asyncio.create_task(heir.writer.run())
+        log.append(numbered(1, 1))
+        await log.drained()
+        await forget(writing.store, log)
+        for each in [*log.entries][:left]:
+            fields = (str(each.last), str(each.number), each.frames)
+            await writing.store.call("XADD", log_key(log.stream_id), *fields)
+        log.doubt()
+        log.append(numbered(2, 2))
+        await log.drained()
+        task.cancel()
+        assert await read_all(writing.store, log.stream_id) == log.entries
+        assert numbers(log.entries) == [1, 2, 1, 2]
+
+
 # Fences and ends
 
 

@@ -48,7 +48,6 @@ TESTED_IN = {
     "positions": "eventlog",
     "requests": "responses",
     "tails": "tail",
-    "takeover": "replica",
     "server": "cli",
     "transport": "upstream",
     "writer": "eventlog",

@@ -109,7 +109,10 @@ def test_stream_options_that_are_no_object_are_refused(options: Any) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"modles": []}, {"retries": -1}, {"retries": 11}, {"on_leave": "stay"}, {"stall": -1}],
+    [
+        *({"modles": []}, {"retries": -1}, {"retries": 11}, {"on_leave": "stay"}, {"stall": -1}),
+        *({"on_crash": "retry"}, {"crash_restarts": 0}, {"crash_restarts": 11}),
+    ],
 )
 def test_a_wrong_member_is_refused_when_the_preset_is_read(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -727,6 +727,9 @@ async def test_a_killed_replica_is_noticed_within_fifteen_seconds_and_never_paid
         assert got.end["usage"] == {"completion_tokens": 3, "estimated": True}
         assert [*before.data, *got.data] == Paced(3).data
         assert (await at.read(1, url, last_id=got.last_id)).status == 204
+        told = await at.http[1].get(url.replace("/stream", "/completion"), headers=ALICE)
+        assert told.json()["text"] == "word 0 word 1 word 2 "
+        assert told.json()["usage"] == got.end["usage"]
         assert len(upstream.calls) == 1
 
 

@@ -560,8 +560,8 @@ def test_the_end_is_last_and_a_failure_comes_before_it() -> None:
     events, _, _ = ending_events(Ending("truncated", told), reading(chunk("Hi")), 2)
     assert [event.name for event in events] == [b"failure", b"end"]
     assert json.loads(events[0].data) == told
-    unset = {"finish_reason": None, "usage": None}
-    assert json.loads(events[1].data) == {"state": "truncated", **unset, "attempts": 2}
+    facts = {"finish_reason": None, "usage": {"completion_tokens": 1, "estimated": True}}
+    assert json.loads(events[1].data) == {"state": "truncated", **facts, "attempts": 2}
 
 
 def test_a_failure_has_a_status_only_where_there_is_one() -> None:
@@ -577,10 +577,29 @@ def test_a_clean_end_has_no_failure_and_the_record_says_the_same() -> None:
     assert json.loads(result) == facts
 
 
-def test_an_interrupted_end_estimates_what_was_used() -> None:
-    events, _, _ = ending_events(Ending("interrupted"), reading(chunk("a"), chunk("b")), 1)
-    usage = json.loads(events[-1].data)["usage"]
-    assert usage == {"completion_tokens": 2, "estimated": True}
+@pytest.mark.parametrize("state", sorted(FINAL - {"done"}))
+def test_an_end_that_broke_off_estimates_what_was_paid_and_says_so(state: str) -> None:
+    events, cancelled, result = ending_events(Ending(state), reading(chunk("a"), chunk("b")), 1)
+    for told in (events[-1].data, cancelled.data, result):
+        assert json.loads(told)["usage"] == {"completion_tokens": 2, "estimated": True}
+    events, _, _ = ending_events(Ending(state), reading(), 1)
+    assert json.loads(events[-1].data)["usage"] is None
+
+
+@pytest.mark.parametrize("how", ["cut", "stalled", "cancelled"])
+async def test_what_broke_off_and_was_paid_tells_an_estimate_to_viewers_and_record(
+    how: str, redis_url: str
+) -> None:
+    script = sends(OK, sse(chunk("Hel"), chunk("lo")), hold=how != "cut")
+    given = {"upstream_stall": 0.3 if how == "stalled" else 9, "redis_url": redis_url}
+    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
+        url = await gate.ticket()
+        if how == "cancelled":
+            await gate.read(url, enough=lambda got: len(got.events) == 2)
+            await gate.http.delete(url, headers=gate.cookie())
+        end = (await gate.read(url)).end
+        assert end["usage"] == (await gate.completion(url))["usage"]
+        assert end["usage"] == {"completion_tokens": 2, "estimated": True}
 
 
 def test_every_last_event_is_one_line() -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway.beat import inbox
 from gateway.errors import Passing
 from gateway.positions import Entry, Position
 from gateway.records import Records, new_id
@@ -226,11 +227,12 @@ class Elsewhere:
         self.stream_id = new_id()
         self.tails = Tails(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
 
-    async def claim(self) -> None:
-        """Let another replica claim it."""
+    async def claim(self) -> Records:
+        """Let another replica claim it; return that one's records."""
         other = _records(self.store)
         await other.create(self.stream_id, "alice", "default", b"{}", "digest")
         await other.claim(self.stream_id, "nonce")
+        return other
 
     async def write(self, *entries: Entry) -> None:
         """Append as its owner does."""
@@ -370,6 +372,33 @@ async def test_a_watched_stream_is_shown_to_its_owner_before_the_first_byte(
         await there.write(fence())
         await there.attach()
         assert await there.store.call("PTTL", presence_key(there.stream_id)) > 0
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_over(
+    redis_url: str, unread: int
+) -> None:
+    """Else it hears of nothing new but once a second. The old owner's last words come along."""
+    async with elsewhere(redis_url) as there:
+        old, heir = await there.claim(), _records(there.store)
+        one = await there.attach()
+        assert ids(one) == []
+        told = asyncio.create_task(_watch(there.store, heir.replica))
+        record = await old.read(there.stream_id)
+        assert record is not None
+        await there.write(*[entry(1, 1, epoch=record.epoch)] * unread)
+        await heir.takeover(there.stream_id, old.replica, "nonce")
+        assert there.stream_id in await asyncio.wait_for(told, 5)
+        assert there.tails.owners() == {heir.replica: [there.stream_id]}
+        assert len(ids(one)) == unread
+
+
+async def _watch(store: Store, replica: str) -> str:
+    """Return the first word to a replica that somebody watches."""
+    async for message in store.messages(inbox(replica)):
+        if message.startswith(b"watch"):
+            break
+    return message.decode()
 
 
 async def test_presence_is_shown_again_as_long_as_somebody_watches(redis_url: str) -> None:

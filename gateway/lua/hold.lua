@@ -1,7 +1,7 @@
 -- Asserts that a stream is still its owner's, and writes the record again if Redis forgot it, or
--- forgot who owns it. A log that is gone gets its fence back.
+-- forgot who owns it. A log that is gone gets its first fence back; the owner appends what follows.
 -- KEYS: 1 record, 2 log
--- ARGV: 1 owner, 2 epoch, 3 TTL (ms), 4... field, value
+-- ARGV: 1 owner, 2 epoch, 3 TTL (ms), 4 epoch in which the log began, 5... field, value
 -- Returns {verdict, id of the last entry}; verdict: ours, sealed or fenced
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'end_id')
 local mine, theirs = tonumber(ARGV[2]), tonumber(r[3] or 0)
@@ -12,9 +12,9 @@ local epoch = last and tonumber(string.match(tail, '^%d+')) or 0
 if epoch > mine then return {'fenced', ''} end
 if r[4] and theirs == mine then return {'sealed', tail} end
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
-  unpack(ARGV, 4))
-if epoch < mine then
-  tail = ARGV[2] .. '-0'
+  unpack(ARGV, 5))
+if not last then
+  tail = ARGV[4] .. '-0'
   redis.call('XADD', KEYS[2], tail, '0', '')
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])

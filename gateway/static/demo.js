@@ -6,6 +6,10 @@ const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
 const TIP = "While it writes, cut the connection or reload this page.";
 const NAMED = ["chunk", "upstream-error", "upstream-end"]; // What the pretend upstream may name.
+const VOID = {
+  reset: "The replica died, the model is asked again",
+  gap: "The log began anew",
+}; // Events after which the text so far is void, and why.
 const $ = (id) => document.getElementById(id);
 
 let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
@@ -52,8 +56,9 @@ function row(name, data, id) {
 
 function facts({ finish_reason, usage, attempts }) {
   $("finish").textContent = finish_reason ?? "none";
+  const guess = usage?.estimated ? "about " : "";
   $("usage").textContent = usage
-    ? `${usage.prompt_tokens ?? "?"}, ${usage.completion_tokens ?? "?"}`
+    ? `${usage.prompt_tokens ?? "?"}, ${guess}${usage.completion_tokens ?? "?"}`
     : "unknown";
   $("attempts").textContent = attempts ?? "unknown";
   $("reconnects").textContent = current.reconnects;
@@ -106,7 +111,7 @@ function watch(url) {
     text: write,
     discard(why) {
       mine.text = $("answer").textContent = "";
-      notice(`${why}: the text so far is void, the answer begins anew.`, "wait");
+      notice(`${VOID[why]}: the text so far is void.`, "wait");
     },
     failure({ code, message, status }) {
       mine.failed = true;
@@ -193,6 +198,7 @@ function openSecond() {
   $("answer2").textContent = "";
   es.onmessage = (event) => $("answer2").append(delta(event.data));
   for (const name of NAMED) es.addEventListener(name, es.onmessage);
+  for (const name in VOID) es.addEventListener(name, () => ($("answer2").textContent = ""));
   es.onopen = () => (label.textContent = "following");
   es.onerror = () => {
     // After the end's id the gateway answers 204, which is how a browser is told to stop for good.
