@@ -172,7 +172,7 @@ class Replica:
         """Begin the loops; `stop` ends them."""
         loops = (
             *(self._writer.run, self._beats, self._sweeps, self._looks, self._messages),
-            *(self._tails.follow, self._tails.announce),
+            self._tails.follow,
         )
         self._loops = [asyncio.create_task(_supervised(loop)) for loop in loops]
 
@@ -224,7 +224,11 @@ class Replica:
                 self._cancel_here(news.cancels)
                 if news.forgot:
                     log.warning("the store came back without its memory")
-                    self._doubt(self._runs.values())
+                    self._doubt(
+                        run
+                        for run in self._runs.values()
+                        if self._store.marker_of(run.log.stream_id) in news.forgot
+                    )
                 for dead in news.dead:
                     self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
                 pause = self._beat.interval

@@ -295,7 +295,7 @@ class Routes:
         """
         record = await self._records.read(ticket.stream_id)
         if record is None:
-            if await self._records.may_be_forgotten(ticket.issued):
+            if await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
                 raise Passing("not_yet")
             _unless_reconnect(wanted)
             return None

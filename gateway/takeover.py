@@ -5,6 +5,7 @@ tells how it ends: `interrupted`, `done` if the finish was logged, `cancelled` i
 stored. If this replica dies on the way, its own list names the stream, and a third one goes on.
 """
 
+import asyncio
 import logging
 from typing import Any
 
@@ -47,13 +48,20 @@ class Takeover:
         try:
             stream_ids = {*await self._beat.streams_of(dead), *watched}
             log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
-            for stream_id in stream_ids:
-                await self._inherit(stream_id, dead)
+            # A server that is away must not hold up what others have.
+            groups = [self._inherit_all(each, dead) for each in self._store.by_home(stream_ids)]
+            for failed in await asyncio.gather(*groups, return_exceptions=True):
+                if failed is not None:
+                    raise failed
             await self._beat.bury(dead)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
         finally:
             self._burying.discard(dead)
+
+    async def _inherit_all(self, stream_ids: list[str], dead: str) -> None:
+        for stream_id in stream_ids:
+            await self._inherit(stream_id, dead)
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over and seal it with what its log tells; raises Passing."""

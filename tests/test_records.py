@@ -387,12 +387,14 @@ async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(store
     records = replica(store)
     now = int((await store.call("TIME"))[0]) * 1000
     await store.call("DEL", MARKER)
-    assert await records.may_be_forgotten(now)
+    stream_id = new_id()
+    assert await records.may_be_forgotten(stream_id, now)
     await store.call("SET", MARKER, now - 500, "PX", DAY)  # Two leases are two seconds.
-    assert await records.may_be_forgotten(now - 1000)
-    assert not await records.may_be_forgotten(now)  # Issued since, so it would be remembered.
+    assert await records.may_be_forgotten(stream_id, now - 1000)
+    # Issued since, so it would be remembered.
+    assert not await records.may_be_forgotten(stream_id, now)
     await store.call("SET", MARKER, now - 5000, "PX", DAY)
-    assert not await records.may_be_forgotten(now - 9000)
+    assert not await records.may_be_forgotten(stream_id, now - 9000)
 
 
 async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:

@@ -11,7 +11,7 @@ from gateway.errors import Passing
 from gateway.positions import Entry, Position
 from gateway.records import Records, new_id
 from gateway.sse import HEARTBEAT, Event, encode, parse
-from gateway.store import Store, log_key, presence_key, record_key
+from gateway.store import MARKER, Store, log_key, presence_key, record_key
 from gateway.tail import Tail, Viewer
 from gateway.tails import Tails
 from tests.support import RedisServer, until
@@ -254,13 +254,12 @@ async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
     """Follow what runs elsewhere for the length of the block."""
     store = Store(url)
     there = Elsewhere(store, grace)
-    tasks = [asyncio.create_task(each()) for each in (there.tails.follow, there.tails.announce)]
+    task = asyncio.create_task(there.tails.follow())
     try:
         yield there
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await store.close()
 
 
@@ -447,7 +446,7 @@ async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
 ) -> None:
     async with elsewhere(own_redis.url, grace=0.3) as there:
         await there.claim()
-        await there.store.call("SET", "gw:marker", 1, "PX", 60_000)
+        await there.store.call("SET", MARKER, 1, "PX", 60_000)
         one = await there.attach()
         await asyncio.sleep(0)
         assert not one.gone
