@@ -20,7 +20,7 @@ class ClusterServer(RedisServer):
     """One server of a cluster; it keeps its place in it over a restart, but no data."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         super().__init__(
             folder,
             *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
@@ -102,6 +102,25 @@ class RedisCluster:
         """End all servers."""
         for server in self.servers:
             server.kill()
+
+    def begin_to_move(self, slot: int, source: ClusterServer, target: ClusterServer) -> None:
+        """Say that a slot is moving: from now on what is not at the source is asked for."""
+        target.run("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.run("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+
+    def move_keys(self, source: ClusterServer, target: ClusterServer, *keys: str) -> None:
+        """Move keys of a slot that is moving."""
+        source.run("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+    def move_all_keys(self, slot: int, source: ClusterServer, target: ClusterServer) -> None:
+        """Move what a slot has left."""
+        while keys := source.run("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.move_keys(source, target, *keys)
+
+    def end_move(self, slot: int, target: ClusterServer) -> None:
+        """Say that a slot has moved."""
+        for server in [target, *(each for each in self.masters if each is not target)]:
+            server.run("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
     def master_of(self, key: str) -> ClusterServer:
         """Return the master that has a key by the even share of the start."""
