@@ -130,6 +130,7 @@ class Cluster:
 
     def trouble(self, node: Node) -> None:
         """Take note that a server does not answer: another may have its slots by now."""
+        node.answers = False
         if node is self._anyone:
             others = [each for each in self._masters or self._seeds if each is not node]
             self._anyone = random.choice(others) if others else None

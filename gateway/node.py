@@ -41,6 +41,7 @@ class Node:
         self.log = Line(pool, timeout=TIMEOUT, once_more=False)
         self.short = Line(pool, timeout=TIMEOUT, once_more=True)
         self.long = Line(pool, timeout=2 * TIMEOUT, once_more=True, together=64)
+        self.answers = True  # As far as is known.
         self.on_trouble: Callable[[Exception], None] = lambda _: None
         self._pool = pool
 

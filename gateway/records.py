@@ -19,6 +19,8 @@ VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
 DAY = 86_400_000  # In milliseconds, as all times here.
 
+_DRAWS = 64
+
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
@@ -120,6 +122,15 @@ class Records:
         self._ended_ttl = int(log_ttl * 1000)
         # A run may be drained, retried and taken over: twice the longest run outlives all of it.
         self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
+
+    def new_stream(self) -> str:
+        """Return an id for a new stream, at home on a server that answers, as far as is known."""
+        drawn = new_id()
+        for _ in range(_DRAWS):
+            if self.store.home(drawn).answers:
+                break
+            drawn = new_id()
+        return drawn
 
     async def create(
         self, stream_id: str, subject: str, preset: str, request: bytes, digest: str

@@ -180,6 +180,7 @@ class Route(Way):
             for unit in units:
                 unit.fail(error)
             return
+        node.answers = True
         start = 0
         for unit in units:
             end = start + len(unit.packed)

@@ -23,7 +23,7 @@ from gateway.eventlog import read_all
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
-from gateway.records import FINAL, VERSION, Created, Record, Records, new_id
+from gateway.records import FINAL, VERSION, Created, Record, Records
 from gateway.replica import Replica
 from gateway.requests import accepts, body_of, idempotency_key, last_event_id
 from gateway.responses import (
@@ -159,7 +159,7 @@ class Routes:
         key = idempotency_key(request)
         body = preset.prepare(await body_of(request, self._settings.max_body))
         packed = _packed(body)
-        stream_id = _stream_id(subject, name, key) if key else new_id()
+        stream_id = _stream_id(subject, name, key) if key else self._records.new_stream()
         digest = hashlib.sha256(_packed(body, sort=True)).hexdigest()[:32]
         created = await self._records.create(stream_id, subject, name, packed, digest)
         if created.digest != digest:

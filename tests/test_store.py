@@ -16,9 +16,9 @@ from tests.test_eventlog import LOSE_REQUEST, proxied
 
 
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[Store]:
     """Both stores, one after the other."""
-    opened = Store(redis_url)
+    opened = Store(any_redis_url)
     yield opened
     await opened.close()
 
