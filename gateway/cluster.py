@@ -19,18 +19,19 @@ from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.errors import SettingsError
-from gateway.node import Node, Way, addresses, pool
+from gateway.node import Node, Way, addresses, away, pool
 from gateway.route import Route
 
 log = logging.getLogger("gateway.cluster")
 
 Range = tuple[int, int, Node, list[Node]]  # First and last slot, master, replicas.
+
+SLOTS: int = REDIS_CLUSTER_HASH_SLOTS
 
 _ASKED = 3  # Servers asked for the map at once: the first answer will do.
 _REST = 0.1  # Seconds between two looks at the map.
@@ -98,8 +99,11 @@ class Cluster:
         return self._markers.get(self.home(key), self.books[0])
 
     async def shards(self) -> list[tuple[Node, list[Node]]]:
-        """Return the masters, each with its replicas; raises RedisError."""
-        await self.refreshed()
+        """Return the masters, each with its replicas; raises Passing."""
+        try:
+            await self.refreshed()
+        except (RedisError, OSError) as error:
+            raise away(error) from error
         found = {master: replicas for _, _, master, replicas in self._ranges}
         return list(found.items())
 
@@ -132,7 +136,7 @@ class Cluster:
         """Take note that a server does not answer: another may have its slots by now."""
         node.answers = False
         if node is self._anyone:
-            others = [each for each in self._masters or self._seeds if each is not node]
+            others = [each for each in self._masters or self._seeds if each.answers]
             self._anyone = random.choice(others) if others else None
         self._look_soon()
 
@@ -151,6 +155,7 @@ class Cluster:
         await asyncio.sleep(max(0.0, self._refreshed + _REST - loop.time()))
         known = list(dict.fromkeys([*self._masters, *self._seeds]))
         random.shuffle(known)
+        known.sort(key=lambda node: not node.answers)
         try:
             self._learn(await self._told(known))
         finally:

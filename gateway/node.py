@@ -50,6 +50,16 @@ class Node:
         """The number of the connection that appends go over."""
         return self.log.generation
 
+    async def call(self, *command: Any) -> Any:
+        """Send one command to this very server and return its reply; raises Passing."""
+        try:
+            (reply,) = await self.short.send([command])
+        except (RedisError, OSError) as error:
+            raise away(error) from error
+        if isinstance(reply, ResponseError):
+            raise Passing("store_unavailable", str(reply)[:200])
+        return reply
+
     async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
         """Send what must not be sent twice, nor on any other connection than the one checked.
 

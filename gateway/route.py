@@ -9,6 +9,7 @@ that is sent again only where a server refused it.
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from gateway.node import Node, Way
 PATIENCE = 1.0  # Seconds to try again for: the moving of a slot, not an election.
 
 _PAUSE = 0.03
+_TURNS = 3  # Redirections in a row without a pause: servers may contradict each other for a while.
 _KEYLESS = frozenset(
     (
         *("CLIENT", "CLUSTER", "CONFIG", "ECHO", "EXEC", "FLUSHALL", "INFO", "MULTI", "PING"),
@@ -62,6 +64,7 @@ class Unit:
     commands: list[Command]
     asked: Node | None = None
     tried: Node | None = None
+    turns: int = 0
     replies: list[Any] = field(default_factory=list)
 
     def home(self, known: Map) -> Node:
@@ -92,6 +95,12 @@ class Unit:
     def fail(self, error: Exception) -> None:
         """Take an error for every reply."""
         self.replies = [error] * len(self.commands)
+
+    @property
+    def failed(self) -> bool:
+        """Whether no server has answered."""
+        error = self.first(RedisError, OSError)
+        return error is not None and not isinstance(error, ResponseError)
 
     def first(self, *kinds: type[Exception]) -> Any:
         """Return the first reply of one of these kinds, None if there is none."""
@@ -155,7 +164,7 @@ class Route(Way):
         left = units
         while left:
             await self._round(left)
-            left = [unit for unit in left if await self._again(unit)]
+            left = await self._again(left)
             if left and asyncio.get_running_loop().time() > deadline:
                 break
         return [reply for unit in units for reply in unit.replies]
@@ -187,30 +196,26 @@ class Route(Way):
             unit.answer(replies[start:end])
             start = end
 
-    async def _again(self, unit: Unit) -> bool:
-        """Whether to send it again: it did not run there, or may run twice."""
-        assert unit.tried is not None
-        if moved := unit.first(MovedError):
-            unit.asked = None
-            self._map.moved(moved, unit.tried)
-            return True
-        if ask := unit.first(AskError):
-            unit.asked = self._map.named(ask, unit.tried)
-            return True
-        if unit.first(TryAgainError):
-            unit.asked = None
+    async def _again(self, units: list[Unit]) -> list[Unit]:
+        """Return what is to be sent again: it did not run there, or may run twice."""
+        again = [unit for unit in units if self._redirected(unit)]
+        if any(unit.first(TryAgainError) or unit.turns > _TURNS for unit in again):
             await asyncio.sleep(_PAUSE)
-            return True
-        failed = unit.first(RedisError, OSError)
-        if failed is None or isinstance(failed, ResponseError):
-            return False
-        return self._once_more and await self._found_elsewhere(unit)
+        if not self._once_more:
+            return again
+        failed = [unit for unit in units if unit.failed]
+        if failed:
+            with suppress(RedisError, OSError):
+                await self._map.refreshed()
+        return again + [unit for unit in failed if unit.home(self._map) is not unit.tried]
 
-    async def _found_elsewhere(self, unit: Unit) -> bool:
-        """Whether another server has the slot of one that is away."""
+    def _redirected(self, unit: Unit) -> bool:
+        """Whether a server refused it because another has its slot, or will have."""
+        assert unit.tried is not None
         unit.asked = None
-        try:
-            await self._map.refreshed()
-        except (RedisError, OSError):
-            return False
-        return unit.home(self._map) is not unit.tried
+        unit.turns += 1
+        if moved := unit.first(MovedError):
+            self._map.moved(moved, unit.tried)
+        elif ask := unit.first(AskError):
+            unit.asked = self._map.named(ask, unit.tried)
+        return bool(moved or unit.asked or unit.first(TryAgainError))

@@ -436,7 +436,7 @@ async def test_every_key_has_a_ttl_after_every_script(store: Store, step: str) -
             await records.seal(stream_id, epoch, ending(epoch))
     # On its own server.
     scan = ["SCAN", 0, "MATCH", f"gw:{{{stream_id}}}:*", "COUNT", 100_000]
-    ((_, keys),) = await store.home(stream_id).short.send([scan])
+    _, keys = await store.home(stream_id).call(*scan)
     assert record_key(stream_id).encode() in keys
     for key in keys:
         assert 0 < await store.call("PTTL", key) <= DAY, key
