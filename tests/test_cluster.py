@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from redis.crc import key_slot
 
-from gateway.errors import SettingsError
+from gateway.errors import Passing, SettingsError
 from gateway.records import new_id
 from gateway.route import slot_of, split
 from gateway.sse import HEARTBEAT
@@ -260,13 +260,12 @@ async def test_two_processes_share_a_cluster_and_one_outlives_the_other(
                 for _ in range(6):
                     answer = await first.post("/tickets", json=ask(), headers=headers)
                     urls.append(answer.json()["stream_url"])
-                enough: Callable[[Transcript], bool] = lambda got: len(got.events) > 3  # noqa: E731
                 for url in urls:
-                    await read(first, url, headers=headers, enough=enough)
-                    await read(second, url, headers=headers, enough=enough)
+                    await read(first, url, headers=headers, enough=_begun)
+                    await read(second, url, headers=headers, enough=_begun)
                 one.process.kill()
                 for url in urls:
-                    seen = await follow(second, lambda url=url: url, headers)  # type: ignore[misc]
+                    seen = await follow(second, partial(str, url), headers)
                     assert seen.end["state"] == "interrupted"
                 assert len(upstream.calls) == 6
 
@@ -332,7 +331,8 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         async with scene(cluster, ticking, lease=2) as on:
             streams = [await on.watched(shard) for shard in (0, 1, 1, 2)]
-            silent, heir = streams[2], cluster.replicas[1]
+            silent, heir, idle = streams[2], cluster.replicas[1], Store(cluster.url)
+            await idle.call("PING")  # It knows who has what, and will not look again.
             cluster.masters[1].run("CONFIG", "SET", "requirepass", "so that no replica comes back")
             cluster.masters[1].run("CLIENT", "KILL", "TYPE", "replica")
             await streams[1].more(10)
@@ -341,6 +341,8 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
             for each in streams[:2]:
                 await each.more(10, 30)
             assert heir.info("replication")["role"] == "master"
+            assert await idle.call("EXISTS", record_key(silent.stream_id)) == 1
+            await idle.close()
             last, log = silent.seen.last_id.encode(), log_key(silent.stream_id)
             await until(lambda: heir.run("XREVRANGE", log, "+", "-", "COUNT", 1)[0][0] == last)
             ticking.silent.clear()
@@ -375,6 +377,66 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
 
 def _has_role(server: ClusterServer, role: str) -> bool:
     return server.info("replication")["role"] == role
+
+
+async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away(
+    cluster: RedisCluster,
+) -> None:
+    store, channel = Store(cluster.url), new_id()
+    assert store.cluster is not None
+    await store.call("PING")
+    messages = store.messages(channel)
+    assert await anext(messages) == b""
+    for how in ("frozen", "killed"):
+        (here,) = [s for s in cluster.masters if store.cluster.anyone().name.endswith(f":{s.port}")]
+        here.pause() if how == "frozen" else here.kill()
+        with pytest.raises(Passing):
+            await store.calls(["GET", key] for key in map(str, range(30)))
+        assert await asyncio.wait_for(anext(messages), 5) == b""
+        await store.call("PUBLISH", channel, how)
+        assert await asyncio.wait_for(anext(messages), 5) == how.encode()
+        here.resume() if how == "frozen" else here.start()
+    await messages.aclose()  # type: ignore[attr-defined]
+    await store.close()
+
+
+async def test_a_cluster_may_ask_for_a_password(cluster: RedisCluster) -> None:
+    for server in cluster.masters:
+        server.run("CONFIG", "SET", "requirepass", "a:b/c@d")
+    keys = [new_id() for _ in range(30)]
+    known = Store(cluster.url.replace("://", "://:a%3Ab%2Fc%40d@"))
+    assert await known.calls(["EXISTS", key] for key in keys) == [0] * 30
+    await known.close()
+    stranger = Store(cluster.url)
+    with pytest.raises(Passing):
+        await stranger.call("EXISTS", "key")
+    await stranger.close()
+
+
+async def test_the_streams_of_a_dead_replica_end_also_while_a_master_is_away(
+    cluster: RedisCluster,
+) -> None:
+    async with scripted(Ticking()) as upstream:
+        given = {"redis_url": cluster.url, "upstream_url": upstream.url}
+        with process("serve", "--port", "0", secrets=SECRET, lease="1", **given) as dying:
+            async with running(**given) as heir, client(dying.url) as http:
+                streams: dict[str, int] = {}
+                while len(set(streams.values())) < 3 or len(streams) < 9:
+                    answer = await http.post("/tickets", json=ask(), headers=heir.cookie())
+                    url, ticket = answer.json()["stream_url"], answer.json()["ticket"]
+                    stream_id = heir.gateway.routes.tickets.verify(ticket).stream_id
+                    streams[url] = cluster.shard_of(record_key(stream_id))
+                    await read(http, url, headers=heir.cookie(), enough=_begun)
+                cluster.masters[0].kill()
+                dying.process.kill()
+                for url in (each for each, shard in streams.items() if shard):
+                    seen = await follow(heir.http, partial(str, url), heir.cookie(), seconds=15)
+                    assert seen.end["state"] == "interrupted"
+        assert len(upstream.calls) == len(streams)
+
+
+def _begun(got: Transcript) -> bool:
+    return len(got.events) > 3
 
 
 async def test_connections_to_a_cluster_do_not_grow_with_callers(
