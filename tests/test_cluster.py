@@ -361,6 +361,8 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         async with scene(cluster, ticking) as on:
             streams = [await on.watched(shard) for shard in (0, 1, 2)]
+            node = on.owner.gateway.store.home(streams[2].stream_id)
+            before = node.generation
             for shift in ((cluster.replicas, cluster.masters), (cluster.masters, cluster.replicas)):
                 new, old = shift[0][2], shift[1][2]
                 new.run("CLUSTER", "FAILOVER")
@@ -368,6 +370,9 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
                 await until(partial(_has_role, new, "master"))
                 for each in streams:
                     await each.more(10)
+            # What it knew before is not what it knows now: it is another connection.
+            assert on.owner.gateway.store.home(streams[2].stream_id) is node
+            assert node.generation > before
             ticking.ended.set()
             for each in streams:
                 await each.end()
