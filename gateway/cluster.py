@@ -65,13 +65,15 @@ class Cluster:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         hosts = addresses(self._parts.netloc.rpartition("@")[2])
-        if not hosts or self._parts.path.strip("/") not in {"", "0"}:
+        known = self._parts.scheme in {"redis+cluster", "rediss+cluster"}
+        if not hosts or not known or self._parts.path.strip("/") not in {"", "0"}:
             raise SettingsError("GATEWAY_REDIS_URL: expected redis+cluster://host:port,host:port")
         self._seeds = [self._node(host, port) for host, port in hosts]
         self.books = tuple(tag((2 * n + 1) * SLOTS // (2 * _COPIES)) for n in range(_COPIES))
-        self.log: Way = Route(self, "log", once_more=False)
-        self.short: Way = Route(self, "short", once_more=True)
-        self.long: Way = Route(self, "long", once_more=True)
+        # A log that is half moved must not hold up the others of its server.
+        self.log: Way = Route(self, "log", once_more=False, patience=0.1)
+        self.short: Way = Route(self, "short", once_more=True, patience=1.0)
+        self.long: Way = Route(self, "long", once_more=True, patience=1.0)
 
     # Who has what
 

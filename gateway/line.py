@@ -261,7 +261,9 @@ def _link(connection: AbstractConnection) -> _Link:
 def _error(message: str) -> ResponseError:
     word, _, rest = message.partition(" ")
     if word in _REDIRECTIONS:
-        return _REDIRECTIONS[word](rest)
+        error = _REDIRECTIONS[word](rest)
+        error.args = (message,)
+        return error
     return _KINDS.get(word, ResponseError)(message)
 
 

@@ -19,8 +19,6 @@ from redis.exceptions import AskError, MovedError, RedisError, ResponseError, Tr
 from gateway.line import Command
 from gateway.node import Node, Way
 
-PATIENCE = 1.0  # Seconds to try again for: the moving of a slot, not an election.
-
 _PAUSE = 0.03
 _TURNS = 3  # Redirections in a row without a pause: servers may contradict each other for a while.
 _KEYLESS = frozenset(
@@ -145,14 +143,16 @@ def _word(command: Command) -> str:
 class Route(Way):
     """One kind of line to all servers; `once_more` as with a Line.
 
+    `patience` is in seconds: for how long a refusal that will pass, as a slot's move, is tried on.
     Where a server is away its error stands in place of each of its replies, so that what others
     answered is not lost.
     """
 
-    def __init__(self, known: Map, line: str, *, once_more: bool) -> None:
+    def __init__(self, known: Map, line: str, *, once_more: bool, patience: float) -> None:
         self._map = known
         self._line = line
         self._once_more = once_more
+        self._patience = patience
 
     async def send(self, commands: Iterable[Command]) -> list[Any]:
         """Return the replies, errors among them; raises RedisError if no server is known."""
@@ -160,12 +160,13 @@ class Route(Way):
         if not units:
             return []
         await self._map.ready()
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        left = units
+        left, deadline = units, None
         while left:
             await self._round(left)
             left = await self._again(left)
-            if left and asyncio.get_running_loop().time() > deadline:
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + self._patience  # However long a dead one was waited for.
+            if now > deadline:
                 break
         return [reply for unit in units for reply in unit.replies]
 

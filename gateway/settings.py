@@ -39,7 +39,8 @@ class Settings(BaseSettings):
         "",
         repr=False,  # It may hold a password.
         description="redis://, rediss://, unix://, redis+sentinel://h1:p,h2:p/master or "
-        "redis+cluster://h1:p,h2:p; empty = embedded: one process, lost at exit",
+        "redis+cluster://h1:p,h2:p (rediss+cluster: with TLS); "
+        "empty = embedded: one process, lost at exit",
     )
     secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")
     upstream_url: str = Field("", description="completion endpoint of the default preset")
