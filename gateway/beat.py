@@ -5,43 +5,130 @@ No clocks are compared: another replica is dead once its counter stood still for
 this one's monotonic clock, with Redis answering all the while; one failed call starts the count
 anew. An owner that cannot renew is not dead but suspended: it may read its upstream on, but must
 not ask it anything (`fresh`).
+
+All this is kept in a book. A Cluster has three copies, so that no server's absence stops all
+replicas: a majority must have been written for a replica to be fresh, and a majority must tell of
+a death. Any two majorities share a book, so nobody is fresh and dead at once.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from gateway.errors import Passing
+from gateway.memory import Memory
 from gateway.records import DAY
-from gateway.store import BEATS, MARKER, Store, cancels_key, runs_key
+from gateway.store import BEATS, Store, cancels_key, runs_key
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class News:
-    """What one renewal learned: who died, what is to be cancelled, whether Redis forgot."""
+    """What one renewal learned: who died, what to cancel, the markers of Redis's lost memories."""
 
     dead: list[str] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
-    forgot: bool = False
+    forgot: list[str] = field(default_factory=list)
+
+
+class Book:
+    """One copy of what the replicas tell of each other; `lease` is in seconds."""
+
+    def __init__(self, store: Store, replica: str, lease: float, tag: str) -> None:
+        self.beats = BEATS + tag
+        self.runs = runs_key(replica, tag)
+        self.cancels = cancels_key(replica, tag)
+        self.tag = tag
+        self._store = store
+        self._replica = replica
+        self._lease = lease
+        self._count = 0
+        self.answers = False  # As far as is known: one that fails tells of no death.
+        self._busy = False
+        self._renewed = float("-inf")
+        self._latest: dict[str, bytes] = {}
+        self._seen: dict[str, tuple[bytes, float]] = {}
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nobody can read a death in it yet, with a margin for the send."""
+        return _now() - self._renewed < self._lease * 0.6
+
+    async def renew(self, running: Collection[str]) -> list[str]:
+        """Raise the counter, name the running streams; return what to cancel. Raises Passing."""
+        if self._busy:
+            raise Passing("store_unavailable", "The last renewal is not answered yet.")
+        started = _now()
+        if started - self._renewed > self._lease * 2 / 3:
+            self._seen.clear()  # Who did not look for long did not see the others stand still.
+        self._busy = True
+        try:
+            beats, cancels = await self._renew(running)
+        except BaseException:
+            self.answers = False
+            self._seen.clear()
+            raise
+        finally:
+            self._busy = False
+        self.answers = True
+        self._renewed = started
+        self._latest = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
+        return [each.decode() for each in cancels]
+
+    async def _renew(self, running: Collection[str]) -> tuple[list[bytes], list[bytes]]:
+        self._count += 1
+        reads: list[list[Any]] = [["HGETALL", self.beats], ["SMEMBERS", self.cancels]]
+        writes: list[list[Any]] = [
+            ["HSET", self.beats, self._replica, self._count],
+            ["PEXPIRE", self.beats, DAY],
+        ]
+        if running:
+            writes += [["SADD", self.runs, *running], ["PEXPIRE", self.runs, DAY]]
+        beats, cancels, *_ = await self._store.urgent(reads + writes)
+        return beats, cancels
+
+    @property
+    def named(self) -> Iterable[str]:
+        """The replicas it has."""
+        return self._latest
+
+    def look(self, names: Iterable[str]) -> set[str]:
+        """Return which of these stood still for a lease; one that it has not stands still too."""
+        seen, self._seen = self._seen, {}
+        still: set[str] = set()
+        for name in names:
+            count = self._latest.get(name, b"")
+            before, since = seen.get(name, (count, self._renewed))
+            since = since if before == count else self._renewed
+            self._seen[name] = (count, since)
+            if self._renewed - since >= self._lease:
+                still.add(name)
+        return still
+
+    def forget(self, name: str) -> None:
+        """Begin anew with a replica."""
+        self._seen.pop(name, None)
 
 
 class Beat:
-    """This replica's sign of life; `lease` is in seconds."""
+    """This replica's sign of life; `lease` is in seconds. Every method may raise Passing."""
 
     def __init__(self, store: Store, replica: str, lease: float) -> None:
         self.replica = replica
         self.lease = lease
         self.interval = lease / 3
         self._store = store
-        self._count = 0
-        self._marker: bytes | None = None
-        self._renewed = float("-inf")
-        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._memory = Memory(store, lease)
+        self._books = [Book(store, replica, lease, tag) for tag in store.books]
+        self._majority = len(self._books) // 2 + 1
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     @property
     def fresh(self) -> bool:
-        """Whether nobody can have declared this replica dead yet, with a margin for the send."""
-        return _now() - self._renewed < self.lease * 0.6
+        """Whether nobody can have declared this replica dead yet."""
+        return sum(book.fresh for book in self._books) >= self._majority
 
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Passing.
@@ -49,102 +136,105 @@ class Beat:
         `owners` run streams that are watched here: they are dead too if Redis forgot their beat
         and they never bring it back.
         """
-        started = _now()
-        if started - self._renewed > 2 * self.interval:
-            self._seen.clear()  # Who did not look for long did not see the others stand still.
-        try:
-            replies = await self._renew(running)
-        except BaseException:
-            self._seen.clear()
-            raise
-        self._renewed = started
-        marker, cancels = replies[1], replies[3]
-        beats = dict(zip(replies[2][::2], replies[2][1::2], strict=True))
-        forgot = self._marker is not None and marker != self._marker
-        self._marker = marker
-        for owner in owners:
-            beats.setdefault(owner.encode(), b"")
-        return News(self._dead(beats, started), [each.decode() for each in cancels], forgot)
 
-    async def _renew(self, running: Collection[str]) -> list[Any]:
-        ((seconds, micros),) = await self._store.urgent([["TIME"]])
-        now = int(seconds) * 1000 + int(micros) // 1000
-        self._count += 1
-        runs, cancels = runs_key(self.replica), cancels_key(self.replica)
-        reads: list[list[Any]] = [
-            ["SET", MARKER, now, "NX", "PX", DAY],
-            ["GET", MARKER],
-            ["HGETALL", BEATS],
-            ["SMEMBERS", cancels],
-        ]
-        writes: list[list[Any]] = [
-            ["PEXPIRE", MARKER, DAY],
-            ["HSET", BEATS, self.replica, self._count],
-            ["PEXPIRE", BEATS, DAY],
-        ]
-        if running:
-            writes += [["SADD", runs, *running], ["PEXPIRE", runs, DAY]]
-        return await self._store.urgent(reads + writes)
-
-    def _dead(self, beats: dict[bytes, bytes], now: float) -> list[str]:
-        seen, self._seen = self._seen, {}
-        dead: list[str] = []
-        for name, count in beats.items():
-            replica = name.decode()
-            if replica == self.replica:
-                continue
-            before, since = seen.get(replica, (count, now))
-            since = since if before == count else now
-            self._seen[replica] = (count, since)
-            if now - since >= self.lease:
-                dead.append(replica)
-        return dead
+        answers = await self._ask(lambda book: book.renew(running))
+        forgot = await self._memory.renew()
+        books = [book for book in self._books if book.answers]
+        names = {*owners, *(name for book in books for name in book.named)} - {self.replica}
+        votes = [book.look(names) for book in books]
+        dead = [name for name in names if sum(name in v for v in votes) >= self._majority]
+        return News(dead, list({each for asked in answers for each in asked}), forgot)
 
     async def enter(self, stream_id: str) -> None:
         """Name a stream as run by this replica, before it is claimed or taken over."""
-        runs = runs_key(self.replica)
-        await self._store.calls([["SADD", runs, stream_id], ["PEXPIRE", runs, DAY]])
+        await self._ask(
+            lambda book: self._store.calls(
+                [["SADD", book.runs, stream_id], ["PEXPIRE", book.runs, DAY]]
+            )
+        )
 
     async def leave(self, *stream_ids: str) -> None:
         """Take ended streams off this replica's list."""
-        await self._store.call("SREM", runs_key(self.replica), *stream_ids)
+        await self._ask(lambda book: self._store.call("SREM", book.runs, *stream_ids))
 
     async def ask_to_cancel(self, stream_id: str, owner: str) -> None:
         """Tell an owner that a cancel is stored, now and should it miss the message."""
-        key = cancels_key(owner)
-        await self._store.calls(
-            [
-                ["SADD", key, stream_id],
-                ["PEXPIRE", key, DAY],
-                ["PUBLISH", inbox(owner), f"cancel {stream_id}"],
-            ]
-        )
+
+        def ask(book: Book) -> Awaitable[Any]:
+            key = cancels_key(owner, book.tag)
+            return self._store.calls(
+                [
+                    ["SADD", key, stream_id],
+                    ["PEXPIRE", key, DAY],
+                    ["PUBLISH", inbox(owner), f"cancel {stream_id}"],
+                ]
+            )
+
+        await self._ask(ask)
 
     async def cancels(self) -> list[str]:
         """Return the streams this replica is asked to cancel, also where a message was lost."""
-        return [
-            each.decode() for each in await self._store.call("SMEMBERS", cancels_key(self.replica))
-        ]
+        return await self._members(lambda book: book.cancels)
 
     async def cancelled(self, *stream_ids: str) -> None:
         """Forget requests that were carried out."""
-        await self._store.call("SREM", cancels_key(self.replica), *stream_ids)
+        await self._ask(lambda book: self._store.call("SREM", book.cancels, *stream_ids))
 
     async def streams_of(self, replica: str) -> list[str]:
         """Return the streams that a replica named as run by it."""
-        members = await self._store.call("SMEMBERS", runs_key(replica))
-        return [each.decode() for each in members]
+        return await self._members(lambda book: runs_key(replica, book.tag))
+
+    async def _members(self, key: Callable[[Book], str]) -> list[str]:
+        answers = await self._ask(lambda book: self._store.call("SMEMBERS", key(book)))
+        return [each.decode() for each in {each for members in answers for each in members}]
 
     async def bury(self, replica: str) -> None:
         """Forget a dead replica whose streams are all taken over."""
-        await self._store.calls(
-            [["HDEL", BEATS, replica], ["DEL", runs_key(replica)], ["DEL", cancels_key(replica)]]
-        )
-        self._seen.pop(replica, None)
+
+        def bury(book: Book) -> Awaitable[Any]:
+            keys = runs_key(replica, book.tag), cancels_key(replica, book.tag)
+            book.forget(replica)
+            return self._store.calls(
+                [["HDEL", book.beats, replica], *(["DEL", key] for key in keys)]
+            )
+
+        await self._ask(bury, all_of_them=True)
 
     async def stop(self) -> None:
         """Leave in good order, so that nobody waits for this replica to be dead."""
+        await self._memory.stop()
         await self.bury(self.replica)
+
+    async def _ask(
+        self, question: Callable[[Book], Awaitable[T]], *, all_of_them: bool = False
+    ) -> list[T]:
+        """Ask the books, and return the answers once a majority has answered.
+
+        The others are asked on behind, unless one is to wait for all of them.
+        """
+        if len(self._books) == 1:
+            return [await question(self._books[0])]
+        left = {asyncio.ensure_future(question(book)) for book in self._books}
+        for task in left:
+            self._tasks.add(task)
+            task.add_done_callback(self._answered)
+        answers: list[T] = []
+        failure: BaseException = Passing("store_unavailable")
+        while left and (all_of_them or len(answers) < self._majority):
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if error := task.exception():
+                    failure = error
+                else:
+                    answers.append(task.result())
+        if len(answers) < self._majority:
+            raise failure
+        return answers
+
+    def _answered(self, task: "asyncio.Future[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Who asked has gone on without it.
 
 
 def inbox(replica: str) -> str:

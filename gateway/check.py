@@ -1,11 +1,14 @@
 """Check: settings, Redis and upstream, each with a verdict, before anybody depends on them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gateway.auth import authenticator
+from gateway.cluster import SLOTS, Cluster
 from gateway.errors import GatewayError, SettingsError
+from gateway.node import Node
 from gateway.settings import Settings
-from gateway.store import Store
+from gateway.store import BEATS, Store
 from gateway.upstream import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
@@ -61,12 +64,65 @@ async def _store(settings: Settings) -> list[Verdict]:
     try:
         store = Store(settings.redis_url)
         try:
+            if store.cluster is not None:
+                return await _cluster(store, store.cluster)
             info = _parsed(await store.call("INFO"))
         finally:
             await store.close()
     except GatewayError as error:
-        return [Verdict("fault", "redis", getattr(error, "detail", "") or str(error))]
+        return [Verdict("fault", "redis", _said(error))]
+    if info.get("cluster_enabled") == "1":
+        words = "it is one server of a Cluster; say redis+cluster://"
+        return [Verdict("fault", "redis", words)]
     return _durability(info)
+
+
+def _said(error: GatewayError) -> str:
+    return getattr(error, "detail", "") or str(error)
+
+
+async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
+    shards = await cluster.shards()
+    state = _parsed(await cluster.anyone().call("CLUSTER", "INFO"))
+    words = f"cluster of {len(shards)} masters, state {state.get('cluster_state')}"
+    assigned = state.get("cluster_slots_assigned", "0")
+    if assigned != str(SLOTS):
+        words += f", {assigned} of {SLOTS} slots have a master"
+    found = [Verdict("ok" if _all_is_well(state) else "fault", "redis", words)]
+    for master, replicas in shards:
+        found += await _server(master, "fault")
+        for replica in replicas:
+            found += await _server(replica, "warning")
+        if not replicas:
+            words = f"{master.name}: has no replica: while it is away its streams wait"
+            found.append(Verdict("warning", "redis", words + await _of_all(master)))
+    books = [cluster.home(BEATS + tag) for tag in store.books]
+    for node in {each for each in books if books.count(each) > len(books) // 2}:
+        words = f"{node.name}: has most copies of the beats: while it is away no stream begins"
+        found.append(Verdict("warning", "redis", words))
+    return found
+
+
+def _all_is_well(state: dict[str, str]) -> bool:
+    return state.get("cluster_state") == "ok" and state.get("cluster_slots_assigned") == str(SLOTS)
+
+
+async def _of_all(master: Node) -> str:
+    """Return what is to be added where one master's absence stops the others too."""
+    with suppress(GatewayError):  # It may be forbidden to ask.
+        _, value = await master.call("CONFIG", "GET", "cluster-require-full-coverage")
+        if value == b"yes":
+            return ", and with cluster-require-full-coverage those of all others"
+    return ""
+
+
+async def _server(node: Node, level: str) -> list[Verdict]:
+    """Return the verdicts on one server of a Cluster; `level` is of one that does not answer."""
+    try:
+        found = _durability(_parsed(await node.call("INFO")))
+    except GatewayError as error:
+        found = [Verdict(level, "redis", _said(error))]
+    return [Verdict(each.level, each.subject, f"{node.name}: {each.words}") for each in found]
 
 
 def _parsed(info: bytes) -> dict[str, str]:

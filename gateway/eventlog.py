@@ -99,7 +99,7 @@ class EventLog:
         self.dirty = False
         self.flying: Entry | None = None
         self._records = records
-        self._mark = mark
+        self._mark = mark  # The round of the writer on the server that has it.
         self._key = log_key(stream_id).encode()
         self._seq = 0
         self._pending: list[bytes] = []
@@ -202,6 +202,12 @@ class EventLog:
         self.on_fence()
 
     # What follows is for the Writer.
+
+    def hand_to(self, mark: Callable[["EventLog"], None]) -> None:
+        """Let another round write it; what this server knows of it is to be asked first."""
+        self._mark = mark
+        self.dirty = False
+        self.doubt()
 
     def take(self) -> tuple[bytes, ...]:
         """Put what gathered in flight; return the command that appends it."""

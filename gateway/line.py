@@ -13,12 +13,21 @@ from hiredis import Reader, pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
+    AskError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
 )
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[Any]
+
+_KINDS = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError, "TRYAGAIN": TryAgainError}
+_REDIRECTIONS = {"MOVED": MovedError, "ASK": AskError}
 
 
 class Batch(NamedTuple):
@@ -255,8 +264,12 @@ def _link(connection: AbstractConnection) -> _Link:
 
 
 def _error(message: str) -> ResponseError:
-    kinds = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError}
-    return kinds.get(message.partition(" ")[0], ResponseError)(message)
+    word, _, rest = message.partition(" ")
+    if word in _REDIRECTIONS:
+        error = _REDIRECTIONS[word](rest)
+        error.args = (message,)
+        return error
+    return _KINDS.get(word, ResponseError)(message)
 
 
 def _answer(batches: list[Batch], replies: list[Any]) -> None:

@@ -4,19 +4,22 @@ The record says what was asked, by whom, and who runs it. Each script is fenced 
 epoch it names may act) and idempotent (the same command twice is the command once), because
 connections break after Redis has acted and before it has answered.
 
-A Redis may come back empty. The marker dates its memory: set once, kept alive by every beat. A
-ticket older than the marker may have a record that is only forgotten, not expired.
+A Redis may come back empty. Its marker dates its memory (see `memory`): a ticket older than the
+marker may have a record that is only forgotten, not expired.
 """
 
 import secrets
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gateway.store import MARKER, Store, log_key, presence_key, record_key
+from gateway.errors import Passing
+from gateway.store import Store, log_key, presence_key, record_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
 DAY = 86_400_000  # In milliseconds, as all times here.
+
+_DRAWS = 64
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
@@ -126,6 +129,15 @@ class Records:
         # A run may be drained, retried and taken over: twice the longest run outlives all of it.
         self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
 
+    def new_stream(self) -> str:
+        """Return an id for a new stream, at home on a server that answers, as far as is known."""
+        drawn = new_id()
+        for _ in range(_DRAWS):
+            if self.store.home(drawn).answers:
+                break
+            drawn = new_id()
+        return drawn
+
     async def create(
         self, stream_id: str, subject: str, preset: str, request: bytes, digest: str
     ) -> Created:
@@ -201,9 +213,11 @@ class Records:
         state, owner = await self.store.script("cancel", _keys(stream_id), args)
         return state.decode(), (owner or b"").decode()
 
-    async def may_be_forgotten(self, issued: int) -> bool:
+    async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
         """Whether a missing record may be one that Redis lost, and that its owner writes again."""
-        (seconds, micros), marker = await self.store.calls([["TIME"], ["GET", MARKER]])
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
         if marker is None:
             return True
         age = int(seconds) * 1000 + int(micros) // 1000 - int(marker)
@@ -232,9 +246,9 @@ class Records:
         await self.store.calls(["DEL", key] for key in ours)
 
     async def watched(self, stream_ids: list[str]) -> list[bool]:
-        """Tell which of these streams somebody watches from another replica."""
-        replies = await self.store.calls(["EXISTS", presence_key(each)] for each in stream_ids)
-        return [bool(reply) for reply in replies]
+        """Tell which of these streams somebody watches from another replica, or may watch."""
+        replies = await self.store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
+        return [isinstance(reply, Passing) or bool(reply) for reply in replies]
 
 
 def new_id() -> str:

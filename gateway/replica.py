@@ -6,12 +6,13 @@ it. An ended stream is kept for two leases more, and written again if Redis come
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway.beat import Beat, inbox
 from gateway.errors import Fenced, Passing
+from gateway.grace import Grace
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
 from gateway.records import Record, Records, new_id
@@ -52,6 +53,7 @@ class Replica:
         self._writer = Writer(records.store, records)
         parts = (records, beat, self._writer, tails, upstream, presets)
         self._takeover = Takeover(*parts, self._adopt)
+        self._grace = Grace(records, beat)
         self._runs: dict[str, Run] = {}
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
@@ -187,7 +189,7 @@ class Replica:
         """Begin the loops; `stop` ends them."""
         loops = (
             *(self._writer.run, self._beats, self._sweeps, self._looks, self._messages),
-            *(self._tails.follow, self._tails.announce),
+            self._tails.follow,
         )
         self._loops = [asyncio.create_task(_supervised(loop)) for loop in loops]
 
@@ -239,7 +241,7 @@ class Replica:
                 self._cancel_here(news.cancels)
                 if news.forgot:
                     log.warning("the store came back without its memory")
-                    self._doubt(self._runs.values())
+                    self._doubt(self._in_memory_of(news.forgot))
                 for dead in news.dead if not self.draining else []:  # Who leaves adopts nothing.
                     self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
                 pause = self._beat.interval
@@ -247,6 +249,10 @@ class Replica:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
             await asyncio.sleep(pause)
+
+    def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
+        at = self._records.store.marker_of
+        return [run for run in self._runs.values() if at(run.log.stream_id) in markers]
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:
@@ -286,10 +292,10 @@ class Replica:
                 await self._look_for_cancels()
                 if _now() >= due:
                     due = _now() + pause * 0.9
-                    await self._look_for_viewers()
+                    for run in await self._grace.over(self.active):
+                        run.stop(Ending("cancelled"))
             except Passing:
-                for run in active:
-                    run.unseen_since = None
+                self._grace.anew(active)
 
     async def _look_for_cancels(self) -> None:
         if self._count:
@@ -297,28 +303,6 @@ class Replica:
             self._cancel_here(asked)
             if late := [each for each in asked if each not in self._runs | self._claims]:
                 await self._beat.cancelled(*late)
-
-    async def _look_for_viewers(self) -> None:
-        alone: list[Run] = []
-        for run in self.active:
-            if run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
-                run.unseen_since = None
-            else:
-                alone.append(run)
-        if not alone:
-            return
-        now = _now()
-        watched = await self._records.watched([run.log.stream_id for run in alone])
-        for run, seen in zip(alone, watched, strict=True):
-            if seen or run.tail.viewers:
-                run.unseen_since = None
-            elif run.unseen_since is None:
-                run.unseen_since = now
-            elif run.tail.idle_since > run.unseen_since:
-                run.unseen_since = run.tail.idle_since  # Somebody was here between two looks.
-            elif now - run.unseen_since >= run.preset.grace:
-                log.info("%s: nobody watches it any more", run.log.stream_id)
-                run.stop(Ending("cancelled"))
 
     async def _messages(self) -> None:
         async for message in self._records.store.messages(inbox(self._records.replica)):

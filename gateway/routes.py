@@ -23,7 +23,7 @@ from gateway.eventlog import read_all
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
-from gateway.records import FINAL, VERSION, Created, Record, Records, new_id
+from gateway.records import FINAL, VERSION, Created, Record, Records
 from gateway.replica import Replica
 from gateway.requests import accepts, body_of, idempotency_key, last_event_id
 from gateway.responses import (
@@ -162,7 +162,7 @@ class Routes:
         key = idempotency_key(request)
         body = preset.prepare(await body_of(request, self._settings.max_body))
         packed = _packed(body)
-        stream_id = _stream_id(subject, name, key) if key else new_id()
+        stream_id = _stream_id(subject, name, key) if key else self._records.new_stream()
         digest = hashlib.sha256(_packed(body, sort=True)).hexdigest()[:32]
         created = await self._records.create(stream_id, subject, name, packed, digest)
         if created.digest != digest:
@@ -298,7 +298,7 @@ class Routes:
         """
         record = await self._records.read(ticket.stream_id)
         if record is None:
-            if await self._records.may_be_forgotten(ticket.issued):
+            if await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
                 raise Passing("not_yet")
             _unless_reconnect(wanted)
             return None

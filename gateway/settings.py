@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "",
         repr=False,  # It may hold a password.
-        description="redis://, rediss://, unix:// or redis+sentinel://h1:p,h2:p/master; "
+        description="redis://, rediss://, unix://, redis+sentinel://h1:p,h2:p/master or "
+        "redis+cluster://h1:p,h2:p (rediss+cluster: with TLS); "
         "empty = embedded: one process, lost at exit",
     )
     secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")

@@ -1,37 +1,32 @@
-"""Store: one Redis, its connections, key names and scripts.
+"""Store: one Redis, whether a single server or a Cluster: key names, scripts, ways to send.
 
-Every command sent from here may run twice without harm, but the log's appends, whose writer looks
-what became of them. There are four connections, however many viewers: for the log and the beat,
-which must not wait behind a rush; for everything short; for reading logs; and the inbox.
+Every command sent from here may run twice without harm. The log's appends may not, and go to its
+server itself (`home`), whose writer looks what became of them.
 
 All keys of a stream carry the tag {stream id} and so share a slot of a Cluster. Each key has a TTL.
+What is no stream's is kept in books and markers: one of each in a single Redis, with an empty tag;
+in a Cluster see `cluster`.
 """
 
 import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from fakeredis import FakeServer
-from fakeredis.aioredis import FakeAsyncRedisConnection
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from gateway.errors import Passing, SettingsError
-from gateway.line import Command, Line
+from gateway.cluster import Cluster
+from gateway.errors import Passing
+from gateway.line import Command
+from gateway.node import Node, Single, Way, away
 
 log = logging.getLogger("gateway.store")
 
-TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
-CONNECTIONS = 4
-MARKER = b"gw:marker"
-BEATS = b"gw:beats"
+MARKER = "gw:marker"  # With the tag of a server.
+BEATS = "gw:beats"  # With the tag of a book.
 
 _SCRIPTS = Path(__file__).parent / "lua"
 
@@ -51,28 +46,52 @@ def presence_key(stream_id: str) -> str:
     return f"gw:{{{stream_id}}}:presence"
 
 
-def runs_key(replica: str) -> str:
+def runs_key(replica: str, book: str = "") -> str:
     """Return the key of the set of streams that a replica runs."""
-    return f"gw:runs:{replica}"
+    return f"gw:runs:{replica}{book}"
 
 
-def cancels_key(replica: str) -> str:
+def cancels_key(replica: str, book: str = "") -> str:
     """Return the key of the set of streams that a replica is asked to cancel."""
-    return f"gw:cancels:{replica}"
+    return f"gw:cancels:{replica}{book}"
 
 
 class Store:
-    """The connections to one Redis, or an embedded one; errors are Passing `store_unavailable`."""
+    """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
 
     def __init__(self, url: str = "") -> None:
-        self._pool = _pool(url)
-        self._log = Line(self._pool, timeout=TIMEOUT, once_more=False)
-        self._short = Line(self._pool, timeout=TIMEOUT, once_more=True)
-        self._long = Line(self._pool, timeout=2 * TIMEOUT, once_more=True, together=64)
+        clustered = url.partition("://")[0].endswith("+cluster")
+        self.cluster = Cluster(url) if clustered else None
+        self._redis: Single | Cluster = self.cluster or Single(url)
         texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
             name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
         }
+
+    @property
+    def books(self) -> Sequence[str]:
+        """The tags of the copies of what replicas tell of each other; they never change."""
+        return self._redis.books
+
+    @property
+    def markers(self) -> Sequence[str]:
+        """The keys of the markers of all servers known."""
+        return [MARKER + tag for tag in self._redis.markers]
+
+    def marker_of(self, stream_id: str) -> str:
+        """Return the key of the marker that dates the memory a stream is in."""
+        return MARKER + self._redis.marker_of(record_key(stream_id))
+
+    def home(self, stream_id: str) -> Node:
+        """Return the server that has a stream; in a Cluster it may be another one later."""
+        return self._redis.home(record_key(stream_id))
+
+    def by_home(self, stream_ids: Iterable[str]) -> list[list[str]]:
+        """Return the streams of each server: where one is away, the others must not wait."""
+        groups: dict[Node, list[str]] = {}
+        for each in stream_ids:
+            groups.setdefault(self.home(each), []).append(each)
+        return list(groups.values())
 
     async def call(self, *command: Any) -> Any:
         """Send one command and return its reply."""
@@ -80,144 +99,80 @@ class Store:
 
     async def calls(self, commands: Iterable[Command]) -> list[Any]:
         """Send several commands in one round trip, not atomic, and return their replies."""
-        return _sound(await _on(self._short, commands))
+        return _sound(await _on(self._redis.short, commands))
+
+    async def attempt(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls`, but with the Passing of what failed in place of its reply."""
+        given = list(commands)
+        try:
+            replies = await _on(self._redis.short, given)
+        except Passing as error:
+            return [error] * len(given)
+        return [_failure(each) if isinstance(each, Exception) else each for each in replies]
 
     async def read(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls` for replies that may be large."""
-        return _sound(await _on(self._long, commands))
+        return _sound(await _on(self._redis.long, commands))
 
     async def urgent(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
-        return _sound(await _on(self._log, commands))
-
-    @property
-    def generation(self) -> int:
-        """The number of the connection that appends go over."""
-        return self._log.generation
-
-    async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
-        """Send what must not be sent twice, nor on any other connection than the one checked.
-
-        An error reply is None among the replies.
-        """
-        try:
-            replies = await self._log.send_now(commands, generation)
-        except (RedisError, OSError) as error:
-            raise _away(error) from error
-        refused = [reply for reply in replies if isinstance(reply, ResponseError)]
-        if not refused:
-            return replies
-        log.warning("%d append(s) refused: %s", len(refused), refused[0])
-        return [None if isinstance(reply, ResponseError) else reply for reply in replies]
+        return _sound(await _on(self._redis.log, commands))
 
     async def atomically(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands on keys of one slot; all of them run or none (MULTI), never a part."""
-        replies = await _on(self._log, [["MULTI"], *commands, ["EXEC"]])
+        replies = await _on(self._redis.log, [["MULTI"], *commands, ["EXEC"]])
         return _sound(_sound(replies)[-1])
 
     async def script(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
     ) -> Any:
         """Run one of `lua/*.lua` and return its reply; `of_log`: where appends go."""
-        line = self._log if of_log else self._short
+        way = self._redis.log if of_log else self._redis.short
         digest, text = self._scripts[name]
         rest = [len(keys), *keys, *args]
-        replies = await _on(line, [["EVALSHA", digest, *rest]])
+        replies = await _on(way, [["EVALSHA", digest, *rest]])
         if isinstance(replies[0], NoScriptError):
-            replies = await _on(line, [["EVAL", text, *rest]])
+            replies = await _on(way, [["EVAL", text, *rest]])
         return _sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
         while True:
+            node = self._redis.anyone()
             try:
-                async with Redis(connection_pool=self._pool).pubsub() as pubsub:
-                    await pubsub.subscribe(channel)
-                    yield b""
-                    while True:
-                        message = await pubsub.get_message(
-                            ignore_subscribe_messages=True, timeout=TIMEOUT / 2
-                        )
+                async with aclosing(node.listen(channel)) as messages:
+                    async for message in messages:
                         if message is not None:
-                            yield message["data"]
+                            yield message
+                        elif node is not self._redis.anyone():
+                            break  # It left the Cluster, or does not answer.
             except (RedisError, OSError) as error:
                 log.info("inbox lost: %s", error)
+                node.on_trouble(error)
                 await asyncio.sleep(0.2)
 
     async def close(self) -> None:
         """Close all connections."""
-        for line in (self._log, self._short, self._long):
-            await line.close()
-        await self._pool.disconnect()
+        await self._redis.close()
 
 
-async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
+async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:
     try:
-        return await line.send(commands)
+        return await way.send(commands)
     except (RedisError, OSError) as error:
-        raise _away(error) from error
-
-
-def _away(error: Exception) -> Passing:
-    return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
+        raise away(error) from error
 
 
 def _sound(replies: list[Any]) -> list[Any]:
     """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
     for reply in replies:
-        if isinstance(reply, ResponseError):
-            log.warning("the store refused a command: %s", reply)
-            raise Passing("store_unavailable", str(reply)[:200])
+        if isinstance(reply, Exception):
+            raise _failure(reply)
     return replies
 
 
-def _pool(url: str) -> ConnectionPool:
-    if not url:
-        return ConnectionPool(
-            connection_class=FakeAsyncRedisConnection, server=FakeServer(), protocol=2
-        )
-    if url.startswith("redis+sentinel://"):
-        return _from_sentinel(url)
-    if url.split("://")[0] not in {"redis", "rediss", "unix"}:
-        raise SettingsError(
-            "GATEWAY_REDIS_URL: must start with redis://, rediss://, unix:// or redis+sentinel://"
-        )
-    options = _options()
-    if url.startswith("unix://"):
-        del options["socket_keepalive"]
-    try:
-        return ConnectionPool.from_url(url, **options)
-    except ValueError as error:
-        raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
-
-
-def _options() -> dict[str, Any]:
-    return {
-        "protocol": 2,  # Pinned: the shape of replies depends on it.
-        "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
-        "socket_timeout": None,  # A line has its own; this one costs a task for every batch.
-        "socket_connect_timeout": TIMEOUT,
-        "socket_keepalive": True,
-        "max_connections": 2 * CONNECTIONS,
-    }
-
-
-def _from_sentinel(url: str) -> ConnectionPool:
-    """`redis+sentinel://[user:password@]host:port,host:port/master[/db]`."""
-    parts = urlsplit(url)
-    hosts = parts.netloc.rpartition("@")[2]
-    master, _, db = parts.path.strip("/").partition("/")
-    try:
-        nodes = [
-            (host, int(port)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))
-        ]
-        number = int(db or 0)
-    except ValueError:
-        nodes = []
-    if not nodes or not master:
-        raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
-    sentinel = Sentinel(nodes, sentinel_kwargs={"socket_timeout": TIMEOUT})  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(
-        master, db=number, username=parts.username, password=parts.password, **_options()
-    )
-    return client.connection_pool
+def _failure(error: Exception) -> Passing:
+    if not isinstance(error, ResponseError):
+        return away(error)
+    log.warning("the store refused a command: %s", error)
+    return Passing("store_unavailable", str(error)[:200])

@@ -1,30 +1,27 @@
 """Tails: all that is watched on this replica, and the reading of what runs elsewhere.
 
 A stream that this replica runs is fed by its own log after each commit; any other is read from
-Redis by one task for all of them, at a wake-up from its owner and once a second in any case. So a
-lost wake-up costs a second, and the number of connections does not grow with viewers.
+Redis by a follower, at a wake-up from its owner and once a second in any case. So a lost wake-up
+costs a second, and the number of connections does not grow with viewers.
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 
-from gateway.beat import inbox
-from gateway.errors import Passing
-from gateway.eventlog import READ_COUNT, read, read_all
+from gateway.crew import Crew
+from gateway.eventlog import READ_COUNT, read
+from gateway.follower import Follower, add
+from gateway.node import Node
 from gateway.positions import Entry, Position
 from gateway.records import Records
 from gateway.store import Store
 from gateway.tail import Tail, Viewer
 
-log = logging.getLogger("gateway.tails")
-
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
-_BATCH = 64  # Streams read in one round trip.
 
 
 class Tails:
-    """All tails of one replica; `follow` and `announce` are its tasks."""
+    """All tails of one replica; `follow` is its task."""
 
     def __init__(
         self,
@@ -42,9 +39,7 @@ class Tails:
         self._heartbeat = heartbeat * 0.5
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
-        self._stale: set[str] = set()
-        self._left: set[str] = set()
-        self._news = asyncio.Event()
+        self._followers = Crew(self._follower)
         self.viewers = 0
         self.closing = False
 
@@ -93,7 +88,7 @@ class Tails:
             if not tail.local and not tail.ended:
                 tail.owner = owner or tail.owner
                 if tail.owner:  # Before the first byte: the owner may be waiting.
-                    await self._show_presence([tail])
+                    await self._follower_of(stream_id).show_presence([tail])
                 await self._load(tail)
             # Meanwhile the sweep may have dropped it, or a run begun another.
             if self._tails.setdefault(stream_id, tail) is tail:
@@ -105,16 +100,14 @@ class Tails:
         viewer.tail.idle_since = _now()
         self.viewers -= 1
         if viewer.tail.owner and not viewer.tail.local and not viewer.tail.viewers:
-            self._left.add(viewer.tail.stream_id)
+            self._follower_of(viewer.tail.stream_id).leave(viewer.tail.stream_id)
 
     def mark(self, stream_ids: Iterable[str]) -> None:
         """Read these streams soon: their owner says that there is more."""
         for stream_id in stream_ids:
             tail = self._tails.get(stream_id)
             if tail is not None and not tail.local:
-                self._stale.add(stream_id)
-        if self._stale:
-            self._news.set()
+                self._follower_of(stream_id).mark(stream_id)
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
@@ -139,42 +132,23 @@ class Tails:
                 del self._tails[tail.stream_id]
 
     async def follow(self) -> None:
-        """Read the streams that run elsewhere, for ever; the owner cancels it."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            timer = loop.call_at(due + POLL, self._news.set)
-            await self._news.wait()
-            timer.cancel()
-            self._news.clear()
-            if loop.time() - due >= POLL:
-                due = loop.time()
-                self._stale.update(self._followed())
-            stale, self._stale = list(self._stale), set()
-            try:
-                for start in range(0, len(stale), _BATCH):
-                    await self._read(stale[start : start + _BATCH])
-                await self._withdraw()
-            except Passing as error:
-                log.info("nothing can be read: %s", error.detail)
+        """Read the streams that run elsewhere, and tell their owners, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._followers.run())
+            while True:
+                self.mark(self._followed())
+                for each in self._followers:
+                    each.turn()
+                await asyncio.sleep(POLL)
 
-    async def announce(self) -> None:
-        """Tell the owners of watched streams that somebody is here, for ever."""
-        while True:
-            await asyncio.sleep(self._grace / 3)
-            tails = [self._tails[each] for each in self._followed()]
-            try:
-                for start in range(0, len(tails), _BATCH):
-                    await self._show_presence(tails[start : start + _BATCH])
-                    await self._drop_lost(tails[start : start + _BATCH])
-            except Passing as error:
-                log.info("presence cannot be shown: %s", error.detail)
+    def _follower(self, node: Node) -> Follower:
+        def followed() -> list[str]:
+            return [each for each in self._followed() if self._store.home(each) is node]
 
-    async def _withdraw(self) -> None:
-        """Let owners know soon that the last viewer here has left; else the grace would double."""
-        left, self._left = self._left, set()
-        gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
-        await self._records.withdraw_presence(gone)
+        return Follower(self._records, self._tails, followed, self._grace)
+
+    def _follower_of(self, stream_id: str) -> Follower:
+        return self._followers.of(self._store.home(stream_id))
 
     def _followed(self) -> list[str]:
         return [
@@ -183,70 +157,13 @@ class Tails:
             if tail.viewers and not tail.local and not tail.ended
         ]
 
-    async def _show_presence(self, tails: list[Tail]) -> None:
-        await self._records.show_presence([each.stream_id for each in tails], self._grace)
-        words: dict[str, list[str]] = {}
-        for tail in tails:
-            if tail.owner:
-                words.setdefault(tail.owner, []).append(tail.stream_id)
-        await self._store.calls(
-            ["PUBLISH", inbox(owner), " ".join(["watch", self._records.replica, *ids])]
-            for owner, ids in words.items()
-        )
-
-    async def _drop_lost(self, tails: list[Tail]) -> None:
-        """Send viewers away from streams that Redis lost and that nobody wrote again in time."""
-        known = await self._records.exist([each.stream_id for each in tails])
-        lost = [tail for tail, there in zip(tails, known, strict=True) if not there]
-        if lost and not await self._records.may_be_forgotten(0):
-            for tail in lost:
-                tail.drop()
-
     async def _load(self, tail: Tail) -> None:
         """Read a whole log; two viewers that come at once may both do it."""
         while True:
             (entries,) = await read(self._store, [tail.stream_id], [tail.last])
-            _add(tail, entries)
+            add(tail, entries)
             if len(entries) < READ_COUNT or tail.local:
                 return
-
-    async def _compare(self, tail: Tail) -> None:
-        """Look whether a log with a new owner still holds what was shown of it, and who that is.
-
-        A Redis that forgot the first claim may have given the stream to another replica. The one
-        that took it over wakes only those who make themselves known to it.
-        """
-        entries = await read_all(self._store, tail.stream_id)
-        record = await self._records.read(tail.stream_id)
-        if tail.local:
-            return
-        if tail.last not in [entry.last for entry in entries]:
-            tail.replace(entries)
-            tail.wake()
-        if record is not None and record.running and record.owner != tail.owner:
-            tail.owner = record.owner
-            await self._show_presence([tail])
-
-    async def _read(self, stream_ids: list[str]) -> None:
-        tails = [self._tails[each] for each in stream_ids if each in self._tails]
-        tails = [each for each in tails if not each.local and not each.ended]
-        if not tails:
-            return
-        batches = await read(
-            self._store, [each.stream_id for each in tails], [each.last for each in tails]
-        )
-        for tail, entries in zip(tails, batches, strict=True):
-            if entries and tail.last and entries[-1].last.epoch != tail.last.epoch:
-                await self._compare(tail)
-            _add(tail, entries)
-            if len(entries) == READ_COUNT:
-                self.mark([tail.stream_id])
-
-
-def _add(tail: Tail, entries: list[Entry]) -> None:
-    """Show what was read, unless a run of this replica began meanwhile: then its log shows it."""
-    if not tail.local and tail.extend(entries):
-        tail.wake()
 
 
 def _now() -> float:

@@ -87,17 +87,24 @@ class Takeover:
         try:
             stream_ids = list({*await self._beat.streams_of(dead), *watched})
             log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
-            for start in range(0, len(stream_ids), _AT_ONCE):
-                batch = stream_ids[start : start + _AT_ONCE]
-                inherits = (self._inherit(each, dead) for each in batch)
-                for result in await asyncio.gather(*inherits, return_exceptions=True):
-                    if isinstance(result, BaseException):
-                        raise result
+            # A server that is away must not hold up what others have.
+            groups = [self._inherit_all(each, dead) for each in self._records.store.by_home(stream_ids)]
+            for failed in await asyncio.gather(*groups, return_exceptions=True):
+                if failed is not None:
+                    raise failed
             await self._beat.bury(dead)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
         finally:
             self._burying.discard(dead)
+
+    async def _inherit_all(self, stream_ids: list[str], dead: str) -> None:
+        for start in range(0, len(stream_ids), _AT_ONCE):
+            batch = stream_ids[start : start + _AT_ONCE]
+            inherits = (self._inherit(each, dead) for each in batch)
+            for result in await asyncio.gather(*inherits, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Passing."""

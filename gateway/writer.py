@@ -4,14 +4,20 @@ It sends the next entries of all logs in one pipeline, at once when nothing is i
 system pays no delay, a busy one a single round trip for hundreds of events. What it sends is never
 sent again by itself. A new connection may lead to another server, which took over and knows less:
 then all logs are in doubt.
+
+In a Cluster each master has rounds of its own, so that one that is slow or away holds up its own
+logs only. A log whose slot has moved goes over to the rounds of the master that has it now.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
+from gateway.crew import Crew
 from gateway.errors import Passing
 from gateway.eventlog import EventLog, wake_ups
+from gateway.node import Node
 from gateway.positions import Entries
 from gateway.records import Records
 from gateway.store import Store
@@ -22,27 +28,54 @@ _REPAIRS = 64  # Logs asked after at the same time.
 
 
 class Writer:
-    """Writes what its logs have to write; `run` is its only task."""
+    """Writes what its logs have to write; `run` owns its tasks, one for each master."""
 
     def __init__(self, store: Store, records: Records) -> None:
         self._store = store
         self._records = records
-        self._open: set[EventLog] = set()
-        self._dirty: list[EventLog] = []
-        self._wake = asyncio.Event()
-        self._generation = 0
+        self._rounds = Crew(self._begin)
+
+    def _begin(self, node: Node) -> "Rounds":
+        return Rounds(node, self._rounds_of)
+
+    def _rounds_of(self, stream_id: str) -> "Rounds":
+        return self._rounds.of(self._store.home(stream_id))
 
     def open(
         self, stream_id: str, epoch: int, entries: Entries, fields: dict[str, Any]
     ) -> EventLog:
         """Return a log that is written here, until it is closed."""
-        opened = EventLog(self._records, self.mark, stream_id, epoch, entries, fields)
-        self._open.add(opened)
+        rounds = self._rounds_of(stream_id)
+        opened = EventLog(self._records, rounds.mark, stream_id, epoch, entries, fields)
+        rounds.open.add(opened)
         return opened
 
     def close(self, log: EventLog) -> None:
         """Forget a log that has ended."""
-        self._open.discard(log)
+        for each in self._rounds:
+            each.open.discard(log)
+
+    async def run(self) -> None:
+        """Commit for ever; the owner cancels it."""
+        await self._rounds.run()
+
+    def look_at_connection(self) -> None:
+        """Doubt all logs on a new connection, also those with nothing to write for now."""
+        for each in self._rounds:
+            each.look_at_connection()
+            each.look_at_homes()
+
+
+class Rounds:
+    """The commits on one server, one after the other."""
+
+    def __init__(self, node: Node, of: Callable[[str], "Rounds"]) -> None:
+        self.open: set[EventLog] = set()
+        self._node = node
+        self._of = of
+        self._dirty: list[EventLog] = []
+        self._wake = asyncio.Event()
+        self._generation = 0
 
     def mark(self, log: EventLog) -> None:
         """Let the next round look at this log."""
@@ -52,7 +85,7 @@ class Writer:
             self._wake.set()
 
     async def run(self) -> None:
-        """Commit for ever; the owner cancels it."""
+        """Commit for ever."""
         while True:
             if not self._dirty:
                 self._wake.clear()
@@ -65,7 +98,7 @@ class Writer:
         doubtful: list[EventLog] = []
         for each in logs:
             each.dirty = False
-            if each.in_doubt and not each.fenced:
+            if each.in_doubt and not (each.fenced or self._moved(each)):
                 doubtful.append(each)
         try:
             failed = await self._repair(doubtful) if doubtful else None
@@ -80,11 +113,27 @@ class Writer:
                 if each.unsaid:
                     self.mark(each)
 
+    def _moved(self, log: EventLog) -> bool:
+        """Hand a log on whose slot another server has; it was refused here, or nobody answers."""
+        if not log.in_doubt or (home := self._of(log.stream_id)) is self:
+            return False
+        if log in self.open:
+            self.open.discard(log)
+            home.open.add(log)
+        log.hand_to(home.mark)
+        return True
+
     def look_at_connection(self) -> None:
-        """Doubt all logs on a new connection, also those with nothing to write for now."""
-        if self._generation != self._store.generation:
-            self._generation = self._store.generation
-            for each in self._open:
+        """Doubt all logs on a new connection."""
+        if self._generation != self._node.generation:
+            self._generation = self._node.generation
+            for each in self.open:
+                each.doubt()
+
+    def look_at_homes(self) -> None:
+        """Doubt the logs that another server has now: it may know less than this one did."""
+        for each in self.open:
+            if self._of(each.stream_id) is not self:
                 each.doubt()
 
     async def _repair(self, logs: list[EventLog]) -> BaseException | None:
@@ -103,7 +152,7 @@ class Writer:
             return
         commands = [each.take() for each in logs]
         try:
-            replies = await self._store.append([*commands, *wake_ups(logs)], self._generation)
+            replies = await self._node.append([*commands, *wake_ups(logs)], self._generation)
         except BaseException:
             for each in logs:  # Sent or not, stored or not: nobody knows.
                 each.in_doubt = True

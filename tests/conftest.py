@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
 
 
@@ -26,6 +27,22 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A real server that a test may kill."""
     with redis_server(tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A real cluster of three masters for tests that leave it as it was."""
+    with redis_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["embedded", "redis", "cluster"])
+def any_redis_url(request: pytest.FixtureRequest) -> str:
+    """Every kind of store: see `redis_url`, and three masters."""
+    if request.param == "embedded":
+        return ""
+    server: RedisServer | RedisCluster = request.getfixturevalue(f"shared_{request.param}")
+    return server.url
 
 
 @pytest.fixture(params=["embedded", "redis"])

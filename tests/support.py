@@ -89,6 +89,11 @@ class RedisServer:
         )
         wait_for_port(self.port)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def pause(self) -> None:
         """Freeze it: connections stay, nothing answers."""
         assert self._process is not None

@@ -8,17 +8,17 @@ import pytest
 from gateway.beat import Beat, inbox
 from gateway.errors import Passing
 from gateway.records import new_id
-from gateway.store import BEATS, MARKER, Store, cancels_key, runs_key
+from gateway.store import BEATS, Store, cancels_key, runs_key
 from tests.support import RedisServer, until
 
 LEASE = 0.4
 
 
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[Store]:
     """Both stores, one after the other; what earlier tests left there is buried."""
-    opened = Store(redis_url)
-    await opened.call("DEL", BEATS)
+    opened = Store(any_redis_url)
+    await opened.calls(["DEL", BEATS + book] for book in opened.books)
     yield opened
     await opened.close()
 
@@ -113,7 +113,7 @@ async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: Store) -
     owner, watcher = beat(store), beat(store)
     await owner.renew([], [])
     await watcher.renew([], [owner.replica])
-    await store.call("DEL", BEATS)
+    await store.calls(["DEL", BEATS + book] for book in store.books)
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [owner.replica])).dead == []
@@ -127,9 +127,10 @@ async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: Store) -> 
     await leaving.ask_to_cancel("stream", leaving.replica)
     await watcher.renew([], [])
     await leaving.stop()
-    keys = runs_key(leaving.replica), cancels_key(leaving.replica)
-    assert await store.call("EXISTS", *keys) == 0
-    assert await store.call("HEXISTS", BEATS, leaving.replica) == 0
+    for book in store.books:
+        for key in (runs_key(leaving.replica, book), cancels_key(leaving.replica, book)):
+            assert await store.call("EXISTS", key) == 0
+        assert await store.call("HEXISTS", BEATS + book, leaving.replica) == 0
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [])).dead == []
@@ -164,7 +165,7 @@ async def test_a_replica_names_what_it_runs(store: Store) -> None:
 async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: Store) -> None:
     owner = beat(store)
     await owner.enter("stream")
-    await store.call("DEL", runs_key(owner.replica))
+    await store.calls(["DEL", runs_key(owner.replica, book)] for book in store.books)
     await owner.renew(["stream"], [])
     assert await owner.streams_of(owner.replica) == ["stream"]
 
@@ -191,7 +192,7 @@ async def test_a_cancel_wakes_the_owner(store: Store) -> None:
 async def test_a_redis_that_forgot_is_noticed_once(store: Store) -> None:
     mine = beat(store)
     assert not (await mine.renew([], [])).forgot
-    await store.call("DEL", MARKER)
+    await store.calls(["DEL", marker] for marker in store.markers)
     await asyncio.sleep(0.002)  # The marker is a time in milliseconds, and must be another one.
     assert (await mine.renew([], [])).forgot
     assert not (await mine.renew([], [])).forgot
@@ -214,5 +215,8 @@ async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
     await mine.enter("stream")
     await mine.renew(["stream"], [])
     await other.ask_to_cancel("stream", mine.replica)
-    for key in (MARKER, BEATS, runs_key(mine.replica), cancels_key(mine.replica)):
+    keys = list(store.markers)
+    for book in store.books:
+        keys += [BEATS + book, runs_key(mine.replica, book), cancels_key(mine.replica, book)]
+    for key in keys:
         assert await store.call("PTTL", key) > 0, key

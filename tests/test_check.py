@@ -1,11 +1,13 @@
 """`gateway check`: a verdict on everything the gateway depends on, before anybody depends on it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.check import Verdict, _durability, verdicts
+from tests.clusters import RedisCluster, redis_cluster
 from tests.support import (
     OK,
     SECRET,
@@ -77,7 +79,51 @@ async def test_a_redis_that_is_not_there_is_a_fault() -> None:
     assert levels(said, "redis") == ["fault"]
 
 
-@pytest.mark.parametrize("url", ["http://h/", "redis://h:port/", "redis+sentinel://h"])
+async def test_a_cluster_is_ok_and_every_server_of_it_has_a_verdict(
+    shared_cluster: RedisCluster,
+) -> None:
+    said = await found(redis_url=shared_cluster.url)
+    assert levels(said, "redis")[0] == "ok"
+    assert "cluster of 3 masters, state ok" in words(said, "redis")
+    for server in shared_cluster.servers:
+        assert f"127.0.0.1:{server.port}: answers, version" in words(said, "redis")
+        assert f"127.0.0.1:{server.port}: appendonly is off" in words(said, "redis")
+        assert f"127.0.0.1:{server.port}: has no replica" in words(said, "redis")
+    assert "fault" not in levels(said, "redis")
+    assert "most copies" not in words(said, "redis")
+
+
+async def test_a_cluster_that_misses_a_master_or_a_slot_is_a_fault(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path / "cluster", masters=2) as cluster:
+        cluster.servers[1].run("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+        said = words(await found(redis_url=cluster.url), "redis")
+        assert "with cluster-require-full-coverage those of all others" in said
+        assert f"127.0.0.1:{cluster.servers[1].port}: has most copies of the beats" in said
+        cluster.servers[0].kill()
+        said_then = await found(redis_url=cluster.url)
+        assert f"127.0.0.1:{cluster.servers[0].port}: ConnectionError" in words(said_then, "redis")
+        assert "fault" in levels(said_then, "redis")
+        for server in cluster.servers[1:]:
+            server.run("CLUSTER", "FORGET", cluster.servers[0].id)
+        said_now = await found(redis_url=cluster.url)
+        assert "8192 of 16384 slots have a master" in words(said_now, "redis")
+        assert levels(said_now, "redis")[0] == "fault"
+
+
+async def test_a_server_of_a_cluster_that_is_named_as_a_single_one_is_a_fault(
+    shared_cluster: RedisCluster, shared_redis: RedisServer
+) -> None:
+    said = await found(redis_url=shared_cluster.masters[0].url)
+    assert levels(said, "redis") == ["fault"]
+    assert "redis+cluster://" in words(said, "redis")
+    said = await found(redis_url=f"redis+cluster://127.0.0.1:{shared_redis.port}")
+    assert levels(said, "redis") == ["fault"]
+    assert "cluster support disabled" in words(said, "redis")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/", "redis://h:port/", "redis+sentinel://h", "redis+cluster://h"]
+)
 async def test_a_wrong_redis_url_is_a_fault(url: str) -> None:
     said = await found(redis_url=url)
     assert levels(said, "redis") == ["fault"]

@@ -313,8 +313,8 @@ def test_a_log_starts_before_its_first_event_not_before_its_fence() -> None:
 # Group commit
 
 
-async def test_events_are_logged_in_order_under_growing_ids(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_events_are_logged_in_order_under_growing_ids(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         for first in (1, 11, 21):
             log.append(numbered(first, first + 9))
@@ -542,8 +542,8 @@ async def test_a_redis_that_comes_back_behind_gets_what_it_lost_before_anything_
         assert numbers(await stored(own_redis.url, quiet)) == [1, 2, 3]
 
 
-async def test_a_log_that_was_trimmed_away_is_written_again(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_a_log_that_was_trimmed_away_is_written_again(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append(numbered(1, 2))
         await log.drained()
@@ -585,8 +585,8 @@ async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
 # Fences and ends
 
 
-async def test_an_owner_that_was_replaced_writes_nothing_more(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_an_owner_that_was_replaced_writes_nothing_more(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         told: list[bool] = []
         log.on_fence = lambda: told.append(True)
@@ -607,8 +607,8 @@ async def test_an_owner_that_was_replaced_writes_nothing_more(redis_url: str) ->
         assert numbers(log.entries) == [1]
 
 
-async def test_a_fenced_log_does_not_keep_others_from_being_written(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_a_fenced_log_does_not_keep_others_from_being_written(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         zombie, alive = await writing.log(), await writing.log()
         await records(writing.store).takeover(zombie.stream_id, writing.records.replica, "nonce")
         for each in (zombie, alive):
@@ -653,9 +653,9 @@ async def test_an_end_waits_for_everything_before_it(shared_redis: RedisServer) 
 
 
 async def test_an_end_is_stored_also_where_redis_forgot_all_that_was_before(
-    redis_url: str,
+    any_redis_url: str,
 ) -> None:
-    async with owner(redis_url) as writing:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append(numbered(1, 2))
         await log.drained()
@@ -664,8 +664,8 @@ async def test_an_end_is_stored_also_where_redis_forgot_all_that_was_before(
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
-async def test_an_ended_log_is_written_again_with_its_end(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_an_ended_log_is_written_again_with_its_end(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append(numbered(1, 2))
         await seal(log)
@@ -679,9 +679,9 @@ async def test_an_ended_log_is_written_again_with_its_end(redis_url: str) -> Non
 
 
 async def test_an_end_that_a_cancel_changed_stays_changed_where_redis_forgot(
-    redis_url: str,
+    any_redis_url: str,
 ) -> None:
-    async with owner(redis_url) as writing:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         await writing.records.cancel(log.stream_id, b"", b"")
         assert await seal(log) == "cancelled"
@@ -693,9 +693,9 @@ async def test_an_end_that_a_cancel_changed_stays_changed_where_redis_forgot(
 
 
 async def test_an_end_that_was_shown_is_not_changed_by_a_cancel_after_redis_forgot(
-    redis_url: str,
+    any_redis_url: str,
 ) -> None:
-    async with owner(redis_url) as writing:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         await seal(log)
         await forget(writing.store, log)
@@ -706,8 +706,8 @@ async def test_an_end_that_was_shown_is_not_changed_by_a_cancel_after_redis_forg
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
-async def test_an_end_by_an_owner_that_was_replaced_is_refused(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_an_end_by_an_owner_that_was_replaced_is_refused(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         await records(writing.store).takeover(log.stream_id, writing.records.replica, "nonce")
         with pytest.raises(Fenced):
@@ -715,8 +715,8 @@ async def test_an_end_by_an_owner_that_was_replaced_is_refused(redis_url: str) -
         assert log.fenced
 
 
-async def test_the_names_that_have_a_meaning_are_not_the_upstreams(redis_url: str) -> None:
-    async with owner(redis_url) as writing:
+async def test_the_names_that_have_a_meaning_are_not_the_upstreams(any_redis_url: str) -> None:
+    async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append([Event(b"1", b"end"), Event(b"2", b"error"), Event(b"3", b"chunk")])
         await log.drained()

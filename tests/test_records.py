@@ -9,16 +9,16 @@ import pytest
 from gateway.errors import Passing
 from gateway.eventlog import read_all
 from gateway.records import DAY, End, Record, Records, Seal, new_id
-from gateway.store import MARKER, Store, log_key, record_key
+from gateway.store import Store, log_key, record_key
 from tests.support import until
 
 REQUEST = b'{"model":"pretend"}'
 
 
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[Store]:
     """Both stores, one after the other."""
-    opened = Store(redis_url)
+    opened = Store(any_redis_url)
     yield opened
     await opened.close()
 
@@ -325,7 +325,8 @@ async def test_a_cancel_of_what_ran_out_or_is_missing_changes_nothing(store: Sto
     late, never = await ran_out(records), new_id()
     assert await records.cancel(late, b"", b"") == ("expired", "")
     assert await records.cancel(never, b"", b"") == ("missing", "")
-    assert await store.call("EXISTS", record_key(never), log_key(never), log_key(late)) == 0
+    for key in (record_key(never), log_key(never), log_key(late)):
+        assert await store.call("EXISTS", key) == 0
 
 
 # hold
@@ -385,14 +386,17 @@ async def test_a_hold_of_a_sealed_stream_leaves_it_sealed(store: Store) -> None:
 
 async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(store: Store) -> None:
     records = replica(store)
-    now = int((await store.call("TIME"))[0]) * 1000
-    await store.call("DEL", MARKER)
-    assert await records.may_be_forgotten(now)
-    await store.call("SET", MARKER, now - 500, "PX", DAY)  # Two leases are two seconds.
-    assert await records.may_be_forgotten(now - 1000)
-    assert not await records.may_be_forgotten(now)  # Issued since, so it would be remembered.
-    await store.call("SET", MARKER, now - 5000, "PX", DAY)
-    assert not await records.may_be_forgotten(now - 9000)
+    stream_id = await cached(records)
+    now = (await found(records, stream_id)).now
+    marker = store.marker_of(stream_id)
+    await store.call("DEL", marker)
+    assert await records.may_be_forgotten(stream_id, now)
+    await store.call("SET", marker, now - 500, "PX", DAY)  # Two leases are two seconds.
+    assert await records.may_be_forgotten(stream_id, now - 1000)
+    # Issued since, so it would be remembered.
+    assert not await records.may_be_forgotten(stream_id, now)
+    await store.call("SET", marker, now - 5000, "PX", DAY)
+    assert not await records.may_be_forgotten(stream_id, now - 9000)
 
 
 async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:
@@ -430,7 +434,9 @@ async def test_every_key_has_a_ttl_after_every_script(store: Store, step: str) -
             await records.hold(stream_id, epoch, restored())
         if step == "sealed":
             await records.seal(stream_id, epoch, ending(epoch))
-    _, keys = await store.call("SCAN", 0, "MATCH", f"gw:{{{stream_id}}}:*", "COUNT", 100_000)
+    # On its own server.
+    scan = ["SCAN", 0, "MATCH", f"gw:{{{stream_id}}}:*", "COUNT", 100_000]
+    _, keys = await store.home(stream_id).call(*scan)
     assert record_key(stream_id).encode() in keys
     for key in keys:
         assert 0 < await store.call("PTTL", key) <= DAY, key

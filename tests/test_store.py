@@ -16,9 +16,9 @@ from tests.test_eventlog import LOSE_REQUEST, proxied
 
 
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[Store]:
     """Both stores, one after the other."""
-    opened = Store(redis_url)
+    opened = Store(any_redis_url)
     yield opened
     await opened.close()
 
@@ -111,8 +111,9 @@ async def test_an_append_is_never_sent_again(shared_redis: RedisServer) -> None:
         store, key = Store(proxy.url), new_id()
         proxy.judge = lambda data: 0 if b"XADD" in data else None
         await store.urgent([["PING"]])
+        node = store.home(key)
         with pytest.raises(Passing):
-            await store.append([["XADD", key, "1-1", "1", "x"]], store.generation)
+            await node.append([["XADD", key, "1-1", "1", "x"]], node.generation)
         assert sum(b"XADD" in each for each in proxy.requests) == 1
         assert await store.call("XLEN", key) == 1
         await store.call("DEL", key)
@@ -125,13 +126,14 @@ async def test_an_append_goes_over_no_connection_but_the_one_that_was_checked(
     async with proxied(shared_redis) as proxy:
         store, key = Store(proxy.url), new_id()
         await store.urgent([["PING"]])
-        checked = store.generation
+        node = store.home(key)
+        checked = node.generation
         proxy.cut()
         with pytest.raises(Passing):
             await store.urgent([["PING"]])
         await store.urgent([["PING"]])
         with pytest.raises(Passing):
-            await store.append([["XADD", key, "1-1", "1", "x"]], checked)
+            await node.append([["XADD", key, "1-1", "1", "x"]], checked)
         assert await store.call("EXISTS", key) == 0
         await store.close()
 

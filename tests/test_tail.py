@@ -12,7 +12,7 @@ from gateway.errors import Passing
 from gateway.positions import Entry, Position
 from gateway.records import Records, new_id
 from gateway.sse import HEARTBEAT, Event, encode, parse
-from gateway.store import Store, log_key, presence_key, record_key
+from gateway.store import MARKER, Store, log_key, presence_key, record_key
 from gateway.tail import Tail, Viewer
 from gateway.tails import Tails
 from tests.support import RedisServer, until
@@ -256,25 +256,24 @@ async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
     """Follow what runs elsewhere for the length of the block."""
     store = Store(url)
     there = Elsewhere(store, grace)
-    tasks = [asyncio.create_task(each()) for each in (there.tails.follow, there.tails.announce)]
+    task = asyncio.create_task(there.tails.follow())
     try:
         yield there
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await store.close()
 
 
-async def test_what_was_logged_before_is_there_at_once(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_what_was_logged_before_is_there_at_once(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence(), *(entry(seq, seq) for seq in range(1, 1101)))
         assert len(ids(await there.attach())) == 1100
         assert ids(await there.attach(Position(EPOCH, 1098))) == ["5-1099", "5-1100"]
 
 
-async def test_a_word_of_the_owner_brings_what_is_new_at_once(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_a_word_of_the_owner_brings_what_is_new_at_once(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
@@ -286,8 +285,8 @@ async def test_a_word_of_the_owner_brings_what_is_new_at_once(redis_url: str) ->
         assert ids(one) == ["5-1"]
 
 
-async def test_a_lost_word_costs_about_a_second(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_a_lost_word_costs_about_a_second(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
@@ -298,16 +297,16 @@ async def test_a_lost_word_costs_about_a_second(redis_url: str) -> None:
         assert ids(one) == ["5-1"]
 
 
-async def test_viewers_who_come_together_share_one_tail(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_viewers_who_come_together_share_one_tail(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 3))
         viewers = await asyncio.gather(*(there.attach() for _ in range(20)))
         assert len({id(each.tail) for each in viewers}) == 1
         assert all(ids(each) == ["5-1", "5-2", "5-3"] for each in viewers)
 
 
-async def test_a_tail_that_nobody_watches_is_dropped(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_a_tail_that_nobody_watches_is_dropped(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         there.tails.sweep(later(60))
@@ -334,10 +333,10 @@ async def test_a_tail_is_not_dropped_under_a_viewer_who_is_just_coming(
 
 
 async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows(
-    redis_url: str,
+    any_redis_url: str,
 ) -> None:
     """Redis has named us the owner, but we do not know it yet when a second viewer comes."""
-    async with elsewhere(redis_url) as there:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
@@ -366,9 +365,9 @@ async def test_what_is_read_while_a_run_begins_here_is_not_shown_twice(
 
 
 async def test_a_watched_stream_is_shown_to_its_owner_before_the_first_byte(
-    redis_url: str,
+    any_redis_url: str,
 ) -> None:
-    async with elsewhere(redis_url) as there:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         await there.attach()
         assert await there.store.call("PTTL", presence_key(there.stream_id)) > 0
@@ -376,10 +375,10 @@ async def test_a_watched_stream_is_shown_to_its_owner_before_the_first_byte(
 
 @pytest.mark.parametrize("unread", [0, 1])
 async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_over(
-    redis_url: str, unread: int
+    any_redis_url: str, unread: int
 ) -> None:
     """Else it hears of nothing new but once a second. The old owner's last words come along."""
-    async with elsewhere(redis_url) as there:
+    async with elsewhere(any_redis_url) as there:
         old, heir = await there.claim(), _records(there.store)
         one = await there.attach()
         assert ids(one) == []
@@ -401,8 +400,8 @@ async def _watch(store: Store, replica: str) -> str:
     return message.decode()
 
 
-async def test_presence_is_shown_again_as_long_as_somebody_watches(redis_url: str) -> None:
-    async with elsewhere(redis_url, grace=0.3) as there:
+async def test_presence_is_shown_again_as_long_as_somebody_watches(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url, grace=0.3) as there:
         await there.write(fence())
         one = await there.attach()
         key = presence_key(there.stream_id)
@@ -431,8 +430,8 @@ async def test_a_log_that_cannot_be_read_now_leaves_no_viewer_behind(
         assert ids(await there.attach()) == ["5-1"]
 
 
-async def test_a_stream_that_was_taken_from_us_is_followed_in_the_log(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_a_stream_that_was_taken_from_us_is_followed_in_the_log(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 2), fence(9), entry(1, 1, "interrupted", epoch=9))
         mine = there.tails.own(there.stream_id, fence())
         mine.entries.append(entry(1, 2))
@@ -446,10 +445,10 @@ async def test_a_stream_that_was_taken_from_us_is_followed_in_the_log(redis_url:
 
 @pytest.mark.parametrize("local", [True, False])
 async def test_a_log_that_began_anew_is_a_gap_also_for_those_who_never_left(
-    redis_url: str, local: bool
+    any_redis_url: str, local: bool
 ) -> None:
     """Redis forgot the claim, another replica made it: what was seen so far is of no stream."""
-    async with elsewhere(redis_url) as there:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 2))
         if local:
             there.tails.own(there.stream_id, fence()).entries.append(entry(1, 2))
@@ -463,8 +462,8 @@ async def test_a_log_that_began_anew_is_a_gap_also_for_those_who_never_left(
         assert [event.name for event in taken(one)] == [b"gap", b"", b""]
 
 
-async def test_nobody_is_held_to_be_dead_who_has_no_name(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_nobody_is_held_to_be_dead_who_has_no_name(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         viewer(there.tails.own(there.stream_id, fence()))
         there.tails.disown(there.stream_id)
@@ -476,7 +475,7 @@ async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
 ) -> None:
     async with elsewhere(own_redis.url, grace=0.3) as there:
         await there.claim()
-        await there.store.call("SET", "gw:marker", 1, "PX", 60_000)
+        await there.store.call("SET", MARKER, 1, "PX", 60_000)
         one = await there.attach()
         await asyncio.sleep(0)
         assert not one.gone
@@ -484,8 +483,8 @@ async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
         await until(lambda: one.gone)
 
 
-async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(redis_url: str) -> None:
-    async with elsewhere(redis_url) as there:
+async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 1))
         before = await there.attach()
         there.tails.drain()

@@ -1,0 +1,146 @@
+"""Follower: reads the watched streams that run elsewhere, from one Redis server.
+
+One task reads all of them, at a wake-up from their owners and once a second in any case; another
+tells the owners that somebody is here. In a Cluster each master has a follower: one that is away
+must not hold up what is read of others.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gateway.beat import inbox
+from gateway.errors import Passing
+from gateway.eventlog import READ_COUNT, read, read_all
+from gateway.positions import Entry
+from gateway.records import Records
+from gateway.tail import Tail
+
+log = logging.getLogger("gateway.follower")
+
+_BATCH = 64  # Streams read in one round trip.
+
+
+class Follower:
+    """What is read of one server; `followed` returns its streams that are watched here."""
+
+    def __init__(
+        self,
+        records: Records,
+        tails: dict[str, Tail],
+        followed: Callable[[], list[str]],
+        grace: float,
+    ) -> None:
+        self._records = records
+        self._store = records.store
+        self._tails = tails
+        self._followed = followed
+        self._grace = grace
+        self._stale: set[str] = set()
+        self._left: set[str] = set()
+        self._news = asyncio.Event()
+
+    def mark(self, stream_id: str) -> None:
+        """Read this stream soon."""
+        self._stale.add(stream_id)
+        self._news.set()
+
+    def leave(self, stream_id: str) -> None:
+        """Let the owner know at the next turn that the last viewer here has left."""
+        self._left.add(stream_id)
+
+    def turn(self) -> None:
+        """Do what is to be done, also if nobody brought news."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Read and announce for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_for_ever())
+            group.create_task(self._announce_for_ever())
+
+    async def _read_for_ever(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            stale, self._stale = list(self._stale), set()
+            try:
+                for start in range(0, len(stale), _BATCH):
+                    await self._read(stale[start : start + _BATCH])
+                await self._withdraw()
+            except Passing as error:
+                log.info("nothing can be read: %s", error.detail)
+
+    async def _announce_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._grace / 3)
+            tails = [self._tails[each] for each in self._followed()]
+            try:
+                for start in range(0, len(tails), _BATCH):
+                    await self.show_presence(tails[start : start + _BATCH])
+                    await self._drop_lost(tails[start : start + _BATCH])
+            except Passing as error:
+                log.info("presence cannot be shown: %s", error.detail)
+
+    async def show_presence(self, tails: list[Tail]) -> None:
+        """Tell the owners of watched streams that somebody is here; raises Passing."""
+        await self._records.show_presence([each.stream_id for each in tails], self._grace)
+        words: dict[str, list[str]] = {}
+        for tail in tails:
+            if tail.owner:
+                words.setdefault(tail.owner, []).append(tail.stream_id)
+        await self._store.calls(
+            ["PUBLISH", inbox(owner), " ".join(["watch", self._records.replica, *ids])]
+            for owner, ids in words.items()
+        )
+
+    async def _withdraw(self) -> None:
+        """Let owners know soon that the last viewer here has left; else the grace would double."""
+        left, self._left = self._left, set()
+        gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
+        await self._records.withdraw_presence(gone)
+
+    async def _drop_lost(self, tails: list[Tail]) -> None:
+        """Send viewers away from streams that Redis lost and that nobody wrote again in time."""
+        known = await self._records.exist([each.stream_id for each in tails])
+        for tail, there in zip(tails, known, strict=True):
+            if not there and not await self._records.may_be_forgotten(tail.stream_id, 0):
+                tail.drop()
+
+    async def _compare(self, tail: Tail) -> None:
+        """Look whether a log with a new owner still holds what was shown of it, and who that is.
+
+        A Redis that forgot the first claim may have given the stream to another replica. The one
+        that took it over wakes only those who make themselves known to it.
+        """
+        entries = await read_all(self._store, tail.stream_id)
+        record = await self._records.read(tail.stream_id)
+        if tail.local:
+            return
+        if tail.last not in [entry.last for entry in entries]:
+            tail.replace(entries)
+            tail.wake()
+        if record is not None and record.running and record.owner != tail.owner:
+            tail.owner = record.owner
+            await self.show_presence([tail])
+
+    async def _read(self, stream_ids: list[str]) -> None:
+        tails = [self._tails[each] for each in stream_ids if each in self._tails]
+        tails = [each for each in tails if not each.local and not each.ended]
+        if not tails:
+            return
+        batches = await read(
+            self._store, [each.stream_id for each in tails], [each.last for each in tails]
+        )
+        for tail, entries in zip(tails, batches, strict=True):
+            if entries and tail.last and entries[-1].last.epoch != tail.last.epoch:
+                await self._compare(tail)
+            add(tail, entries)
+            if len(entries) == READ_COUNT:
+                self.mark(tail.stream_id)
+
+
+def add(tail: Tail, entries: list[Entry]) -> None:
+    """Show what was read, unless a run of this replica began meanwhile: then its log shows it."""
+    if not tail.local and tail.extend(entries):
+        tail.wake()

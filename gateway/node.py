@@ -1,0 +1,191 @@
+"""Node: one Redis server, or an embedded one, and the connections to it.
+
+There are four, however many viewers: for the log and the beat, which must not wait behind a rush;
+for everything short; for reading logs; and the inbox.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from gateway.errors import Passing, SettingsError
+from gateway.line import Command, Line
+
+log = logging.getLogger("gateway.node")
+
+TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
+CONNECTIONS = 4
+
+
+class Way(Protocol):
+    """Where commands are sent: a line to one server, or a route to many."""
+
+    async def send(self, commands: Iterable[Command]) -> list[Any]:
+        """Return the replies, errors among them; raises RedisError."""
+
+
+class Node:
+    """One server; `on_trouble` hears what kept an append from it."""
+
+    def __init__(self, pool: ConnectionPool, name: str = "") -> None:
+        self.name = name
+        self.log = Line(pool, timeout=TIMEOUT, once_more=False)
+        self.short = Line(pool, timeout=TIMEOUT, once_more=True)
+        self.long = Line(pool, timeout=2 * TIMEOUT, once_more=True, together=64)
+        self.answers = True  # As far as is known.
+        self.on_trouble: Callable[[Exception], None] = lambda _: None
+        self._pool = pool
+
+    @property
+    def generation(self) -> int:
+        """The number of the connection that appends go over."""
+        return self.log.generation
+
+    async def call(self, *command: Any) -> Any:
+        """Send one command to this very server and return its reply; raises Passing."""
+        try:
+            (reply,) = await self.short.send([command])
+        except (RedisError, OSError) as error:
+            raise away(error) from error
+        if isinstance(reply, ResponseError):
+            raise Passing("store_unavailable", str(reply)[:200])
+        return reply
+
+    async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
+        """Send what must not be sent twice, nor on any other connection than the one checked.
+
+        An error reply is None among the replies.
+        """
+        try:
+            replies = await self.log.send_now(commands, generation)
+        except (RedisError, OSError) as error:
+            self.on_trouble(error)
+            raise away(error) from error
+        refused = [reply for reply in replies if isinstance(reply, ResponseError)]
+        if not refused:
+            return replies
+        log.warning("%d append(s) refused: %s", len(refused), refused[0])
+        for reply in refused:
+            self.on_trouble(reply)
+        return [None if isinstance(reply, ResponseError) else reply for reply in replies]
+
+    async def listen(self, channel: str) -> AsyncGenerator[bytes | None, None]:
+        """Yield b"" once the channel is heard, its messages, and None where it is long silent."""
+        async with Redis(connection_pool=self._pool).pubsub() as pubsub:
+            await pubsub.subscribe(channel)
+            yield b""
+            while True:
+                message = await pubsub.get_message(
+                    ignore_subscribe_messages=True, timeout=TIMEOUT / 2
+                )
+                yield None if message is None else message["data"]
+
+    async def close(self) -> None:
+        """Close all connections; a later command opens new ones."""
+        for line in (self.log, self.short, self.long):
+            await line.close()
+        await self._pool.disconnect()
+
+
+class Single:
+    """A Redis that is one server: every key is at home there."""
+
+    books = ("",)
+    markers = ("",)
+
+    def __init__(self, url: str) -> None:
+        self._node = Node(pool(url))
+        self.log: Way = self._node.log
+        self.short: Way = self._node.short
+        self.long: Way = self._node.long
+
+    def home(self, key: str) -> Node:
+        """Return the server that has a key."""
+        return self._node
+
+    def marker_of(self, key: str) -> str:
+        """Return the tag of the marker that lives where a key does."""
+        return ""
+
+    def anyone(self) -> Node:
+        """Return a server for what is no key's."""
+        return self._node
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._node.close()
+
+
+def away(error: Exception) -> Passing:
+    """Return what a caller is told where Redis does not answer."""
+    return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
+
+
+def pool(url: str) -> ConnectionPool:
+    """Return the connections to one server; raises SettingsError. Nothing is opened yet."""
+    if not url:
+        return ConnectionPool(
+            connection_class=FakeAsyncRedisConnection, server=FakeServer(), protocol=2
+        )
+    if url.startswith("redis+sentinel://"):
+        return _from_sentinel(url)
+    if url.split("://")[0] not in {"redis", "rediss", "unix"}:
+        raise SettingsError(
+            "GATEWAY_REDIS_URL: must start with redis://, rediss://, unix://, redis+sentinel:// "
+            "or redis+cluster://"
+        )
+    options = _options()
+    if url.startswith("unix://"):
+        del options["socket_keepalive"]
+    try:
+        return ConnectionPool.from_url(url, **options)
+    except ValueError as error:
+        raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
+
+
+def addresses(hosts: str) -> list[tuple[str, int]]:
+    """Return the parts of `host:port,host:port`, nothing if one of them is no address."""
+    pairs = [each.rpartition(":") for each in hosts.split(",")]
+    try:
+        found = [(host.strip("[]"), int(port)) for host, _, port in pairs]
+    except ValueError:
+        return []
+    return found if all(host for host, _ in found) else []
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "protocol": 2,  # Pinned: the shape of replies depends on it.
+        "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
+        "socket_timeout": None,  # A line has its own; this one costs a task for every batch.
+        "socket_connect_timeout": TIMEOUT,
+        "socket_keepalive": True,
+        "max_connections": 2 * CONNECTIONS,
+    }
+
+
+def _from_sentinel(url: str) -> ConnectionPool:
+    """`redis+sentinel://[user:password@]host:port,host:port/master[/db]`."""
+    parts = urlsplit(url)
+    nodes = addresses(parts.netloc.rpartition("@")[2])
+    master, _, db = parts.path.strip("/").partition("/")
+    if not nodes or not master or not (db or "0").isdecimal():
+        raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
+    sentinel = Sentinel(nodes, sentinel_kwargs={"socket_timeout": TIMEOUT})  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(
+        master,
+        db=int(db or 0),
+        username=parts.username,
+        password=parts.password,
+        **_options(),
+    )
+    return client.connection_pool
