@@ -88,7 +88,8 @@ class Takeover:
             stream_ids = list({*await self._beat.streams_of(dead), *watched})
             log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
             # A server that is away must not hold up what others have.
-            groups = [self._inherit_all(each, dead) for each in self._records.store.by_home(stream_ids)]
+            homes = self._records.store.by_home(stream_ids)
+            groups = (self._inherit_all(each, dead) for each in homes)
             for failed in await asyncio.gather(*groups, return_exceptions=True):
                 if failed is not None:
                     raise failed

@@ -49,6 +49,7 @@ TESTED_IN = {
     "app": "routes",
     "crew": "cluster",
     "follower": "tail",
+    "grace": "cancellation",
     "line": "store",
     "memory": "beat",
     "node": "store",
