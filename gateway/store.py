@@ -215,8 +215,13 @@ def _from_sentinel(url: str) -> ConnectionPool:
         nodes = []
     if not nodes or not master:
         raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
-    sentinel = Sentinel(nodes, sentinel_kwargs={"socket_timeout": TIMEOUT})  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(nodes, sentinel_kwargs=_short(len(nodes)))  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(
         master, db=number, username=parts.username, password=parts.password, **_options()
     )
     return client.connection_pool
+
+
+def _short(count: int) -> dict[str, Any]:
+    """They are asked one after the other: one that hangs must leave time for the rest."""
+    return {"socket_timeout": TIMEOUT / (count + 2), "retry": Retry(NoBackoff(), 0)}
