@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 from fakeredis import FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.errors import Passing, SettingsError
@@ -131,14 +133,11 @@ class Store:
         while True:
             try:
                 async with Redis(connection_pool=self._pool).pubsub() as pubsub:
-                    await pubsub.subscribe(channel)
+                    async with asyncio.timeout(TIMEOUT):
+                        await pubsub.subscribe(channel)
                     yield b""
-                    while True:
-                        message = await pubsub.get_message(
-                            ignore_subscribe_messages=True, timeout=TIMEOUT / 2
-                        )
-                        if message is not None:
-                            yield message["data"]
+                    async for data in _heard(pubsub):
+                        yield data
             except (RedisError, OSError) as error:
                 log.info("inbox lost: %s", error)
                 await asyncio.sleep(0.2)
@@ -155,6 +154,20 @@ async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
         return await line.send(commands)
     except (RedisError, OSError) as error:
         raise _away(error) from error
+
+
+async def _heard(pubsub: PubSub) -> AsyncIterator[bytes]:
+    """Yield what is published; raises RedisError also where Redis went without a word."""
+    asked = False
+    while True:
+        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=TIMEOUT / 2)
+        if message is not None and message["type"] == "message":
+            yield message["data"]
+        elif message is None:
+            if asked:
+                raise RedisConnectionError("no answer in time")
+            await pubsub.ping()
+        asked = message is None
 
 
 def _away(error: Exception) -> Passing:

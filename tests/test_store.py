@@ -221,6 +221,24 @@ async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
             await each.close()
 
 
+async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
+    shared_redis: RedisServer,
+) -> None:
+    """A machine that lost its power closes no connection: nobody would hear a wake-up for hours."""
+    async with proxied(shared_redis) as proxy:
+        store, channel = Store(proxy.url), new_id()
+        messages = store.messages(channel)
+        assert await anext(messages) == b""
+        before = len(proxy.requests)
+        proxy.answering.clear()
+        again = asyncio.ensure_future(anext(messages))
+        await until(lambda: b"SETINFO" in b"".join(proxy.requests[before:]), "it tries again")
+        proxy.answering.set()
+        assert await asyncio.wait_for(again, 10) == b""
+        await messages.aclose()  # type: ignore[attr-defined]
+        await store.close()
+
+
 async def test_a_rush_of_readers_does_not_hold_up_the_beat(shared_redis: RedisServer) -> None:
     async with proxied(shared_redis) as proxy:
         store = Store(proxy.url)
