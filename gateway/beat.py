@@ -64,7 +64,7 @@ class Beat:
         self._marker = marker
         for owner in owners:
             beats.setdefault(owner.encode(), b"")
-        return News(self._dead(beats, started), [each.decode() for each in cancels], forgot)
+        return News(self._dead(beats, started, _now()), [each.decode() for each in cancels], forgot)
 
     async def _renew(self, running: Collection[str]) -> list[Any]:
         ((seconds, micros),) = await self._store.urgent([["TIME"]])
@@ -86,17 +86,21 @@ class Beat:
             writes += [["SADD", runs, *running], ["PEXPIRE", runs, DAY]]
         return await self._store.urgent(reads + writes)
 
-    def _dead(self, beats: dict[bytes, bytes], now: float) -> list[str]:
+    def _dead(self, beats: dict[bytes, bytes], asked: float, answered: float) -> list[str]:
+        """Return who stood still for a lease, from the answer that told to the question after it.
+
+        Counted from question to question a slow answer would shorten the lease.
+        """
         seen, self._seen = self._seen, {}
         dead: list[str] = []
         for name, count in beats.items():
             replica = name.decode()
             if replica == self.replica:
                 continue
-            before, since = seen.get(replica, (count, now))
-            since = since if before == count else now
+            before, since = seen.get(replica, (count, answered))
+            since = since if before == count else answered
             self._seen[replica] = (count, since)
-            if now - since >= self.lease:
+            if asked - since >= self.lease:
                 dead.append(replica)
         return dead
 

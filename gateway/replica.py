@@ -213,6 +213,7 @@ class Replica:
 
     async def _beats(self) -> None:
         while True:
+            started = _now()
             try:
                 running = [run.log.stream_id for run in self.active]
                 owners = self._tails.owners()
@@ -231,7 +232,8 @@ class Replica:
             except Passing as error:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
-            await asyncio.sleep(pause)
+            # From start to start: behind a slow Redis the beat must not get slower twice.
+            await asyncio.sleep(max(0.0, started + pause - _now()))
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:
