@@ -10,6 +10,7 @@ All keys of a stream carry the tag {stream id} and so share a slot of a Cluster.
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ log = logging.getLogger("gateway.store")
 
 TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
 CONNECTIONS = 4
+_COMPLAINTS = 1.0  # Seconds between two lines in the log about commands that Redis refuses.
 MARKER = b"gw:marker"
 BEATS = b"gw:beats"
 
@@ -71,6 +73,7 @@ class Store:
         self._log = Line(self._pool, timeout=TIMEOUT, once_more=False)
         self._short = Line(self._pool, timeout=TIMEOUT, once_more=True)
         self._long = Line(self._pool, timeout=2 * TIMEOUT, once_more=True, together=64)
+        self._complain_at = 0.0
         texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
             name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
@@ -82,15 +85,15 @@ class Store:
 
     async def calls(self, commands: Iterable[Command]) -> list[Any]:
         """Send several commands in one round trip, not atomic, and return their replies."""
-        return _sound(await _on(self._short, commands))
+        return self._sound(await _on(self._short, commands))
 
     async def read(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls` for replies that may be large."""
-        return _sound(await _on(self._long, commands))
+        return self._sound(await _on(self._long, commands))
 
     async def urgent(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
-        return _sound(await _on(self._log, commands))
+        return self._sound(await _on(self._log, commands))
 
     @property
     def generation(self) -> int:
@@ -108,13 +111,13 @@ class Store:
             raise _away(error) from error
         for reply in replies:
             if isinstance(reply, ResponseError):
-                log.warning("an append was refused: %s", reply)
+                self._complain(reply)
         return [None if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def atomically(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands on keys of one slot; all of them run or none (MULTI), never a part."""
         replies = await _on(self._log, [["MULTI"], *commands, ["EXEC"]])
-        return _sound(_sound(replies)[-1])
+        return self._sound(self._sound(replies)[-1])
 
     async def script(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
@@ -126,7 +129,7 @@ class Store:
         replies = await _on(line, [["EVALSHA", digest, *rest]])
         if isinstance(replies[0], NoScriptError):
             replies = await _on(line, [["EVAL", text, *rest]])
-        return _sound(replies)[0]
+        return self._sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
@@ -147,6 +150,22 @@ class Store:
         for line in (self._log, self._short, self._long):
             await line.close()
         await self._pool.disconnect()
+
+
+    def _sound(self, replies: list[Any]) -> list[Any]:
+        """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                self._complain(reply)
+                raise Passing("store_unavailable", str(reply)[:200])
+        return replies
+
+    def _complain(self, refusal: ResponseError) -> None:
+        """Log a refusal, but not each: a full Redis has one for every stream, again and again."""
+        now = time.monotonic()
+        if now >= self._complain_at:
+            self._complain_at = now + _COMPLAINTS
+            log.warning("the store refused a command: %s", refusal)
 
 
 async def _on(line: Line, commands: Iterable[Command]) -> list[Any]:
@@ -172,15 +191,6 @@ async def _heard(pubsub: PubSub) -> AsyncIterator[bytes]:
 
 def _away(error: Exception) -> Passing:
     return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
-
-
-def _sound(replies: list[Any]) -> list[Any]:
-    """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            log.warning("the store refused a command: %s", reply)
-            raise Passing("store_unavailable", str(reply)[:200])
-    return replies
 
 
 def _pool(url: str) -> ConnectionPool:

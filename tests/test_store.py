@@ -154,6 +154,19 @@ async def test_what_redis_refuses_passes_later(store: Store) -> None:
     assert await store.call("GET", key) == b"text"
 
 
+async def test_what_redis_refuses_is_logged_once_a_second_however_often_it_is(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full Redis refuses every stream's writes ten times a second."""
+    key = new_id()
+    await store.urgent([["SET", key, "text", "PX", 9000]])
+    for _ in range(50):
+        with pytest.raises(Passing):
+            await store.call("SADD", key, "member")
+        await store.append([["SADD", key, "member"]], store.generation)
+    assert len([each for each in caplog.records if "refused" in each.message]) <= 2
+
+
 async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(
     own_redis: RedisServer,
 ) -> None:
