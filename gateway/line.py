@@ -20,6 +20,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[Any]
 
+_KINDS: dict[str, type[ResponseError]] = {
+    "NOSCRIPT": NoScriptError,
+    "READONLY": ReadOnlyError,
+    "NOREPLICAS": ReadOnlyError,  # Of a master that is cut off: there may be another by now.
+    "MASTERDOWN": ReadOnlyError,
+}
+
 
 class Batch(NamedTuple):
     """What one caller sends, and where the replies go; on one connection only, if it says which."""
@@ -250,8 +257,7 @@ def _link(connection: AbstractConnection) -> _Link:
 
 
 def _error(message: str) -> ResponseError:
-    kinds = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError}
-    return kinds.get(message.partition(" ")[0], ResponseError)(message)
+    return _KINDS.get(message.partition(" ")[0], ResponseError)(message)
 
 
 def _answer(batches: list[Batch], replies: list[Any]) -> None:

@@ -154,6 +154,21 @@ async def test_what_redis_refuses_passes_later(store: Store) -> None:
     assert await store.call("GET", key) == b"text"
 
 
+async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
+    own_redis: RedisServer,
+) -> None:
+    """Cut off from its replicas, which have another by now, it would refuse for ever."""
+    store = Store(own_redis.url)
+    await store.urgent([["SET", "key", "before", "PX", 9000]])
+    before = store.generation
+    await store.call("CONFIG", "SET", "min-replicas-to-write", 1)
+    with pytest.raises(Passing):
+        await store.urgent([["SET", "key", "after", "PX", 9000]])
+    assert await store.urgent([["GET", "key"]]) == [b"before"]
+    assert store.generation == before + 1
+    await store.close()
+
+
 async def test_what_redis_refuses_is_logged_once_a_second_however_often_it_is(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
