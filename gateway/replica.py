@@ -287,8 +287,9 @@ class Replica:
 
     async def _look_for_viewers(self) -> None:
         alone: list[Run] = []
+        mute = not self._beat.fresh  # A full store answers, but takes no "somebody is here".
         for run in self.active:
-            if run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
+            if mute or run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
                 run.unseen_since = None
             else:
                 alone.append(run)

@@ -225,7 +225,7 @@ async def test_logged_then_shown_so_the_log_holds_all_that_any_viewer_has(
     async with scripted(Paced(30, 0)) as upstream, site(shared_redis, upstream) as at:
         url = await at.ticket()
         store = Store(shared_redis.url)
-        stream_id = _stream_id(url)
+        stream_id = stream_id_of(url)
         for count in (1, 5, 20, 30):
             got = await at.read(count % 2, url, enough=at_least(count))
             logged = b"".join(entry.frames for entry in await read_all(store, stream_id))
@@ -234,7 +234,8 @@ async def test_logged_then_shown_so_the_log_holds_all_that_any_viewer_has(
         await store.close()
 
 
-def _stream_id(url: str) -> str:
+def stream_id_of(url: str) -> str:
+    """Return the id of the stream that a stream_url names."""
     tickets = Tickets([each.get_secret_value() for each in settings().secrets])
     return tickets.verify(url.partition("ticket=")[2]).stream_id
 
