@@ -151,7 +151,6 @@ class Store:
             await line.close()
         await self._pool.disconnect()
 
-
     def _sound(self, replies: list[Any]) -> list[Any]:
         """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
         for reply in replies:

@@ -62,13 +62,14 @@ class Watched:
                 self._viewers.append((url, asyncio.create_task(way)))
 
     async def all_whole(self) -> None:
-        """Assert that every viewer has every event once and in order, and who comes now too."""
-        for url in self.urls:
-            ways = [self.at.read(where, url) for where in (0, 1)]
-            self._viewers += [(url, asyncio.create_task(way)) for way in ways]
+        """Assert that every viewer had every event once and in order, and a replay has them."""
         seen: dict[str, set[tuple[str, ...]]] = {url: set() for url in self.urls}
         for url, viewer in self._viewers:
             self._check(got := await viewer)
+            seen[url].add(tuple(got.ids))
+        late = [self.at.read(where, url) for where in (0, 1) for url in self.urls]
+        for url, got in zip(self.urls * 2, await asyncio.gather(*late), strict=True):
+            self._check(got)
             seen[url].add(tuple(got.ids))
         assert {len(each) for each in seen.values()} == {1}
 
