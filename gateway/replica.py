@@ -248,9 +248,13 @@ class Replica:
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now
-            for run in [] if late else list(self._runs.values()):
-                run.check(now)
+            if not late:
+                self._check(now)
             self._drop_ended(now)
+
+    def _check(self, now: float) -> None:
+        for run in list(self._runs.values()):
+            run.check(now)
 
     def _drop_ended(self, now: float) -> None:
         keep = 2 * self._beat.lease

@@ -157,7 +157,8 @@ class Run:
                 await asyncio.wait({self._pull})
             finally:
                 self._pull.cancel()  # Of a process that ends at once; else it has ended.
-        ending = self._ending or self._outcome()
+        ending = self._ending = self._ending or self._outcome()
+        self._pull = None  # How it ended points at its frames, and these at this run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
         events, cancelled, result = ending_events(ending, self._reading, self._sent)

@@ -543,7 +543,7 @@ def _address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _reader_of_nothing(url: str, path: str) -> socket.socket:
+def reader_of_nothing(url: str, path: str) -> socket.socket:
     """Open a stream and never read it."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -553,7 +553,7 @@ def _reader_of_nothing(url: str, path: str) -> socket.socket:
     return sock
 
 
-async def _all_of(sock: socket.socket) -> bytes:
+async def all_of(sock: socket.socket) -> bytes:
     """Return what reached a reader at last, up to where its connection was cut."""
     loop, data = asyncio.get_running_loop(), b""
     sock.setblocking(False)
@@ -582,19 +582,19 @@ async def test_bounded_a_slow_reader_is_dropped_and_goes_on_at_its_id(
         before = _memory(at.processes[0])
         with ExitStack() as closing:
             slow = [
-                closing.enter_context(_reader_of_nothing(at.processes[0].url, url))
+                closing.enter_context(reader_of_nothing(at.processes[0].url, url))
                 for _ in range(15)
             ]
-            await until(lambda: all(_cut_off(each) for each in slow), "they are cut off", 10)
+            await until(lambda: all(cut_off(each) for each in slow), "they are cut off", 10)
             assert _memory(at.processes[0]) - before < 60 << 20  # Of 150 that they left unread.
-            seen = Parser(1 << 26).feed(_body(await _all_of(slow[0])))
+            seen = Parser(1 << 26).feed(body_of(await all_of(slow[0])))
         assert len(seen) < len(whole_.events)
         last_id = seen[-1].id.decode() if seen else ""
         rest = await at.read(1, url, last_id=last_id)
         assert rest.events == whole_.events[len(seen) :]
 
 
-def _cut_off(sock: socket.socket) -> bool:
+def cut_off(sock: socket.socket) -> bool:
     """Say whether the other side has closed a connection: a reader would see that at its end."""
     mine, theirs = (b":%04X" % address[1] for address in (sock.getsockname(), sock.getpeername()))
     for line in Path("/proc/net/tcp").read_bytes().splitlines()[1:]:
@@ -604,7 +604,7 @@ def _cut_off(sock: socket.socket) -> bool:
     return True
 
 
-def _body(data: bytes) -> bytes:
+def body_of(data: bytes) -> bytes:
     """Return the decoded body of a chunked answer that was cut somewhere."""
     _, _, rest = data.partition(b"\r\n\r\n")
     body = b""
