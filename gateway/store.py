@@ -150,6 +150,9 @@ class Store:
         for line in (self._log, self._short, self._long):
             await line.close()
         await self._pool.disconnect()
+        manager: Any = getattr(self._pool, "sentinel_manager", None)
+        if manager is not None:
+            await manager.aclose()
 
     def _sound(self, replies: list[Any]) -> list[Any]:
         """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
@@ -223,8 +226,11 @@ def _options() -> dict[str, Any]:
     }
 
 
-def _from_sentinel(url: str) -> ConnectionPool:
-    """`redis+sentinel://[user:password@]host:port,host:port/master[/db]`."""
+def sentinels(url: str) -> tuple[list[tuple[str, int]], str, int]:
+    """Return the Sentinels, the master's name and the database that a URL names.
+
+    It is `redis+sentinel://[user:password@]host:port,host:port/master[/db]`; raises SettingsError.
+    """
     parts = urlsplit(url)
     hosts = parts.netloc.rpartition("@")[2]
     master, _, db = parts.path.strip("/").partition("/")
@@ -237,9 +243,15 @@ def _from_sentinel(url: str) -> ConnectionPool:
         nodes = []
     if not nodes or not master:
         raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
+    return nodes, master, number
+
+
+def _from_sentinel(url: str) -> ConnectionPool:
+    nodes, master, db = sentinels(url)
+    parts = urlsplit(url)
     sentinel = Sentinel(nodes, sentinel_kwargs=_short(len(nodes)))  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(
-        master, db=number, username=parts.username, password=parts.password, **_options()
+        master, db=db, username=parts.username, password=parts.password, **_options()
     )
     return client.connection_pool
 
