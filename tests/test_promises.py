@@ -108,18 +108,21 @@ async def site(redis: RedisServer, upstream: ScriptedUpstream, **more: str) -> A
 class Paced:
     """An upstream's script: events one by one, then what is left when it is let go."""
 
-    def __init__(self, count: int, pause: float = 0.02, *, held: bool = False) -> None:
+    def __init__(
+        self, count: int, pause: float = 0.02, *, held: bool = False, uneven: bool = False
+    ) -> None:
         self.data = [chunk(f"word {number} ") for number in range(count)]
         self.go = asyncio.Event()
         self._pause = pause
         self._held = held
+        self._factors = (0.0, 2.0) if uneven else (1.0, 1.0)
 
     async def __call__(self, call: Call) -> None:
         """Answer one call."""
         await call.send(OK)
         for data in self.data:
             await call.send(sse(data))
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._pause * random.uniform(*self._factors))
         waits = [asyncio.create_task(each.wait()) for each in (self.go, call.left)]
         if self._held:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

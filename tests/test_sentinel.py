@@ -16,10 +16,14 @@ STREAMS = 6
 async def under_way(
     folder: Path, *options: str, down_after: float = 1
 ) -> AsyncIterator[tuple[Sentinels, ScriptedUpstream, Watched]]:
-    """Run the nodes, two gateways, and streams of four seconds: a failover has its place there."""
+    """Run the nodes, two gateways, and streams of four seconds: a failover has its place there.
+
+    Uneven ones: of those in step all would have something in flight when the connection breaks.
+    """
+    script = Paced(40, 0.1, uneven=True)
     async with (
         sentinels(folder, *options, down_after=down_after) as redis,
-        watched(redis.nodes[0], Paced(80, 0.05), STREAMS, redis_url=redis.url) as (
+        watched(redis.nodes[0], script, STREAMS, redis_url=redis.url) as (
             upstream,
             streams,
         ),
