@@ -213,7 +213,6 @@ class Replica:
 
     async def _beats(self) -> None:
         while True:
-            started = _now()
             try:
                 running = [run.log.stream_id for run in self.active]
                 owners = self._tails.owners()
@@ -232,8 +231,8 @@ class Replica:
             except Passing as error:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
-            # From start to start: behind a slow Redis the beat must not get slower twice.
-            await asyncio.sleep(max(0.0, started + pause - _now()))
+            # From the answer on: then the third look is a whole lease later, and no fourth needed.
+            await asyncio.sleep(pause)
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:
