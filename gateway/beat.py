@@ -48,6 +48,7 @@ class Book:
         self.answers = False  # As far as is known: one that fails tells of no death.
         self._busy = False
         self._renewed = float("-inf")
+        self._answered = float("-inf")
         self._latest: dict[str, bytes] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}
 
@@ -73,7 +74,7 @@ class Book:
         finally:
             self._busy = False
         self.answers = True
-        self._renewed = started
+        self._renewed, self._answered = started, _now()
         self._latest = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
         return [each.decode() for each in cancels]
 
@@ -95,13 +96,17 @@ class Book:
         return self._latest
 
     def look(self, names: Iterable[str]) -> set[str]:
-        """Return which of these stood still for a lease; one that it has not stands still too."""
+        """Return which of these stood still for a lease; one that it has not stands still too.
+
+        It counts from the answer that told to the question of a later one: counted from question
+        to question a slow answer would shorten the lease.
+        """
         seen, self._seen = self._seen, {}
         still: set[str] = set()
         for name in names:
             count = self._latest.get(name, b"")
-            before, since = seen.get(name, (count, self._renewed))
-            since = since if before == count else self._renewed
+            before, since = seen.get(name, (count, self._answered))
+            since = since if before == count else self._answered
             self._seen[name] = (count, since)
             if self._renewed - since >= self._lease:
                 still.add(name)

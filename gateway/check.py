@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from gateway.auth import authenticator
 from gateway.cluster import SLOTS, Cluster
-from gateway.errors import GatewayError, SettingsError
-from gateway.node import Node
+from gateway.errors import GatewayError, Passing, SettingsError
+from gateway.node import Node, sentinels
 from gateway.settings import Settings
 from gateway.store import BEATS, Store
 from gateway.upstream import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
+_SENTINELS = 3  # Two of them must be left to agree on anything.
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ async def _store(settings: Settings) -> list[Verdict]:
     if info.get("cluster_enabled") == "1":
         words = "it is one server of a Cluster; say redis+cluster://"
         return [Verdict("fault", "redis", words)]
+    if settings.redis_url.startswith("redis+sentinel:"):
+        return _durability(info) + _failover(info) + await _sentinels(settings.redis_url)
     return _durability(info)
 
 
@@ -146,6 +149,31 @@ def _durability(info: dict[str, str]) -> list[Verdict]:
         words = "min-replicas-to-write is 0: a failover can lose a claim, and cost a second call"
         found.append(Verdict("warning", "redis", words))
     return found
+
+
+def _failover(info: dict[str, str]) -> list[Verdict]:
+    if info.get("connected_slaves", "0") != "0":
+        return []
+    return [Verdict("warning", "redis", "no replica is connected: there is nobody to fail over to")]
+
+
+async def _sentinels(url: str) -> list[Verdict]:
+    """Ask each one: a wrong address among them shows only when it is needed."""
+    nodes, master, _ = sentinels(url)
+    found: list[Verdict] = []
+    if len(nodes) < _SENTINELS:
+        words = f"{len(nodes)} Sentinel(s) named: name all, three at least, on own machines"
+        found.append(Verdict("warning", "redis", words))
+    for host, port in nodes:
+        store = Store(f"redis://{host}:{port}/")
+        try:
+            await store.call("SENTINEL", "CKQUORUM", master)
+        except Passing as error:
+            words = f"Sentinel {host}:{port}: {error.detail}"
+            found.append(Verdict("warning", "redis", words))
+        finally:
+            await store.close()
+    return found or [Verdict("ok", "redis", f"{len(nodes)} Sentinels can agree on a failover")]
 
 
 async def _upstream(settings: Settings, name: str) -> list[Verdict]:

@@ -92,8 +92,8 @@ class EventLog:
         self.fields = fields  # Of the record, to write it again where Redis forgot it.
         self.size = sum(len(entry.frames) for entry in entries)
         self.watchers: dict[str, float] = {}  # Replica -> until when it wants to be woken.
-        self.on_commit: Callable[[], None] = lambda: None
-        self.on_fence: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[], None] = _nothing
+        self.on_fence: Callable[[], None] = _nothing
         self.fenced = False
         self.in_doubt = False
         self.dirty = False
@@ -209,6 +209,13 @@ class EventLog:
         self.dirty = False
         self.doubt()
 
+    def forget(self) -> None:
+        """Let go of those who were told.
+
+        In a circle with them its megabytes would wait for a collector that counts objects.
+        """
+        self.on_commit = self.on_fence = _nothing
+
     def take(self) -> tuple[bytes, ...]:
         """Put what gathered in flight; return the command that appends it."""
         count = len(self._pending)
@@ -272,6 +279,10 @@ class EventLog:
     def _settle(self) -> None:
         if (self.settled or self.fenced) and self._drained and not self._drained.done():
             self._drained.set_result(None)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _append(key: bytes, entry: Entry) -> tuple[bytes, ...]:

@@ -20,7 +20,8 @@ class Grace:
 
     async def over(self, runs: Iterable[Run]) -> list[Run]:
         """Return the runs whose grace is over; raises Passing."""
-        alone = [run for run in runs if self._alone(run)]
+        mute = not self._beat.fresh  # A full store answers, but takes no "somebody is here".
+        alone = [run for run in runs if self._alone(run, mute)]
         if not alone:
             return []
         now = asyncio.get_running_loop().time()
@@ -38,9 +39,9 @@ class Grace:
                 over.append(run)
         return over
 
-    def _alone(self, run: Run) -> bool:
+    def _alone(self, run: Run, mute: bool) -> bool:
         """Whether nobody watches it here, and that matters."""
-        if run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
+        if mute or run.tail.viewers or run.preset.on_leave == "finish" or not run.pulling:
             run.unseen_since = None
             return False
         return True

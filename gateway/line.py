@@ -26,7 +26,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[Any]
 
-_KINDS = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError, "TRYAGAIN": TryAgainError}
+_KINDS: dict[str, type[ResponseError]] = {
+    "NOSCRIPT": NoScriptError,
+    "TRYAGAIN": TryAgainError,
+    "READONLY": ReadOnlyError,
+    "NOREPLICAS": ReadOnlyError,  # Of a master that is cut off: there may be another by now.
+    "MASTERDOWN": ReadOnlyError,
+}
 _REDIRECTIONS = {"MOVED": MovedError, "ASK": AskError}
 
 

@@ -4,7 +4,9 @@ There are four, however many viewers: for the log and the beat, which must not w
 for everything short; for reading logs; and the inbox.
 """
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import Passing, SettingsError
@@ -24,6 +27,21 @@ log = logging.getLogger("gateway.node")
 
 TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
 CONNECTIONS = 4
+_COMPLAINTS = 1.0  # Seconds between two lines in the log about commands that Redis refuses.
+
+
+class Complaints:
+    """Logs what Redis refuses, but not each: a full one refuses every stream, again and again."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def note(self, refusal: ResponseError) -> None:
+        """Log it, unless another was logged just now."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _COMPLAINTS
+            log.warning("the store refused a command: %s", refusal)
 
 
 class Way(Protocol):
@@ -43,6 +61,7 @@ class Node:
         self.long = Line(pool, timeout=2 * TIMEOUT, once_more=True, together=64)
         self.answers = True  # As far as is known.
         self.on_trouble: Callable[[Exception], None] = lambda _: None
+        self._complaints = Complaints()
         self._pool = pool
 
     @property
@@ -73,27 +92,42 @@ class Node:
         refused = [reply for reply in replies if isinstance(reply, ResponseError)]
         if not refused:
             return replies
-        log.warning("%d append(s) refused: %s", len(refused), refused[0])
+        self._complaints.note(refused[0])
         for reply in refused:
             self.on_trouble(reply)
         return [None if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def listen(self, channel: str) -> AsyncGenerator[bytes | None, None]:
-        """Yield b"" once the channel is heard, its messages, and None where it is long silent."""
+        """Yield b"" once the channel is heard, its messages, and None where it is long silent.
+
+        Raises RedisError also where Redis went without a word: nobody would hear it for hours.
+        """
         async with Redis(connection_pool=self._pool).pubsub() as pubsub:
-            await pubsub.subscribe(channel)
+            async with asyncio.timeout(TIMEOUT):
+                await pubsub.subscribe(channel)
             yield b""
+            asked = False
             while True:
                 message = await pubsub.get_message(
                     ignore_subscribe_messages=True, timeout=TIMEOUT / 2
                 )
-                yield None if message is None else message["data"]
+                if message is None:
+                    if asked:
+                        raise RedisConnectionError("no answer in time")
+                    await pubsub.ping()
+                    yield None
+                elif message["type"] == "message":
+                    yield message["data"]
+                asked = message is None
 
     async def close(self) -> None:
         """Close all connections; a later command opens new ones."""
         for line in (self.log, self.short, self.long):
             await line.close()
         await self._pool.disconnect()
+        manager: Any = getattr(self._pool, "sentinel_manager", None)
+        if manager is not None:
+            await manager.aclose()
 
 
 class Single:
@@ -173,19 +207,29 @@ def _options() -> dict[str, Any]:
     }
 
 
-def _from_sentinel(url: str) -> ConnectionPool:
-    """`redis+sentinel://[user:password@]host:port,host:port/master[/db]`."""
+def sentinels(url: str) -> tuple[list[tuple[str, int]], str, int]:
+    """Return the Sentinels, the master's name and the database that a URL names.
+
+    It is `redis+sentinel://[user:password@]host:port,host:port/master[/db]`; raises SettingsError.
+    """
     parts = urlsplit(url)
     nodes = addresses(parts.netloc.rpartition("@")[2])
     master, _, db = parts.path.strip("/").partition("/")
     if not nodes or not master or not (db or "0").isdecimal():
         raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
-    sentinel = Sentinel(nodes, sentinel_kwargs={"socket_timeout": TIMEOUT})  # type: ignore[no-untyped-call]
+    return nodes, master, int(db or 0)
+
+
+def _from_sentinel(url: str) -> ConnectionPool:
+    nodes, master, db = sentinels(url)
+    parts = urlsplit(url)
+    sentinel = Sentinel(nodes, sentinel_kwargs=_short(len(nodes)))  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(
-        master,
-        db=int(db or 0),
-        username=parts.username,
-        password=parts.password,
-        **_options(),
+        master, db=db, username=parts.username, password=parts.password, **_options()
     )
     return client.connection_pool
+
+
+def _short(count: int) -> dict[str, Any]:
+    """They are asked one after the other: one that hangs must leave time for the rest."""
+    return {"socket_timeout": TIMEOUT / (count + 2), "retry": Retry(NoBackoff(), 0)}

@@ -248,6 +248,7 @@ class Replica:
             except Passing as error:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
+            # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
 
     def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
@@ -267,9 +268,13 @@ class Replica:
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now
-            for run in [] if late else list(self._runs.values()):
-                run.check(now)
+            if not late:
+                self._check(now)
             self._drop_ended(now)
+
+    def _check(self, now: float) -> None:
+        for run in list(self._runs.values()):
+            run.check(now)
 
     def _drop_ended(self, now: float) -> None:
         keep = 2 * self._beat.lease

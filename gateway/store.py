@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from gateway.cluster import Cluster
 from gateway.errors import Passing
 from gateway.line import Command
-from gateway.node import Node, Single, Way, away
+from gateway.node import Complaints, Node, Single, Way, away
 
 log = logging.getLogger("gateway.store")
 
@@ -63,6 +63,7 @@ class Store:
         clustered = url.partition("://")[0].endswith("+cluster")
         self.cluster = Cluster(url) if clustered else None
         self._redis: Single | Cluster = self.cluster or Single(url)
+        self._complaints = Complaints()
         texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
             name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
@@ -99,7 +100,7 @@ class Store:
 
     async def calls(self, commands: Iterable[Command]) -> list[Any]:
         """Send several commands in one round trip, not atomic, and return their replies."""
-        return _sound(await _on(self._redis.short, commands))
+        return self._sound(await _on(self._redis.short, commands))
 
     async def attempt(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls`, but with the Passing of what failed in place of its reply."""
@@ -108,20 +109,20 @@ class Store:
             replies = await _on(self._redis.short, given)
         except Passing as error:
             return [error] * len(given)
-        return [_failure(each) if isinstance(each, Exception) else each for each in replies]
+        return [self._failure(each) if isinstance(each, Exception) else each for each in replies]
 
     async def read(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls` for replies that may be large."""
-        return _sound(await _on(self._redis.long, commands))
+        return self._sound(await _on(self._redis.long, commands))
 
     async def urgent(self, commands: Iterable[Command]) -> list[Any]:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
-        return _sound(await _on(self._redis.log, commands))
+        return self._sound(await _on(self._redis.log, commands))
 
     async def atomically(self, commands: Iterable[Command]) -> list[Any]:
         """Send commands on keys of one slot; all of them run or none (MULTI), never a part."""
         replies = await _on(self._redis.log, [["MULTI"], *commands, ["EXEC"]])
-        return _sound(_sound(replies)[-1])
+        return self._sound(self._sound(replies)[-1])
 
     async def script(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
@@ -133,7 +134,7 @@ class Store:
         replies = await _on(way, [["EVALSHA", digest, *rest]])
         if isinstance(replies[0], NoScriptError):
             replies = await _on(way, [["EVAL", text, *rest]])
-        return _sound(replies)[0]
+        return self._sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
@@ -155,24 +156,22 @@ class Store:
         """Close all connections."""
         await self._redis.close()
 
+    def _sound(self, replies: list[Any]) -> list[Any]:
+        """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._failure(reply)
+        return replies
+
+    def _failure(self, error: Exception) -> Passing:
+        if not isinstance(error, ResponseError):
+            return away(error)
+        self._complaints.note(error)
+        return Passing("store_unavailable", str(error)[:200])
+
 
 async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:
     try:
         return await way.send(commands)
     except (RedisError, OSError) as error:
         raise away(error) from error
-
-
-def _sound(replies: list[Any]) -> list[Any]:
-    """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise _failure(reply)
-    return replies
-
-
-def _failure(error: Exception) -> Passing:
-    if not isinstance(error, ResponseError):
-        return away(error)
-    log.warning("the store refused a command: %s", error)
-    return Passing("store_unavailable", str(error)[:200])

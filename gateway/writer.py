@@ -51,9 +51,10 @@ class Writer:
         return opened
 
     def close(self, log: EventLog) -> None:
-        """Forget a log that has ended."""
+        """Forget a log that has ended, and let it forget its run."""
         for each in self._rounds:
             each.open.discard(log)
+        log.forget()
 
     async def run(self) -> None:
         """Commit for ever; the owner cancels it."""

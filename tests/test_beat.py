@@ -10,6 +10,7 @@ from gateway.errors import Passing
 from gateway.records import new_id
 from gateway.store import BEATS, Store, cancels_key, runs_key
 from tests.support import RedisServer, until
+from tests.test_eventlog import proxied
 
 LEASE = 0.4
 
@@ -99,6 +100,29 @@ async def test_a_failed_call_starts_the_count_anew(own_redis: RedisServer) -> No
     own_redis.resume()
     assert await seen_dead(watcher, still.replica) >= 2.5
     await store.close()
+
+
+async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_it(
+    own_redis: RedisServer,
+) -> None:
+    """A slow Redis must not make a replica look dead that beats in time."""
+    direct = Store(own_redis.url)
+    async with proxied(own_redis) as proxy:
+        store = Store(proxy.url)
+        alive, watcher = beat(direct, 1), beat(store, 1)
+        await watcher.renew([], [])
+        proxy.answering.clear()
+        look = asyncio.create_task(watcher.renew([], []))
+        asked_at = now()
+        await until(lambda: now() > asked_at + 0.5)
+        await alive.renew([], [])
+        beaten_at = now()
+        proxy.answering.set()
+        await look
+        await seen_dead(watcher, alive.replica)
+        assert now() - beaten_at >= 1
+        await store.close()
+    await direct.close()
 
 
 async def test_an_owner_that_redis_forgot_is_found_by_those_who_watch_its_streams(

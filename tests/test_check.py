@@ -8,6 +8,7 @@ import pytest
 
 from gateway.check import Verdict, _durability, verdicts
 from tests.clusters import RedisCluster, redis_cluster
+from tests.sentinels import ask, sentinels
 from tests.support import (
     OK,
     SECRET,
@@ -16,6 +17,7 @@ from tests.support import (
     free_port,
     scripted,
     settings,
+    until,
     whole,
 )
 
@@ -156,6 +158,32 @@ def test_what_can_cost_a_stream_or_a_second_call_is_said(
     info: dict[str, str], expected: list[str]
 ) -> None:
     assert [verdict.level for verdict in _durability(GOOD | info)] == expected
+
+
+async def test_a_failover_that_would_not_work_is_said_before_it_is_needed(tmp_path: Path) -> None:
+    async with sentinels(tmp_path, "--appendonly", "yes") as redis:
+        said = await found(redis_url=redis.url)
+        assert levels(said, "redis") == ["ok", "warning", "ok"]
+        assert "min-replicas-to-write is 0" in words(said, "redis")
+        assert "3 Sentinels can agree" in words(said, "redis")
+        for each in redis.nodes:
+            await ask(each.port, "CONFIG", "SET", "min-replicas-to-write", 1)
+        assert levels(await found(redis_url=redis.url), "redis") == ["ok", "ok"]
+
+        one = redis.url.replace(f",127.0.0.1:{redis.watchers[2].port}", "")
+        assert "2 Sentinel(s) named" in words(await found(redis_url=one), "redis")
+        other = redis.url.replace(f":{redis.watchers[2].port}", f":{free_port()}")
+        said = await found(redis_url=other)
+        assert levels(said, "redis") == ["ok", "warning"]
+        assert "Sentinel 127.0.0.1:" in words(said, "redis")
+
+        async def is_said(text: str) -> bool:
+            return text in words(await found(redis_url=redis.url), "redis")
+
+        for each in [*redis.watchers[:2], *redis.nodes[1:]]:
+            each.kill()
+        await until(lambda: is_said("no replica is connected"))
+        await until(lambda: is_said("NOQUORUM"))
 
 
 async def test_an_upstream_that_answers_is_ok_and_is_asked_for_nothing() -> None:

@@ -27,13 +27,14 @@ class Proxy:
 
     `judge` sees the bytes of each request: None lets it pass; LOSE_REQUEST cuts the connection
     before Redis has it; n >= 0 cuts it after n bytes of the reply. While `answering` is not set,
-    replies wait. `requests` keeps what passed, `replies` its bytes.
+    replies wait; each is late by `delay` seconds. `requests` keeps what passed.
     """
 
     def __init__(self, port: int) -> None:
         self.judge: Callable[[bytes], int | None] = lambda _: None
         self.answering = asyncio.Event()
         self.answering.set()
+        self.delay: Callable[[], float] = lambda: 0.0
         self.requests: list[bytes] = []
         self.url = ""
         self._port = port
@@ -84,6 +85,8 @@ class Proxy:
     ) -> None:
         while data := await replies.read(1 << 20):
             await self.answering.wait()
+            if late := self.delay():
+                await asyncio.sleep(late)
             bound = left[0]
             writer.write(data if bound is None else data[:bound])
             await writer.drain()

@@ -108,18 +108,21 @@ async def site(redis: RedisServer, upstream: ScriptedUpstream, **more: str) -> A
 class Paced:
     """An upstream's script: events one by one, then what is left when it is let go."""
 
-    def __init__(self, count: int, pause: float = 0.02, *, held: bool = False) -> None:
+    def __init__(
+        self, count: int, pause: float = 0.02, *, held: bool = False, uneven: bool = False
+    ) -> None:
         self.data = [chunk(f"word {number} ") for number in range(count)]
         self.go = asyncio.Event()
         self._pause = pause
         self._held = held
+        self._factors = (0.0, 2.0) if uneven else (1.0, 1.0)
 
     async def __call__(self, call: Call) -> None:
         """Answer one call."""
         await call.send(OK)
         for data in self.data:
             await call.send(sse(data))
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._pause * random.uniform(*self._factors))
         waits = [asyncio.create_task(each.wait()) for each in (self.go, call.left)]
         if self._held:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -225,7 +228,7 @@ async def test_logged_then_shown_so_the_log_holds_all_that_any_viewer_has(
     async with scripted(Paced(30, 0)) as upstream, site(shared_redis, upstream) as at:
         url = await at.ticket()
         store = Store(shared_redis.url)
-        stream_id = _stream_id(url)
+        stream_id = stream_id_of(url)
         for count in (1, 5, 20, 30):
             got = await at.read(count % 2, url, enough=at_least(count))
             logged = b"".join(entry.frames for entry in await read_all(store, stream_id))
@@ -234,7 +237,8 @@ async def test_logged_then_shown_so_the_log_holds_all_that_any_viewer_has(
         await store.close()
 
 
-def _stream_id(url: str) -> str:
+def stream_id_of(url: str) -> str:
+    """Return the id of the stream that a stream_url names."""
     tickets = Tickets([each.get_secret_value() for each in settings().secrets])
     return tickets.verify(url.partition("ticket=")[2]).stream_id
 
@@ -542,7 +546,7 @@ def _address(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _reader_of_nothing(url: str, path: str) -> socket.socket:
+def reader_of_nothing(url: str, path: str) -> socket.socket:
     """Open a stream and never read it."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -552,7 +556,7 @@ def _reader_of_nothing(url: str, path: str) -> socket.socket:
     return sock
 
 
-async def _all_of(sock: socket.socket) -> bytes:
+async def all_of(sock: socket.socket) -> bytes:
     """Return what reached a reader at last, up to where its connection was cut."""
     loop, data = asyncio.get_running_loop(), b""
     sock.setblocking(False)
@@ -581,19 +585,19 @@ async def test_bounded_a_slow_reader_is_dropped_and_goes_on_at_its_id(
         before = _memory(at.processes[0])
         with ExitStack() as closing:
             slow = [
-                closing.enter_context(_reader_of_nothing(at.processes[0].url, url))
+                closing.enter_context(reader_of_nothing(at.processes[0].url, url))
                 for _ in range(15)
             ]
-            await until(lambda: all(_cut_off(each) for each in slow), "they are cut off", 10)
+            await until(lambda: all(cut_off(each) for each in slow), "they are cut off", 10)
             assert _memory(at.processes[0]) - before < 60 << 20  # Of 150 that they left unread.
-            seen = Parser(1 << 26).feed(_body(await _all_of(slow[0])))
+            seen = Parser(1 << 26).feed(body_of(await all_of(slow[0])))
         assert len(seen) < len(whole_.events)
         last_id = seen[-1].id.decode() if seen else ""
         rest = await at.read(1, url, last_id=last_id)
         assert rest.events == whole_.events[len(seen) :]
 
 
-def _cut_off(sock: socket.socket) -> bool:
+def cut_off(sock: socket.socket) -> bool:
     """Say whether the other side has closed a connection: a reader would see that at its end."""
     mine, theirs = (b":%04X" % address[1] for address in (sock.getsockname(), sock.getpeername()))
     for line in Path("/proc/net/tcp").read_bytes().splitlines()[1:]:
@@ -603,7 +607,7 @@ def _cut_off(sock: socket.socket) -> bool:
     return True
 
 
-def _body(data: bytes) -> bytes:
+def body_of(data: bytes) -> bytes:
     """Return the decoded body of a chunked answer that was cut somewhere."""
     _, _, rest = data.partition(b"\r\n\r\n")
     body = b""

@@ -10,7 +10,7 @@ from gateway.errors import Passing
 from gateway.eventlog import read_all
 from gateway.records import DAY, End, Record, Records, Seal, new_id
 from gateway.store import Store, log_key, record_key
-from tests.support import until
+from tests.support import RedisServer, until
 
 REQUEST = b'{"model":"pretend"}'
 
@@ -119,6 +119,16 @@ async def test_what_was_redeemed_is_never_replaced(store: Store) -> None:
     await records.seal(stream_id, epoch, ending(epoch))
     again = await records.create(stream_id, "alice", "default", b"", "x")
     assert (again.made, again.state, again.seconds_left) == (False, "done", 0)
+
+
+async def test_a_full_redis_takes_no_new_request(own_redis: RedisServer) -> None:
+    """It would take it from a script whose first command needs no room, and grow on."""
+    store = Store(own_redis.url)
+    await store.call("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(Passing):
+        await cached(replica(store))
+    assert await store.call("DBSIZE") == 0
+    await store.close()
 
 
 # claim

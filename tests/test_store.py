@@ -156,6 +156,34 @@ async def test_what_redis_refuses_passes_later(store: Store) -> None:
     assert await store.call("GET", key) == b"text"
 
 
+async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
+    own_redis: RedisServer,
+) -> None:
+    """Cut off from its replicas, which have another by now, it would refuse for ever."""
+    store = Store(own_redis.url)
+    await store.urgent([["SET", "key", "before", "PX", 9000]])
+    before = store.home("x").generation
+    await store.call("CONFIG", "SET", "min-replicas-to-write", 1)
+    with pytest.raises(Passing):
+        await store.urgent([["SET", "key", "after", "PX", 9000]])
+    assert await store.urgent([["GET", "key"]]) == [b"before"]
+    assert store.home("x").generation == before + 1
+    await store.close()
+
+
+async def test_what_redis_refuses_is_logged_once_a_second_however_often_it_is(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full Redis refuses every stream's writes ten times a second."""
+    key = new_id()
+    await store.urgent([["SET", key, "text", "PX", 9000]])
+    for _ in range(50):
+        with pytest.raises(Passing):
+            await store.call("SADD", key, "member")
+        await store.home("x").append([["SADD", key, "member"]], store.home("x").generation)
+    assert len([each for each in caplog.records if "refused" in each.message]) <= 2
+
+
 async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(
     own_redis: RedisServer,
 ) -> None:
@@ -221,6 +249,24 @@ async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
         await messages.aclose()  # type: ignore[attr-defined]
         for each in (store, direct):
             await each.close()
+
+
+async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
+    shared_redis: RedisServer,
+) -> None:
+    """A machine that lost its power closes no connection: nobody would hear a wake-up for hours."""
+    async with proxied(shared_redis) as proxy:
+        store, channel = Store(proxy.url), new_id()
+        messages = store.messages(channel)
+        assert await anext(messages) == b""
+        before = len(proxy.requests)
+        proxy.answering.clear()
+        again = asyncio.ensure_future(anext(messages))
+        await until(lambda: b"SETINFO" in b"".join(proxy.requests[before:]), "it tries again")
+        proxy.answering.set()
+        assert await asyncio.wait_for(again, 10) == b""
+        await messages.aclose()  # type: ignore[attr-defined]
+        await store.close()
 
 
 async def test_a_rush_of_readers_does_not_hold_up_the_beat(shared_redis: RedisServer) -> None:

@@ -1,0 +1,80 @@
+"""A master that dies, hangs or is replaced costs no stream anything: real nodes, real Sentinels."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.sentinels import Sentinels, ask, sentinels
+from tests.support import ScriptedUpstream, until
+from tests.test_promises import Paced
+from tests.test_redis_faults import Watched, watched
+
+STREAMS = 6
+
+
+@asynccontextmanager
+async def under_way(
+    folder: Path, *options: str, down_after: float = 1
+) -> AsyncIterator[tuple[Sentinels, ScriptedUpstream, Watched]]:
+    """Run the nodes, two gateways, and streams of four seconds: a failover has its place there.
+
+    Uneven ones: of those in step all would have something in flight when the connection breaks.
+    """
+    script = Paced(40, 0.1, uneven=True)
+    async with (
+        sentinels(folder, *options, down_after=down_after) as redis,
+        watched(redis.nodes[0], script, STREAMS, redis_url=redis.url) as (
+            upstream,
+            streams,
+        ),
+    ):
+        yield redis, upstream, streams
+
+
+async def test_a_machine_that_is_lost_costs_no_stream_an_event_or_a_call(tmp_path: Path) -> None:
+    """The master was on it, and the Sentinel that gateways ask first, which hangs from now on."""
+    async with under_way(tmp_path) as (redis, upstream, streams):
+        old = await redis.master()
+        redis.watchers[0].pause()
+        old.kill()
+        await redis.moved_from(old)
+        await streams.ready()
+        await streams.all_whole()
+        assert len(upstream.calls) == STREAMS
+        fresh = await streams.at.ticket()
+        old.start()  # It believes to be the master, until it is told.
+        await redis.demoted(old)
+        assert (await streams.at.read(1, fresh)).end["state"] == "done"
+
+
+async def test_what_a_master_took_that_was_none_any_more_is_written_again(tmp_path: Path) -> None:
+    """It hangs, is replaced, wakes up and goes on answering those who are still connected."""
+    async with under_way(tmp_path, down_after=0.3) as (redis, upstream, streams):
+        old = await redis.master()
+        old.pause()
+        new = await redis.moved_from(old)
+        old.resume()
+        await ask(old.port, "SET", "witness", "taken", "PX", 60_000)
+        await redis.demoted(old)
+        await until(lambda: _gone(old.port, "witness"), "what it took is lost")
+        assert await ask(new.port, "GET", "witness") is None
+        await streams.all_whole()
+        await streams.ready()
+        assert len(upstream.calls) == STREAMS
+
+
+async def _gone(port: int, key: str) -> bool:
+    return await ask(port, "GET", key) is None
+
+
+async def test_a_planned_failover_costs_no_stream_anything(tmp_path: Path) -> None:
+    async with under_way(tmp_path) as (redis, upstream, streams):
+        old = await redis.master()
+        new = await redis.fail_over()
+        await redis.demoted(old)
+        await streams.ready()
+        url = await streams.at.ticket()
+        assert await ask(new.port, "DBSIZE") > 0
+        await streams.all_whole()
+        assert (await streams.at.read(0, url)).end["state"] == "done"
+        assert len(upstream.calls) == STREAMS + 1
