@@ -14,10 +14,10 @@ from tests.faults import nginx
 from tests.faults.harness import Report, new_seed, play
 from tests.faults.schedule import (
     NGINX_FAULTS,
-    REDIS_FAULTS,
     REPLICA_FAULTS,
     SENTINEL_FAULTS,
     Shape,
+    Step,
     draw,
 )
 
@@ -44,20 +44,39 @@ def main() -> int:
 
 
 async def _one(given: argparse.Namespace, *, sentinel: bool) -> Report:
-    part = 2 if given.world == "both" else 1
-    half = -(-given.faults // part)
-    common = REPLICA_FAULTS + (NGINX_FAULTS if nginx.binary() else ())
-    faults = dict.fromkeys(common, half)
-    faults |= dict.fromkeys(SENTINEL_FAULTS if sentinel else REDIS_FAULTS, given.faults)
-    # A stream fault may come too late, as another one ended the stream: hence more than asked for.
-    streams = max(-(-given.streams // part), half * 18)
-    steps = draw(given.seed, Shape(streams, faults), first=1_000_000 * sentinel)
+    steps = _sentinel_steps(given) if sentinel else _single_steps(given)
     if given.keep:
         folder = given.keep / ("sentinel" if sentinel else "single")
         folder.mkdir(parents=True)
         return await play(steps, folder, sentinel=sentinel, lease=given.lease)
     with tempfile.TemporaryDirectory() as folder:
         return await play(steps, Path(folder), sentinel=sentinel, lease=given.lease)
+
+
+def _single_steps(given: argparse.Namespace) -> list[Step]:
+    """A storm of everything; then a Redis that forgets, again and again, while all owners live."""
+    common, streams = _common(given)
+    few = given.faults // 4
+    storm = common | {"redis_restart": given.faults, "redis_pause": given.faults - few}
+    storm |= {"redis_empty": few}
+    calm = {"redis_empty": given.faults - few, "redis_pause": few, "pause_short": few}
+    first = draw(given.seed, Shape(streams * 2 // 3, storm))
+    return first + draw(given.seed, Shape(streams // 3, calm, pause=(0.5, 3.0)), first=500_000)
+
+
+def _sentinel_steps(given: argparse.Namespace) -> list[Step]:
+    common, streams = _common(given)
+    shape = Shape(streams, common | dict.fromkeys(SENTINEL_FAULTS, given.faults))
+    return draw(given.seed, shape, first=1_000_000)
+
+
+def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
+    """Return one world's part of the faults that both have, and of the streams."""
+    part = 2 if given.world == "both" else 1
+    half = -(-given.faults // part)
+    kinds = REPLICA_FAULTS + (NGINX_FAULTS if nginx.binary() else ())
+    # A stream's own fault may come too late, as another one has ended it: hence more than asked.
+    return dict.fromkeys(kinds, half), max(-(-given.streams // part), half * 21)
 
 
 if __name__ == "__main__":

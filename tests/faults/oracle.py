@@ -157,6 +157,8 @@ class _Judge:
 
     def _judge_viewer(self, got: Transcript) -> list[Got] | None:
         """Judge one transcript; return its last part if that has an end, to be compared."""
+        if got.silences:
+            self._find("silence", f"{got.silences} connections without a heartbeat")
         parts = list(_parts(got.events))
         if len(parts) > 1 and not self._losses:
             self._find("gap", f"{len(parts) - 1} of them, and Redis lost nothing")

@@ -152,12 +152,19 @@ def _answer(chance: random.Random, life: float, fault: str, viewer: str) -> Answ
         events=events,
         interval=interval,
         # As much as fills the sockets' buffers between a replica and a viewer who does not read.
-        padding=9_000_000 // events if viewer == "viewer_pause" else chance.choice([0, 0, 0, 2000]),
+        padding=min(9_000_000 // events, 500_000)
+        if viewer == "viewer_pause"
+        else chance.choice([0, 0, 0, 2000]),
         fault=fault,
         at=chance.randint(0, events),
         variant=chance.choice(GARBAGE) if fault == "garbage" else chance.choice(["rst", "fin"]),
         refusals=chance.choice(REFUSALS) if fault == "refuse" else (),
     )
+
+
+def _unread(events: int) -> int:
+    """Return a padding that fills the sockets' buffers between a replica and who does not read."""
+    return min(9_000_000 // events, 500_000)
 
 
 def _others(chance: random.Random, life: float, viewer: str) -> list[Watch]:

@@ -84,17 +84,15 @@ class Upstream:
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        fields = dict(
-            line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
-        )
-        name = _header(head, b"authorization").removeprefix("Bearer ")
-        body = json.loads(await reader.readexactly(int(fields[b"content-length"])))
-        ticket = int(body["messages"][-1]["content"].split()[-1])
-        earlier = self.calls.setdefault(ticket, [])
-        call = Call(ticket, len(earlier), name, time.monotonic())
-        earlier.append(call)
-        playing = asyncio.ensure_future(_Play(self, call, self.answers[ticket], writer).play())
+        """Serve one connection: refusals leave it open for the next request, all else ends it."""
+        while True:
+            call, answer = await self._request(reader)
+            play = _Play(self, call, answer, writer)
+            if call.number >= len(answer.refusals):
+                break
+            await play.refuse(answer.refusals[call.number])
+            call.ended = time.monotonic()
+        playing = asyncio.ensure_future(play.play())
         leaving = asyncio.ensure_future(_gone(reader))
         try:
             await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,6 +103,16 @@ class Upstream:
                 await playing
             call.outcome = call.outcome or "left"
             call.ended = time.monotonic()
+
+    async def _request(self, reader: asyncio.StreamReader) -> tuple[Call, Answer]:
+        head = await reader.readuntil(b"\r\n\r\n")
+        name = _header(head, b"authorization").removeprefix("Bearer ")
+        body = json.loads(await reader.readexactly(int(_header(head, b"content-length"))))
+        ticket = int(body["messages"][-1]["content"].split()[-1])
+        earlier = self.calls.setdefault(ticket, [])
+        call = Call(ticket, len(earlier), name, time.monotonic())
+        earlier.append(call)
+        return call, self.answers[ticket]
 
 
 def _header(head: bytes, name: bytes) -> str:
@@ -134,10 +142,8 @@ class _Play:
 
     async def play(self) -> None:
         """Answer as the schedule says."""
-        call, answer = self._call, self._answer
-        if call.number < len(answer.refusals):
-            await self._refuse(answer.refusals[call.number])
-        elif answer.fault == "garbage" and answer.variant in {"html", "no_http"}:
+        answer = self._answer
+        if answer.fault == "garbage" and answer.variant in {"html", "no_http"}:
             await self._no_stream()
         else:
             await self._stream()
@@ -149,7 +155,8 @@ class _Play:
             played[self._answer.fault] = played.get(self._answer.fault, 0) + 1
         self._call.outcome = outcome
 
-    async def _refuse(self, status: int) -> None:
+    async def refuse(self, status: int) -> None:
+        """Refuse, and count it."""
         self._fault("refused")
         body = b'{"error": {"message": "not now"}}'
         head = f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nRetry-After: 0.3\r\n"

@@ -40,6 +40,7 @@ class Transcript:
     final: str = "unfinished"
     why: str = ""
     connections: int = 0
+    silences: int = 0  # Connections that gave no byte for far longer than a heartbeat takes.
     began: float = 0.0
     ended: float = 0.0
 
@@ -193,7 +194,8 @@ class Viewer:
                 chunk = await asyncio.wait_for(reader.read(64 * 1024), wait)
             except TimeoutError:
                 if act is None or self._due(act) > 0:
-                    raise  # It was dead silent, though heartbeats are due.
+                    self.transcript.silences += 1
+                    raise
                 if await self._act(self._acts.pop(0), writer):
                     return
                 continue

@@ -7,9 +7,9 @@ the upstream knows who called. A fault waits for its place, or for Redis, to be 
 import asyncio
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 
 from tests.faults import nginx
@@ -226,13 +226,14 @@ class World:
             await _paused(process, seconds)
 
     async def _exits(self, process: Process, name: str) -> None:
-        with suppress(Exception):
+        try:
             code = await asyncio.to_thread(process.wait, _EXIT)
             if code:
                 self._find(f"{name} ended with {code} after SIGTERM")
-            return
-        self._find(f"{name} did not end within {_EXIT} s of SIGTERM")
-        await asyncio.to_thread(process.stop)
+        except subprocess.TimeoutExpired:
+            self._find(f"{name} did not end within {_EXIT} s of SIGTERM")
+        finally:
+            await asyncio.to_thread(process.stop)
 
     async def _restart_redis(self, how: float) -> None:
         assert isinstance(self._redis, Single)
