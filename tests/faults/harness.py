@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tests.faults import nginx
-from tests.faults.oracle import KINDS, Finding, judge
+from tests.faults.oracle import judge
 from tests.faults.pages import Page
 from tests.faults.schedule import Step
+from tests.faults.story import KINDS, Finding
 from tests.faults.upstream import Upstream
 from tests.faults.world import World
 

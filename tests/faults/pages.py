@@ -5,8 +5,8 @@ import json
 import random
 import time
 
-from tests.faults.oracle import Deletion, Story
 from tests.faults.schedule import Stream, Watch
+from tests.faults.story import Deletion, Story
 from tests.faults.upstream import Upstream
 from tests.faults.viewer import Viewer, request
 from tests.faults.world import World, any_port

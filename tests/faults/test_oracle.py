@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.oracle import Deletion, Facts, Hit, Loss, Story, judge
+from tests.faults.oracle import judge
 from tests.faults.schedule import Answer, Stream, Watch
+from tests.faults.story import Deletion, Facts, Hit, Loss, Story
 from tests.faults.upstream import Call, Sent
 from tests.faults.viewer import Got, Transcript
 

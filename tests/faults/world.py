@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests.faults import nginx
-from tests.faults.oracle import Facts, Finding, Hit, Loss
 from tests.faults.redis import Sentinels, Single, fixed_port
+from tests.faults.story import Facts, Finding, Hit, Loss
 from tests.support import SECRET, Process
 
 _PRESETS = "[presets.brief]\ngrace = 3\n"  # For pages that leave for good.
