@@ -165,7 +165,7 @@ class _Play:
     async def _no_stream(self) -> None:
         if self._answer.variant == "html":
             self._fault("not_a_stream")
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 9\r\n\r\n"
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
             await self._write(head + b"<p>no</p>")
         else:
             self._fault("cut")
