@@ -13,7 +13,7 @@ from tests.faults import nginx
 from tests.faults.oracle import judge
 from tests.faults.pages import Page
 from tests.faults.schedule import Step
-from tests.faults.story import KINDS, Finding
+from tests.faults.story import KINDS, Facts, Finding, Hit, Loss, Story
 from tests.faults.upstream import Upstream
 from tests.faults.world import World
 
@@ -33,6 +33,7 @@ class Report:
     states: Counter[str] = field(default_factory=Counter)
     allowed: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+    stories: list[str] = field(default_factory=list)  # Of the streams that something is wrong with.
 
     def __add__(self, other: "Report") -> "Report":
         names = [each.name for each in fields(self) if each.name != "lag"]
@@ -51,6 +52,7 @@ class Report:
             "wrong:   " + ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS),
         ]
         lines += [f"  {each.kind}: ticket {each.ticket}: {each.text}" for each in self.findings]
+        lines += self.stories
         return "\n".join(lines)
 
 
@@ -111,6 +113,7 @@ def _sum_up(report: Report, world: World, upstream: Upstream, pages: Sequence[Pa
         story = page.story
         verdict = judge(story, facts)
         report.findings += verdict.findings
+        report.stories += [told(story, facts)] if verdict.findings else []
         report.states[verdict.state or "none"] += 1
         report.allowed.update(verdict.allowed)
         report.faults.update(page.played)
@@ -122,6 +125,30 @@ def _sum_up(report: Report, world: World, upstream: Upstream, pages: Sequence[Pa
     report.findings += world.findings
     report.faults.update(upstream.played)
     report.faults.update(world.played)
+
+
+def told(story: Story, facts: Facts) -> str:
+    """Return a story in a few lines, its times in seconds after the POST."""
+
+    def since(when: float) -> str:
+        return f"{when - story.posted:.2f}"
+
+    lines = [f"  ticket {story.stream.number}: {story.stream.answer.fault} {story.stream.fault}"]
+    lines += [
+        f"call {c.replica} {since(c.at)} to {since(c.ended)} {c.outcome}" for c in story.calls
+    ]
+    lines += [
+        f"viewer {since(t.began)} to {since(t.ended)}: {len(t.events)} events, {t.final} {t.why}"
+        for t in story.transcripts
+    ]
+    lines += [f"DELETE {since(d.at)}: {d.status} {d.state}" for d in story.deletions]
+    injected: list[Hit | Loss] = [*facts.hits, *facts.losses]
+    lines += [
+        f"{each.kind} {getattr(each, 'replica', '')} {since(each.at)} to {since(each.until)}"
+        for each in injected
+        if each.until >= story.posted - 2 and each.at <= story.ended
+    ]
+    return "\n    ".join(lines)
 
 
 def new_seed() -> int:

@@ -24,7 +24,7 @@ _NATURAL = {
     "not_a_stream": "failed",
     "error": "failed",
 }
-_RETURN = 2.5  # Seconds an owner may take to write again what an empty Redis forgot.
+_RETURN = 2.5  # Seconds of a Redis that answers, in which an owner writes again what it forgot.
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
 
 
@@ -42,6 +42,7 @@ class _Judge:
             each for each in facts.losses if story.posted <= each.until and each.at <= story.ended
         ]
         self._hits = facts.hits
+        self._outages = sorted(facts.outages)
 
     def judge(self) -> Verdict:
         for problem in self._story.problems:
@@ -244,14 +245,22 @@ class _Judge:
         calls = self._story.calls
         if not calls or calls[0].at > loss.at - 0.5:
             return True  # Not redeemed yet, as far as one can know.
-        last = calls[-1]
-        if last.outcome and last.ended < loss.until + _RETURN - 2 * self._lease:
+        last, due = calls[-1], self._due(loss)
+        if last.outcome and last.ended < due - 2 * self._lease:
             return True
         return any(
             each.replica == last.replica and last.at - 1 <= each.until
             for each in self._hits
-            if each.at <= loss.until + _RETURN
+            if each.at <= due
         )
+
+    def _due(self, loss: Loss) -> float:
+        """Return when a living owner must have written again what was lost."""
+        due = loss.until + _RETURN
+        for outage in self._outages:
+            if outage.until > loss.until and outage.at < due:
+                due = max(due, outage.until + _RETURN)
+        return due
 
     # All viewers
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.faults.schedule import Stream
 from tests.faults.upstream import Call
@@ -29,6 +30,13 @@ class Loss:
     """A Redis that lost what it had acknowledged: `empty` all of it, `failover` the newest."""
 
     kind: str
+    at: float
+    until: float
+
+
+class Outage(NamedTuple):
+    """A time in which Redis did not answer."""
+
     at: float
     until: float
 
@@ -65,6 +73,7 @@ class Facts:
 
     hits: Sequence[Hit] = ()
     losses: Sequence[Loss] = ()
+    outages: Sequence[Outage] = ()
     lease: float = 1.0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.oracle import judge
 from tests.faults.schedule import Answer, Stream, Watch
-from tests.faults.story import Deletion, Facts, Hit, Loss, Story
+from tests.faults.story import Deletion, Facts, Hit, Loss, Outage, Story
 from tests.faults.upstream import Call, Sent
 from tests.faults.viewer import Got, Transcript
 
@@ -284,6 +284,18 @@ def test_a_stream_may_be_forgotten_only_with_its_owner() -> None:
     assert kinds(forgotten(), HIT, losses=(empty,)) == set()
     assert kinds(forgotten(), replace(HIT, replica="replica-0-1"), losses=(empty,)) == {"no end"}
     assert kinds(forgotten(), HIT, losses=(Loss("empty", 0.1, 0.2),)) == {"no end"}
+
+
+def test_an_owner_has_the_time_that_redis_answers_to_write_a_stream_again() -> None:
+    empty, late = Loss("empty", 5.5, 6.0), replace(HIT, at=9.5, until=9.5)
+    told = forgotten()
+    told.calls[0].ended = 9.5
+    facts = Facts((late,), (empty,), (), lease=2.0)
+    assert [each.kind for each in judge(told, facts).findings] == ["no end", "no end"]
+    facts = replace(facts, outages=(Outage(5.5, 6.0), Outage(6.1, 7.5)))
+    assert judge(told, facts).findings == []
+    facts = replace(facts, outages=(Outage(5.5, 6.0), Outage(8.6, 9.4)))
+    assert judge(told, facts).findings
 
 
 def test_a_stream_that_was_never_redeemed_may_be_forgotten() -> None:

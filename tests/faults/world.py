@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults import nginx
 from tests.faults.redis import Sentinels, Single, fixed_port
-from tests.faults.story import Facts, Finding, Hit, Loss
+from tests.faults.story import Facts, Finding, Hit, Loss, Outage
 from tests.support import SECRET, Process
 
 _PRESETS = "[presets.brief]\ngrace = 3\n"  # For pages that leave for good.
@@ -54,6 +54,7 @@ class World:
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
         self.losses: list[Loss] = []
+        self.outages: list[Outage] = []
         self._folder = folder
         self._lease = lease
         self._redis = Sentinels(folder) if sentinel else Single(folder)
@@ -75,7 +76,7 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        return Facts(tuple(self.hits), tuple(self.losses), self._lease)
+        return Facts(tuple(self.hits), tuple(self.losses), tuple(self.outages), self._lease)
 
     @property
     def ports(self) -> list[int]:
@@ -170,7 +171,7 @@ class World:
             place = await self._free_place(where)
             lock = place.lock
         await lock.acquire()
-        work = faults[kind](how) if place is None else self._hit(place, kind, how)
+        work = self._outage(faults[kind](how)) if place is None else self._hit(place, kind, how)
         self._spawn(self._holding(lock, work))
         self._count(kind)
 
@@ -224,6 +225,13 @@ class World:
             seconds = self._lease * (1.2 + how)
             self.hits.append(Hit(kind, name, now, now + seconds + self._lease))
             await _paused(process, seconds)
+
+    async def _outage(self, work: Awaitable[None]) -> None:
+        before = time.monotonic()
+        try:
+            await work
+        finally:
+            self.outages.append(Outage(before, time.monotonic()))
 
     async def _exits(self, process: Process, name: str) -> None:
         try:
