@@ -9,6 +9,7 @@ redirects, cookies, proxies or retries.
 """
 
 import asyncio
+import select
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from time import monotonic
@@ -95,7 +96,8 @@ class Transport:
         idle = self._idle.get(origin, [])
         while idle:
             connection = idle.pop()
-            if connection.usable and monotonic() - connection.idle_since < _KEEP:
+            fresh = monotonic() - connection.idle_since < _KEEP
+            if connection.usable and fresh and not connection.readable:
                 return connection
             connection.abort()
         return None
@@ -173,6 +175,17 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request can go over it."""
         return self._complete and self._keep_alive and not self._closed and not self._chunks
+
+    @property
+    def readable(self) -> bool:
+        """Whether the socket has news that the loop has not read yet: of an idle one, its close.
+
+        After a pause of the process requests run before that is noticed, and would be lost.
+        """
+        assert self._transport is not None
+        news = select.poll()
+        news.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(news.poll(0))
 
     async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Send a request and return the status and the headers of its response."""

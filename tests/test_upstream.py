@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
+from gateway.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream import Reading, Upstream, text_of
 from tests.support import OK, WHOLE, Call, Script, chunk, free_port, scripted, until, whole
@@ -540,6 +543,33 @@ async def test_a_kept_connection_that_dies_with_the_request_is_not_asked_again()
             await body_of(upstream, preset(url))
     assert len(accepted) == 2
     assert not caught.value.sure
+
+
+async def test_a_kept_connection_closed_while_the_process_stood_still_takes_no_request() -> None:
+    head = OK.replace(b"Connection: close\r\n", b"Content-Length: %d\r\n" % len(WHOLE))
+    idle, closed = threading.Event(), threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(5)
+                connection.recv(1 << 16)
+                connection.sendall(head + WHOLE)
+                idle.wait(5)
+            closed.set()
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        listener.settimeout(5)
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        async with asking() as upstream:
+            await body_of(upstream, preset(url_of(listener)))
+            idle.set()
+            assert closed.wait(5)  # The loop is blocked, as in a process that was stopped.
+            assert await body_of(upstream, preset(url_of(listener))) == WHOLE
+        server.join(5)
 
 
 async def test_leaving_closes_the_connection() -> None:
