@@ -86,7 +86,7 @@ def _said(error: GatewayError) -> str:
 
 async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
     shards = await cluster.shards()
-    state = await _state([master for master, _ in shards])
+    state = _parsed(await store.call("CLUSTER", "INFO"))
     words = f"cluster of {len(shards)} masters, state {state.get('cluster_state')}"
     assigned = state.get("cluster_slots_assigned", "0")
     if assigned != str(SLOTS):
@@ -104,14 +104,6 @@ async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
         words = f"{node.name}: has most copies of the beats: while it is away no stream begins"
         found.append(Verdict("warning", "redis", words))
     return found
-
-
-async def _state(masters: list[Node]) -> dict[str, str]:
-    """Return what a master that answers says of the Cluster; raises Passing if none does."""
-    for master in masters[:-1]:
-        with suppress(Passing):
-            return _parsed(await master.call("CLUSTER", "INFO"))
-    return _parsed(await masters[-1].call("CLUSTER", "INFO"))
 
 
 def _all_is_well(state: dict[str, str]) -> bool:
