@@ -128,6 +128,7 @@ class Body(httpx.AsyncByteStream):
         self._connection = connection
         self._transport = transport
         self._origin = origin
+        self._given_back = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self._connection.read():
@@ -142,8 +143,10 @@ class Body(httpx.AsyncByteStream):
         return self._connection.hand_over(handle)
 
     async def aclose(self) -> None:
-        """Give the connection back."""
-        self._transport.keep(self._origin, self._connection)
+        """Give the connection back; once, as it may carry another request by now."""
+        if not self._given_back:
+            self._given_back = True
+            self._transport.keep(self._origin, self._connection)
 
 
 class _Connection(asyncio.Protocol):

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -543,6 +543,38 @@ async def test_a_kept_connection_that_dies_with_the_request_is_not_asked_again()
             await body_of(upstream, preset(url))
     assert len(accepted) == 2
     assert not caught.value.sure
+
+
+async def test_a_connection_kept_after_a_refusal_carries_one_request_at_a_time() -> None:
+    """Who retries and who comes new must not be answered over each other's connection."""
+    refusal = b"HTTP/1.1 503 No\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nbusy"
+    requests: list[int] = []  # Of each connection.
+    both = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(requests)
+        requests.append(0)
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"{}")
+                requests[number] += 1
+                if sum(requests) == 1:
+                    writer.write(refusal)
+                    continue
+                if sum(requests) == 3:
+                    both.set()
+                await asyncio.wait_for(both.wait(), 5)
+                writer.write(OK + WHOLE)
+                writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    to = preset(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with server, asking() as upstream:
+        with pytest.raises(UpstreamFailure):
+            await body_of(upstream, to)
+        one, other = await asyncio.gather(body_of(upstream, to), body_of(upstream, to))
+    assert one == other == WHOLE
+    assert requests == [2, 1]
 
 
 async def test_a_kept_connection_closed_while_the_process_stood_still_takes_no_request() -> None:
