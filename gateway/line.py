@@ -250,7 +250,8 @@ def _link(connection: AbstractConnection) -> _Link:
 
 
 def _error(message: str) -> ResponseError:
-    kinds = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError}
+    # A master that was replaced while it hung finds itself without replicas before it is told.
+    kinds = {"NOSCRIPT": NoScriptError, "READONLY": ReadOnlyError, "NOREPLICAS": ReadOnlyError}
     return kinds.get(message.partition(" ")[0], ResponseError)(message)
 
 
