@@ -46,7 +46,7 @@ def main() -> int:
 async def _one(given: argparse.Namespace, *, sentinel: bool) -> Report:
     steps = _sentinel_steps(given) if sentinel else _single_steps(given)
     if given.keep:
-        folder = given.keep / ("sentinel" if sentinel else "single")
+        folder = given.keep.resolve() / ("sentinel" if sentinel else "single")
         folder.mkdir(parents=True)
         return await play(steps, folder, sentinel=sentinel, lease=given.lease)
     with tempfile.TemporaryDirectory() as folder:
