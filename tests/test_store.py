@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from gateway.errors import Passing, SettingsError
 from gateway.records import Records, new_id
 from gateway.store import Store, cancels_key, log_key, presence_key, record_key, runs_key
-from tests.support import RedisServer, free_port, redis_server, until
+from tests.support import RedisServer, free_port, until
 from tests.test_eventlog import LOSE_REQUEST, proxied
 
 
@@ -295,17 +294,3 @@ async def test_closing_lets_nobody_wait_for_ever(own_redis: RedisServer) -> None
         await asyncio.wait_for(waiting, 1)
     own_redis.resume()
     await until(lambda: waiting.done())
-
-
-async def test_a_master_without_its_replicas_is_left_as_it_may_be_none_any_more(
-    tmp_path: Path,
-) -> None:
-    with redis_server(tmp_path, "--min-replicas-to-write", "1") as server:
-        store = Store(server.url)
-        await store.urgent([["PING"]])
-        before = store.generation
-        with pytest.raises(Passing):
-            await store.urgent([["SET", "key", "value"]])
-        await store.urgent([["PING"]])
-        assert store.generation == before + 1
-        await store.close()
