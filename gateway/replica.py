@@ -214,9 +214,11 @@ class Replica:
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
         idle = not (self.active or self._claims or self._takeover.busy)
-        tasks = [*self._loops, *self._tasks]
-        for task in tasks:
-            task.cancel()
+        tasks = left = {*self._loops, *self._tasks}
+        while left:  # A cancel can be lost, as by asyncio.wait_for of Python 3.11.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1)
         await asyncio.gather(*tasks, return_exceptions=True)
         if idle:
             with suppress(Passing):
