@@ -83,7 +83,9 @@ class Beat:
             ["PEXPIRE", BEATS, DAY],
         ]
         if running:
-            writes += [["SADD", runs, *running], ["PEXPIRE", runs, DAY]]
+            writes.append(["SADD", runs, *running])
+        # At every beat: where these were made, the connection may have broken before the TTL.
+        writes += [["PEXPIRE", runs, DAY], ["PEXPIRE", cancels, DAY]]
         return await self._store.urgent(reads + writes)
 
     def _dead(self, beats: dict[bytes, bytes], now: float) -> list[str]:

@@ -272,6 +272,9 @@ class EventSource:
 
     def _back(self) -> None:
         self._away = False
+        if self.act["reloads"] and not self.outcome:
+            self.last_id = ""
+            self.seen.clear()
 
     def _stick(self, reads: bool) -> None:
         if self._exchange is not None:

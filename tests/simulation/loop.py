@@ -140,7 +140,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         raise AssertionError("no sockets here")
 
     def _note(self, loop: object, context: dict[str, Any]) -> None:
-        self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
+        where = context.get("task") or context.get("handle") or ""
+        self.faults.append(f"{context.get('message')}: {context.get('exception')!r} {where!r}")
 
 
 def _task(

@@ -135,6 +135,10 @@ class Oracle:
         allowed = 1 + self._lost(stream.stream_id, "claims")
         if paid > allowed:
             self.accuse("one paid call", f"{stream.name} was paid {paid} times, {allowed} allowed")
+        ended = self._ended.get(stream.stream_id, float("inf"))
+        for call in self._calls(stream):
+            if call.at > ended and not self._touched(stream.stream_id):
+                self.accuse("one paid call", f"{stream.name} was asked for after its end")
         most = allowed * (self._world.settings.upstream_retries + 1)
         if len(self._calls(stream)) > most:
             self.accuse("one paid call", f"{stream.name} was asked for too often")
@@ -145,6 +149,8 @@ class Oracle:
         state = record.get(b"state", b"").decode()
         if state == "starting":
             self.accuse("liveness", f"{stream.name} has no end")
+        if not self._world.troubles and not stream.cancels and self._is_watched(stream):
+            self._judge_calm(stream, state)
         if not entries:
             return
         last: Id | None = None
@@ -161,6 +167,38 @@ class Oracle:
         if end[3].decode() != state and state:
             self.accuse("true ends", f"{stream.name} is {state}, its log says {end[3]!r}")
         self._judge_answer(stream, end[3].decode(), b"".join(f[1] for _, f in entries))
+
+    def _is_watched(self, stream: "Stream") -> bool:
+        viewers = [each for each in self._world.viewers if each.stream is stream]
+        return any(not each.act["leaves"] and not each.act["sticks"] for each in viewers)
+
+    def _judge_calm(self, stream: "Stream", state: str) -> None:
+        """Where nothing went wrong, a stream ends as its upstream said."""
+        script, tries = stream.plan["script"], self._world.settings.upstream_retries + 1
+        last = script[: tries][-1]
+        if last["status"] == 200:
+            expected = _ENDS.get(last["end"], "done")
+        else:
+            expected = {0: "truncated", -1: "stalled"}.get(last["status"], "failed")
+        if state != expected:
+            self.accuse("true ends", f"{stream.name} is {state}, its upstream was {expected}")
+
+    def _whole_again(self, stream: "Stream") -> bool:
+        """Whether its one owner lived, so that all it had must be there again."""
+        epochs = {number[0] for number in self._world.redis.ledger.get(stream.stream_id, {})}
+        calls = self._calls(stream)
+        if len(epochs) != 1 or not calls or len({call.host for call in calls}) != 1:
+            return False
+        owner = calls[0].host
+        if any(owner in what for _, _, what in self._world.troubles if what[:5] in _DEADLY):
+            return False
+        # It keeps what has ended for two leases: time enough for a Redis that comes back soon.
+        ended = self._ended.get(stream.stream_id, float("inf"))
+        kept = ended + self._world.settings.lease
+        first = min(loss.at for loss in self._world.redis.losses)
+        last = max(loss.at for loss in self._world.redis.losses)
+        over = [end for _, end, _ in self._world.troubles if end > first]
+        return max([last, *over]) < kept
 
     def _judge_answer(self, stream: "Stream", state: str, frames: bytes) -> None:
         """The log holds the beginning of one call's answer, all of it if it is done."""
@@ -208,6 +246,10 @@ class Oracle:
         troubles = self._world.troubles
         return not any(a < end and b > begin for a, b, _ in troubles)
 
+    def _numbers(self, stream_id: str) -> list[tuple[str, Position]]:
+        found = [(each, Position.parse(each)) for name, each in self._blocks if name == stream_id]
+        return [(each, position) for each, position in found if position is not None]
+
     def _judge_cancels(self, stream: "Stream") -> None:
         if self._touched(stream.stream_id):
             return
@@ -230,13 +272,28 @@ class Oracle:
         if viewer.outcome and not re.match("204|410 (ticket|log)_expired", viewer.outcome):
             self.accuse("contract", f"{viewer.name} was told {viewer.outcome}")
         if self._touched(stream_id):
-            return
+            if not self._whole_again(stream):
+                return
+            known = sorted(number for _, number in self._numbers(stream_id))
+            if [Position.parse(each) for each, _ in whole] != known:
+                self.accuse("one order", f"{stream.name} lost {known}, has {_ids(whole)}")
         if viewer.outcome == "204" and viewer.seen != whole:
             self.accuse("one order", f"{viewer.name} saw {_ids(viewer.seen)} of {_ids(whole)}")
         if viewer.seen != whole[: len(viewer.seen)]:
             self.accuse("one order", f"{viewer.name} saw {_ids(viewer.seen)} of {_ids(whole)}")
         if viewer.outcome.startswith("410") and entries and viewer.ended_at is None:
             self.accuse("contract", f"{viewer.name} was told {viewer.outcome}, there is a log")
+
+
+_DEADLY = {"death", "drain"}
+_ENDS = {
+    "cut": "truncated",
+    "eof": "truncated",
+    "half": "truncated",
+    "stall": "stalled",
+    "error": "failed",
+    "json": "failed",
+}
 
 
 def _ids(events: list[tuple[str, bytes]]) -> list[str]:

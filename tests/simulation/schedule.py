@@ -41,7 +41,7 @@ def make(seed: int) -> Schedule:
         acts += _people(rng, stream, replicas)
     # Some runs without any fault: there nothing at all may go wrong.
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
-        acts.append(_fault(rng, replicas))
+        acts.append(_fault(rng, replicas, rng.choice(streams)["at"]))
     acts.sort(key=lambda act: float(act["at"]))
     return Schedule(seed, replicas, rng.randrange(4), tuple(streams), tuple(acts))
 
@@ -106,7 +106,7 @@ def _viewer(rng: random.Random, stream: Act, *, stays: bool) -> Act:
     when = at
     for _ in range(rng.choice((0, 0, 1, 2))):
         when = round(when + rng.uniform(0.01, 3), 4)
-        back = round(when + rng.choice((0.001, 0.1, 1.0, 5.0)) * rng.random(), 4)
+        back = round(when + 0.0005 + rng.choice((0.001, 0.1, 1.0, 5.0)) * rng.random(), 4)
         leaves.append([when, back])
         when = back
     if not stays:
@@ -120,6 +120,7 @@ def _viewer(rng: random.Random, stream: Act, *, stays: bool) -> Act:
         "post": bool(stream["key"]) and rng.random() < 0.15,
         "lend": rng.random() < 0.7,  # Whether the server lends its socket, as ours does.
         "sticks": rng.random() < 0.1,  # It stops reading for a while.
+        "reloads": rng.random() < 0.15,  # It comes back without its last id.
     }
 
 
@@ -127,9 +128,9 @@ def _near(rng: random.Random, begin: float, spread: float) -> float:
     return round(begin + 0.02 + spread * rng.choice((0.01, 0.1, 1.0)) * rng.random(), 4)
 
 
-def _fault(rng: random.Random, replicas: int) -> Act:
+def _fault(rng: random.Random, replicas: int, begin: float) -> Act:
     kind = rng.choice(_KINDS)
-    at = round(rng.uniform(0.1, CALM - 2.0) * rng.choice((0.3, 0.6, 1.0)), 4)
+    at = round(begin + rng.choice((0.1, 1.0, 1.0, 4.0)) * rng.random(), 4)
     return {"act": kind.__name__.strip("_"), "at": at, **kind(rng, replicas)}
 
 

@@ -29,6 +29,7 @@ class Trap:
     host: str = ""  # Whose; any if empty.
     seconds: float = 0.0
     seed: int = 0
+    sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -143,7 +144,7 @@ class Server:
             now, left = after.get(stream_id, ({}, 0))
             if (record, length) != (now, left):
                 loss.touched.add(stream_id)
-            if record.get(b"epoch") != now.get(b"epoch"):
+            if b"epoch" in record and b"epoch" not in now:
                 loss.claims.add(stream_id)
         return loss
 
@@ -180,6 +181,7 @@ class Server:
             peer.answer(self.execute(peer, batch))
             return
         self.traps.remove(trap)
+        trap.sprung.set()
         self._say(f"trap {trap.how} springs at {peer.host}: {self.words(batch)}")
         self.sprung.append(trap.how)
         getattr(self, f"_{trap.how}")(peer, batch, trap)

@@ -18,7 +18,7 @@ class Call:
 
     stream: str  # The name that the schedule gives it.
     host: str
-    at: float
+    at: float  # When the connection to it was begun.
     paid: bool = True  # Unless it was surely refused.
     sent: list[bytes] = field(default_factory=list)  # Of its body.
     finished: bool = False  # It said that the completion is whole.
@@ -43,11 +43,12 @@ class Upstream:
 
     async def connect(self, factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.BaseTransport:
         """Accept a connection."""
+        begun = self.network.loop.time()
         await asyncio.sleep(2 * self.network.delay("upstream"))
         if self.down:
             raise ConnectionRefusedError("the upstream is down")
         connection = Connection(self.network, "upstream", factory())
-        connection.made(_Peer(self, connection))
+        connection.made(_Peer(self, connection, begun))
         return connection
 
     def script(self, stream: str) -> dict[str, Any]:
@@ -60,8 +61,9 @@ class Upstream:
 class _Peer:
     """One connection, one request at a time."""
 
-    def __init__(self, upstream: Upstream, connection: Connection) -> None:
+    def __init__(self, upstream: Upstream, connection: Connection, begun: float) -> None:
         self._upstream = upstream
+        self._begun = begun
         self._connection = connection
         self._loop = upstream.network.loop
         self._data = b""
@@ -87,7 +89,7 @@ class _Peer:
         stream = str(request["messages"][0]["content"])
         script = self._upstream.script(stream)
         host = self._connection.host.name if self._connection.host else ""
-        call = Call(stream, host, self._loop.time())
+        call = Call(stream, host, self._begun)
         self._upstream.calls.append(call)
         self._upstream.say(f"upstream call {len(self._upstream.calls)} for {stream} from {host}")
         self._call = call
@@ -126,7 +128,8 @@ def _steps(script: dict[str, Any], number: int, stream: str) -> list[tuple[float
     if status == -1:  # It never answers.
         return []
     if status != 200:
-        head = b"HTTP/1.1 %d Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n" % status
+        head = b"HTTP/1.1 %d Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\nConnection: close\r\n\r\n"
+        head %= status
         return [(wait, "data", head)]
     if script["end"] == "json":
         body = b'{"answer": 42}'
