@@ -317,10 +317,15 @@ class EventSource:
             if not exchange.reading:
                 while not exchange.reading and not exchange.left:
                     await exchange._wait()
+            breaks = self.act["flaky"] and self._rng.random() < 0.1
+            if breaks:
+                data = data[: self._rng.randrange(len(data))]
             self._buffer += data
             *blocks, self._buffer = self._buffer.split(b"\n\n")
             for block in blocks:
                 self._event(block, world)
+            if breaks:
+                return
 
     def _event(self, block: bytes, world: Any) -> None:
         lines = [line for line in block.split(b"\n") if line and not line.startswith(b":")]

@@ -1,5 +1,6 @@
 """Schedules: what happens in one run, as data. A seed makes one; shrinking takes parts away."""
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +11,10 @@ from tests.simulation.upstream import ENDS
 Act = dict[str, Any]
 
 CALM = 10.0  # From this second on nothing more goes wrong.
-HOWS = ("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly")
+HOWS = (
+    *("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly"),
+    *("freeze", "freeze", "murder", "murder_after"),
+)
 TARGETS = ("any", "XADD", "claim", "seal", "hold", "create", "cancel", "takeover", "beat")
 MORE_TARGETS = ("HMGET", "XRANGE", "SET", "SADD", "PUBLISH", "SREM", "EXISTS")
 
@@ -31,6 +35,12 @@ class Schedule:
         return replace(self, acts=kept)
 
 
+def from_json(text: str) -> Schedule:
+    """Return a schedule that was kept as JSON."""
+    plain = json.loads(text)
+    return Schedule(**{**plain, "streams": tuple(plain["streams"]), "acts": tuple(plain["acts"])})
+
+
 def make(seed: int) -> Schedule:
     """Return the schedule of a seed."""
     rng = random.Random(f"schedule {seed}")
@@ -42,6 +52,8 @@ def make(seed: int) -> Schedule:
     # Some runs without any fault: there nothing at all may go wrong.
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         acts.append(_fault(rng, replicas, rng.choice(streams)["at"]))
+    if rng.random() < 0.15:
+        acts += _zombie(rng, replicas, rng.choice(streams)["at"])
     acts.sort(key=lambda act: float(act["at"]))
     return Schedule(seed, replicas, rng.randrange(4), tuple(streams), tuple(acts))
 
@@ -60,12 +72,13 @@ def _stream(rng: random.Random, number: int) -> Act:
 
 
 def _answer(rng: random.Random, status: int) -> Act:
+    slow = rng.random() < 0.3  # Long enough to be taken over, or to outlive the grace.
     ends = ("done",) * 8 + ("at_once", "at_once", "finish_only") + tuple(ENDS)
     return {
         "status": status,
-        "events": rng.choice((0, 1, 3, 5, 8, 12, 20)),
+        "events": rng.choice((12, 20)) if slow else rng.choice((0, 1, 3, 5, 8, 12, 20)),
         "wait": round(rng.choice((0.0, 0.01, 0.3, 1.5)) * rng.random(), 4),
-        "gap": round(rng.choice((0.001, 0.02, 0.1, 0.4)) * (0.5 + rng.random()), 4),
+        "gap": round((0.4 if slow else rng.choice((0.001, 0.02, 0.1))) * (0.5 + rng.random()), 4),
         "end": rng.choice(ends),
         "seed": rng.randrange(1 << 30),
     }
@@ -121,6 +134,7 @@ def _viewer(rng: random.Random, stream: Act, *, stays: bool) -> Act:
         "lend": rng.random() < 0.7,  # Whether the server lends its socket, as ours does.
         "sticks": rng.random() < 0.1,  # It stops reading for a while.
         "reloads": rng.random() < 0.15,  # It comes back without its last id.
+        "flaky": rng.random() < 0.25,  # Its connection breaks in the middle of what comes.
     }
 
 
@@ -132,6 +146,20 @@ def _fault(rng: random.Random, replicas: int, begin: float) -> Act:
     kind = rng.choice(_KINDS)
     at = round(begin + rng.choice((0.1, 1.0, 1.0, 4.0)) * rng.random(), 4)
     return {"act": kind.__name__.strip("_"), "at": at, **kind(rng, replicas)}
+
+
+def _zombie(rng: random.Random, replicas: int, begin: float) -> list[Act]:
+    """An owner that is cut off until another takes its stream over, and comes back meanwhile."""
+    at, host = round(begin + 0.5 + rng.random(), 4), rng.randrange(replicas)
+    act = rng.choice(("pause", "block", "trap"))
+    seconds = round(rng.uniform(1.5, 4.0), 4)
+    late = {"on": "XADD", "how": "late", "seed": 0}
+    first = {"act": act, "at": at, "host": host, "seconds": seconds, **(late if act == "trap" else {})}
+    second = {
+        **{"act": "trap", "at": at, "host": -1, "seconds": round(rng.uniform(0.1, 2.0), 4)},
+        **{"on": rng.choice(("seal", "takeover", "XRANGE")), "how": rng.choice(HOWS), "seed": 0},
+    }
+    return [first, second]
 
 
 def _short(rng: random.Random) -> float:
@@ -191,6 +219,10 @@ def _empty(rng: random.Random, replicas: int) -> Act:
     return {"seconds": _short(rng) if rng.random() < 0.6 else 0.0}
 
 
+def _flush(rng: random.Random, replicas: int) -> Act:
+    return {}
+
+
 def _clock(rng: random.Random, replicas: int) -> Act:
     return {"by": round(rng.choice((0.01, 1.0, 4.0)) * rng.uniform(-1, 1), 4)}
 
@@ -210,7 +242,7 @@ def _refuse(rng: random.Random, replicas: int) -> Act:
 _KINDS: tuple[Callable[[random.Random, int], Act], ...] = (
     *(_trap,) * 6,
     *(_pause, _pause, _kill, _kill, _drain, _block, _away, _down, _slow, _full),
-    *(_failover, _failover, _empty, _clock, _cut, _deafen, _refuse),
+    *(_failover, _failover, _empty, _flush, _clock, _cut, _deafen, _refuse),
 )
 
 

@@ -54,7 +54,10 @@ class Server:
         self.blocked: set[str] = set()  # Hosts that cannot reach it.
         self.traps: list[Trap] = []
         self.ledger: dict[str, dict[Id, Args]] = {}
-        self.clashes: list[str] = []
+        self.clashes: list[tuple[str, str]] = []
+        self.freeze: Callable[[str, float], None] = lambda host, seconds: None
+        self.murder: Callable[[str, float], None] = lambda host, seconds: None
+        self.set_back = False  # Its clock was.
         self.losses: list[Loss] = []
         self.sprung: list[str] = []
         self._network = network
@@ -106,7 +109,7 @@ class Server:
 
     # Its memory
 
-    def lose(self, count: int | None, *, clock: float = 0.0) -> None:
+    def lose(self, count: int | None, *, clock: float = 0.0, cut: bool = True) -> None:
         """Fail over to a server that knows all but the last `count` writes, or nothing (None)."""
         before = self._streams()
         kept = [] if count is None else self._journal[: max(0, len(self._journal) - count)]
@@ -122,10 +125,11 @@ class Server:
         redis.scripts, redis.on_entry = {}, self._note
         redis.wrote = False
         self.redis = redis
-        self.offset += clock
+        self.shift(clock)
         self.losses.append(self._loss(before, everything=count is None))
         self._say(f"redis lost {lost} writes: {self.losses[-1]}")
-        self.cut()
+        if cut:
+            self.cut()
 
     def _streams(self) -> dict[str, tuple[Any, int]]:
         self.tick()
@@ -165,8 +169,14 @@ class Server:
         stream_id = key.decode().split("{")[1].split("}")[0]
         known = self.ledger.setdefault(stream_id, {})
         if known.setdefault(number, fields) != fields:
-            self.clashes.append(f"{stream_id}: {number} was {known[number]} and is {fields}")
+            words = f"{stream_id}: {number} was {known[number]} and is {fields}"
+            self.clashes.append((stream_id, words))
         self.on_note(stream_id, number, fields)
+
+    def shift(self, seconds: float) -> None:
+        """Set the clock."""
+        self.offset += seconds
+        self.set_back = self.set_back or seconds < 0
 
     # Commands
 
@@ -279,6 +289,18 @@ class Server:
         peer.answer(self.execute(peer, batch))
         peer.deaf = False
         peer.catch_up()
+
+    def _freeze(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
+        """The replica is stopped between its request and the reply."""
+        self.freeze(peer.host, trap.seconds)
+        peer.answer(self.execute(peer, batch))
+
+    def _murder(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
+        self.murder(peer.host, trap.seconds)
+
+    def _murder_after(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
+        self.execute(peer, batch)
+        self.murder(peer.host, trap.seconds)
 
     def _oom(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
         self.tick()

@@ -113,8 +113,7 @@ class _Peer:
             call.finished = True
         elif what == "error":
             call.failed = True
-        if not data.startswith(b"HTTP/"):
-            call.sent.append(data)
+        call.sent.append(data.partition(b"\r\n\r\n")[2] if data.startswith(b"HTTP/") else data)
         self._connection.send(data)
         self._next(call, steps)
 
@@ -144,6 +143,9 @@ def _steps(script: dict[str, Any], number: int, stream: str) -> list[tuple[float
         if rng.random() < 0.15:
             cut = rng.randrange(1, len(block))
             steps += [(pause, "data", block[:cut]), (gap * rng.random(), "data", block[cut:])]
+        elif index and rng.random() < 0.2:
+            before, what, data = steps.pop()
+            steps.append((before, what, data + block))
         else:
             steps.append((pause, "data", block))
     return steps + _END[script["end"]](gap)

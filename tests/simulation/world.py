@@ -29,7 +29,7 @@ from tests.simulation.upstream import Upstream
 from tests.support import SECRET, settings
 
 _SETTLE = 60.0  # Seconds after the last fault within which everything has come to its end.
-_NAMES = {
+NAMES = {
     sha1(path.read_bytes()).hexdigest().encode(): path.stem
     for path in (Path(gateway.__file__).parent / "lua").glob("*.lua")
 }
@@ -142,7 +142,7 @@ class World:
         self.settings = PROFILES[schedule.profile]
         self.grace = self.settings.grace
         self.network = Network(loop, random.Random(f"network {schedule.seed}"))
-        self.redis = Server(self.network, _NAMES, self.say)
+        self.redis = Server(self.network, NAMES, self.say)
         self.upstream = Upstream(self.network, self.say)
         loop.hosts = {"redis": self.redis, "upstream": self.upstream}
         self.replicas: list[Replica] = []
@@ -155,7 +155,8 @@ class World:
         self._tickets = Tickets([SECRET])
         self._trace = trace
         self._made = 0
-        self._healings: list[asyncio.Task[None]] = []
+        self._reactions: set[asyncio.Task[None]] = set()
+        self.redis.freeze, self.redis.murder = self._freeze, self._murder
         self.oracle = Oracle(self)
         self.upstream.scripts = {s.name: s.plan["script"] for s in self.streams.values()}
 
@@ -188,6 +189,7 @@ class World:
             work = getattr(self, f"_{act['act']}")
             people.append(asyncio.create_task(self._act(work, act, number)))
         await asyncio.gather(*people)
+        await asyncio.gather(*self._reactions)
         self.say("everything has come to its end")
         await self._settled()
         self.oracle.judge_streams()
@@ -339,22 +341,38 @@ class World:
         if trap in self.redis.traps:
             self.redis.traps.remove(trap)
 
+    def _freeze(self, name: str, seconds: float) -> None:
+        host = next(each.host for each in self.replicas if each.host.name == name)
+        self._later(self._paused(host, seconds))
+
+    def _murder(self, name: str, seconds: float) -> None:
+        replica = next(each for each in self.replicas if each.host.name == name)
+        self._later(self._killed(replica, seconds))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._reactions.add(task)
+
     async def _pause(self, act: Act, number: int) -> None:
-        host = self._host(act).host
+        await self._paused(self._host(act).host, act["seconds"])
+
+    async def _paused(self, host: Host, seconds: float) -> None:
         if not host.stopped:
             host.stopped = True
             with self._trouble(f"pause {host.name}"):
-                await asyncio.sleep(act["seconds"])
+                await asyncio.sleep(seconds)
             if not host.dead:
                 self.loop.release(host)
 
     async def _kill(self, act: Act, number: int) -> None:
-        replica = self._host(act)
+        await self._killed(self._host(act), act["seconds"])
+
+    async def _killed(self, replica: Replica, seconds: float) -> None:
         if replica.host.dead:
             return
         replica.kill()
         with self._trouble(f"death of {replica.host.name}"):
-            await asyncio.sleep(act["seconds"])
+            await asyncio.sleep(seconds)
             if self.replicas[replica.number] is replica:
                 self.replicas[replica.number] = self._start(replica.number)
 
@@ -410,8 +428,13 @@ class World:
         self.redis.lose(None)
         await self._down(act, number)
 
+    async def _flush(self, act: Act, number: int) -> None:
+        self.redis.lose(None, cut=False)
+        with self._trouble("flush"):
+            await asyncio.sleep(0)
+
     async def _clock(self, act: Act, number: int) -> None:
-        self.redis.offset += act["by"]
+        self.redis.shift(act["by"])
         with self._trouble("clock"):
             await asyncio.sleep(0)
 
