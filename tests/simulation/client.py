@@ -1,6 +1,7 @@
 """The outside: HTTP exchanges with a replica over a network that may break, and EventSources."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ class Broken(Exception):
 
 
 class Exchange:
-    """One request to a replica and its answer; the methods without an underscore are the client's."""
+    """One request to a replica and its answer; what is public is the client's side."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Exchange:
         self.reading = True
         self.left = False
         self._loop: VirtualLoop = replica.loop
+        self._number = next(self._loop.numbers)
         self._replica = replica
         self._rng = replica.world.network.rng
         self._body = body
@@ -74,6 +76,9 @@ class Exchange:
             }
         replica.exchanges.add(self)
         self._in_replica(self._begin)
+
+    def __hash__(self) -> int:
+        return self._number
 
     async def head(self) -> int:
         """Return the status; raises Broken."""
@@ -222,7 +227,7 @@ class Exchange:
 
 
 class EventSource:
-    """A browser's: reconnects with its last id until it is told to stop; keeps what it was shown."""
+    """A browser's: reconnects with its last id until it is told to stop."""
 
     def __init__(self, stream: Any, act: dict[str, Any], number: int) -> None:
         self.name = f"viewer {number}"
@@ -340,8 +345,6 @@ class EventSource:
 
 
 def _code(body: bytes) -> str:
-    import json
-
     with suppress(ValueError):
         return str(json.loads(body).get("code", ""))
     return ""

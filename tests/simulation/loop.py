@@ -7,15 +7,13 @@ ever; what `finally` would do never reaches anybody).
 
 import asyncio
 import heapq
-import random
-from asyncio import events, futures
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from itertools import count
 from typing import Any, Protocol
 
-_TICK = 1e-6  # Seconds that a callback takes: a clock that stood still would make busy waits endless.
+_TICK = 1e-6  # Seconds that a callback takes: else a busy wait would never end.
 STEPS = 400_000  # Callbacks of one schedule, above which it is a loop that never ends.
 
 
@@ -48,11 +46,9 @@ HOST: ContextVar[Host | None] = ContextVar("HOST", default=None)
 class Task(asyncio.Task[Any]):
     """A task whose place in a set does not depend on its address."""
 
-    _numbers = count()
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.number = next(Task._numbers)
-        super().__init__(*args, **options)
+    def __init__(self, coro: Any, *, loop: "VirtualLoop", **options: Any) -> None:
+        self.number = next(loop.numbers)
+        super().__init__(coro, loop=loop, **options)
 
     def __hash__(self) -> int:
         return self.number
@@ -62,19 +58,19 @@ class Task(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """See the module; `rng` shuffles what is ready at the same moment on different hosts."""
+    """See the module."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.hosts: dict[str, Endpoint] = {}
         self.faults: list[str] = []  # What reached the exception handler.
         self.steps = 0
+        self.numbers = count()
         self._now = 0.0
-        self._rng = rng
         self._clock_resolution = 1e-9
         self._ready: deque[asyncio.Handle]
         self._scheduled: list[asyncio.TimerHandle]
-        self.set_task_factory(_task)
+        self.set_task_factory(_task)  # type: ignore[arg-type]
         self.set_exception_handler(self._note)
 
     def time(self) -> float:
@@ -91,7 +87,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         held, host.held = host.held, []
         self._ready.extendleft(reversed(held))
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
     ) -> Any:
         """Connect to a name on the simulated network."""
@@ -99,7 +95,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if endpoint is None:
             raise ConnectionRefusedError(f"no host {host}")
         transport = await endpoint.connect(protocol_factory)
-        return transport, transport.get_protocol()  # type: ignore[attr-defined]
+        return transport, transport.get_protocol()
 
     def _run_once(self) -> None:
         ready, timers = self._ready, self._scheduled
@@ -144,18 +140,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.faults.append(f"{context.get('message')}: {context.get('exception')!r} {where!r}")
 
 
-def _task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any = None
-) -> Any:
+def _task(loop: VirtualLoop, coro: Coroutine[Any, Any, Any], context: Any = None) -> Any:
     return Task(coro, loop=loop, context=context)
 
 
 _WORLD = Context()
 
 
-def run(
-    loop: VirtualLoop, main: Coroutine[Any, Any, Any], wake_all: Callable[[], None]
-) -> Any:
+def run(loop: VirtualLoop, main: Coroutine[Any, Any, Any], wake_all: Callable[[], None]) -> Any:
     """Run a coroutine to its end on this loop, and cancel all that is left."""
     try:
         return loop.run_until_complete(main)
@@ -169,6 +161,3 @@ def run(
             loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-
-
-__all__ = ["HOST", "Endpoint", "Host", "Task", "VirtualLoop", "events", "futures", "run"]

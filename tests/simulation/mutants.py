@@ -6,10 +6,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from gateway import eventlog, replica, tail
+from gateway import eventlog
 from gateway.beat import Beat
 from gateway.errors import Passing
 from gateway.eventlog import EventLog
+from gateway.positions import Entry
+from gateway.records import Records
 from gateway.runs import Ending, Run
 from gateway.store import Store
 from gateway.writer import Writer
@@ -50,7 +52,7 @@ def cancel_is_overruled() -> Patches:
 
 def late_seal() -> Patches:
     """A seal does not look who owns the stream."""
-    yield from _script("seal", "if r[3] ~= ARGV[2] then return {'fenced'} end\n", "")
+    yield from _script("seal", "if theirs > mine then return {'fenced'} end\n", "")
 
 
 def appends_make_the_log() -> Patches:
@@ -123,12 +125,12 @@ def viewers_elsewhere_do_not_count() -> Patches:
     async def watched(self: Any, stream_ids: list[str]) -> list[bool]:
         return [False for _ in stream_ids]
 
-    yield patch.object(replica.Records, "watched", watched)
+    yield patch.object(Records, "watched", watched)
 
 
 def resumed_at_the_entry() -> Patches:
     """Who resumes inside an entry gets all of it again."""
-    yield patch.object(tail.Entry, "after", lambda self, position: self.frames)
+    yield patch.object(Entry, "after", lambda self, position: self.frames)
 
 
 def nil_is_success() -> Patches:

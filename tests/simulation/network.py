@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from tests.simulation.loop import HOST, Host, VirtualLoop
 
-
 LATER = 1e-7  # Seconds: what was sent later must not arrive at the same moment.
 
 

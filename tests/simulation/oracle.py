@@ -11,7 +11,7 @@ Everything else is asked of every schedule, whatever went wrong in it.
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gateway.positions import Position
 from gateway.sse import OURS, parse
@@ -47,7 +47,9 @@ class Oracle:
             block = fields[1] and self._block_of(fields[1], event.id)
             known = self._blocks.setdefault((stream_id, event.id.decode()), block)
             if known != block and not self._drawn_again(stream_id):
-                self.accuse("one order", f"event {event.id!r} of {stream_id} is {block!r} and {known!r}")
+                self.accuse(
+                    "one order", f"event {event.id!r} of {stream_id} is {block!r} and {known!r}"
+                )
         if len(fields) > 2:
             self._ended.setdefault(stream_id, self._world.loop.time())
 
@@ -181,7 +183,7 @@ class Oracle:
     def _judge_calm(self, stream: "Stream", state: str) -> None:
         """Where nothing went wrong, a stream ends as its upstream said."""
         script, tries = stream.plan["script"], self._world.settings.upstream_retries + 1
-        last = script[: tries][-1]
+        last = script[:tries][-1]
         if last["status"] == 200:
             expected = _ENDS.get(last["end"], "done")
         else:
@@ -240,15 +242,15 @@ class Oracle:
         begin = decided - grace + _SLACK
         for viewer in self._world.viewers:
             for come, gone, host in viewer.connected if viewer.stream is stream else []:
-                if come < decided - _SLACK and (gone or decided) > begin:
-                    if self._was_well(host, decided - 2 * grace, decided):
-                        self.accuse(
-                            "the run outlives the request",
-                            f"{stream.name} was cancelled at {decided:.3f} while {viewer.name} "
-                            f"watched from {come:.3f} to {gone} on {host}",
-                        )
+                here = come < decided - _SLACK and (gone or decided) > begin
+                if here and self._was_well(decided - 2 * grace, decided):
+                    self.accuse(
+                        "the run outlives the request",
+                        f"{stream.name} was cancelled at {decided:.3f} while {viewer.name} "
+                        f"watched from {come:.3f} to {gone} on {host}",
+                    )
 
-    def _was_well(self, host: str, begin: float, end: float) -> bool:
+    def _was_well(self, begin: float, end: float) -> bool:
         troubles = self._world.troubles
         return not any(a < end and b > begin for a, b, _ in troubles)
 
@@ -304,6 +306,3 @@ _ENDS = {
 
 def _ids(events: list[tuple[str, bytes]]) -> list[str]:
     return [event_id[-6:] for event_id, _ in events]
-
-
-__all__ = ["Any", "Oracle"]

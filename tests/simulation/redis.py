@@ -1,7 +1,7 @@
 """A small Redis: exactly the commands that the gateway sends, and its scripts in a real Lua 5.1.
 
-Pure: no clock and no connections. `Redis.now` is set by whoever runs it. What it answers is compared
-with a real server in `test_redis.py`.
+Pure: no clock and no connections. `Redis.now` is set by whoever runs it. What it answers is
+compared with a real server in `test_model.py`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ Args = list[bytes]
 Reply = Any  # bytes, int, None, list, Status or RedisError (never raised to the outside).
 Id = tuple[int, int]
 
-DENIED_WHEN_FULL = {b"SET", b"HSET", b"SADD", b"XADD"}
+DENIED_WHEN_FULL = {b"SET", b"HSET", b"HSETNX", b"SADD", b"XADD"}
 _OOM = "OOM command not allowed when used memory > 'maxmemory'."
 
 
@@ -134,6 +134,12 @@ class Redis:
         before = len(fields)
         fields.update(zip(pairs[::2], pairs[1::2], strict=True))
         return len(fields) - before
+
+    def _hsetnx(self, key: bytes, field: bytes, value: bytes) -> Reply:
+        fields = self._make(key, dict)
+        new = field not in fields
+        fields.setdefault(field, value)
+        return int(new)
 
     def _hget(self, key: bytes, field: bytes) -> Reply:
         return (self.value(key, dict) or {}).get(field)
@@ -339,6 +345,7 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"HGETALL": Redis._hgetall,
     b"HMGET": Redis._hmget,
     b"HSET": Redis._hset,
+    b"HSETNX": Redis._hsetnx,
     b"PEXPIRE": Redis._pexpire,
     b"PING": Redis._ping,
     b"PTTL": Redis._pttl,

@@ -86,7 +86,9 @@ def _answer(rng: random.Random, status: int) -> Act:
 
 def _people(rng: random.Random, stream: Act, replicas: int) -> list[Act]:
     acts = [_viewer(rng, stream, stays=rng.random() < 0.8)]
-    acts += [_viewer(rng, stream, stays=rng.random() < 0.5) for _ in range(rng.choice((0, 1, 1, 2)))]
+    acts += [
+        _viewer(rng, stream, stays=rng.random() < 0.5) for _ in range(rng.choice((0, 1, 1, 2)))
+    ]
     name, begin = stream["name"], stream["at"]
     for _ in range(rng.choice((0, 0, 1, 2))):
         # What a browser or nginx sends again: to any replica, at any moment.
@@ -154,10 +156,21 @@ def _zombie(rng: random.Random, replicas: int, begin: float) -> list[Act]:
     act = rng.choice(("pause", "block", "trap"))
     seconds = round(rng.uniform(1.5, 4.0), 4)
     late = {"on": "XADD", "how": "late", "seed": 0}
-    first = {"act": act, "at": at, "host": host, "seconds": seconds, **(late if act == "trap" else {})}
+    first = {
+        "act": act,
+        "at": at,
+        "host": host,
+        "seconds": seconds,
+        **(late if act == "trap" else {}),
+    }
     second = {
-        **{"act": "trap", "at": at, "host": -1, "seconds": round(rng.uniform(0.1, 2.0), 4)},
-        **{"on": rng.choice(("seal", "takeover", "XRANGE")), "how": rng.choice(HOWS), "seed": 0},
+        "act": "trap",
+        "at": at,
+        "host": -1,
+        "seconds": round(rng.uniform(0.1, 2.0), 4),
+        "on": rng.choice(("seal", "takeover", "XRANGE")),
+        "how": rng.choice(HOWS),
+        "seed": 0,
     }
     return [first, second]
 
@@ -258,7 +271,8 @@ def shrink(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
             else:
                 start += size
         if size == 1 and not smaller:
-            return _fewer_streams(schedule)
+            fewer = _fewer_streams(schedule)
+            return fewer if fails(fewer) else schedule
         size = max(1, size // 2)
 
 

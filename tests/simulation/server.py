@@ -1,7 +1,7 @@
 """The simulated Redis server: connections, a clock that may jump, and everything it can do wrong.
 
-It keeps a journal of its writes, so that a failover can lose a suffix of them, and a ledger of every
-entry that any log ever had: what is not in it may never be shown to anybody.
+It keeps a journal of its writes, so that a failover can lose a suffix of them, and a ledger of
+every entry that any log ever had: what is not in it may never be shown to anybody.
 """
 
 import asyncio
@@ -12,10 +12,17 @@ from typing import Any
 
 from hiredis import Reader
 
-from gateway.store import MARKER
-from tests.simulation.loop import Host
 from tests.simulation.network import Connection, Network
-from tests.simulation.redis import Args, Id, Redis, RedisError, Reply, Status, Stream
+from tests.simulation.redis import (
+    DENIED_WHEN_FULL,
+    Args,
+    Id,
+    Redis,
+    RedisError,
+    Reply,
+    Status,
+    Stream,
+)
 
 BORN = 1_700_000_000.0  # The date at which every schedule begins.
 
@@ -45,7 +52,9 @@ class Loss:
 class Server:
     """One Redis as the network sees it."""
 
-    def __init__(self, network: Network, names: dict[bytes, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, network: Network, names: dict[bytes, str], say: Callable[[str], None]
+    ) -> None:
         self.redis = Redis()
         self.offset = 0.0  # Of its clock.
         self.down = False  # Connections are refused.
@@ -207,7 +216,7 @@ class Server:
         return "beat" if name == "HGETALL" else name
 
     def _matches(self, trap: Trap, peer: "_Peer", batch: list[Args]) -> bool:
-        if trap.host and trap.host != peer.host or batch[0][0] in {b"CLIENT", b"SUBSCRIBE"}:
+        if (trap.host and trap.host != peer.host) or batch[0][0] in {b"CLIENT", b"SUBSCRIBE"}:
             return False
         return trap.on == "any" or any(self._name(each) == trap.on for each in batch)
 
@@ -230,7 +239,7 @@ class Server:
         if peer.queued is None:
             return self._run([command])[0]
         if name != b"EXEC":
-            if self._is_full() and name in {b"XADD", b"HSET", b"SADD", b"SET"}:
+            if self._is_full() and name in DENIED_WHEN_FULL:
                 peer.spoiled = True
                 return RedisError("OOM command not allowed when used memory > 'maxmemory'.")
             peer.queued.append(command)
@@ -377,11 +386,3 @@ def packed(reply: Reply) -> bytes:
     if isinstance(reply, RedisError):
         return b"-%b\r\n" % str(reply).encode()
     return b"$-1\r\n"
-
-
-def host_names(hosts: list[Host]) -> list[str]:
-    """Return the names of hosts."""
-    return [host.name for host in hosts]
-
-
-__all__ = ["MARKER", "Loss", "Server", "Trap"]

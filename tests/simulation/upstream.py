@@ -127,9 +127,8 @@ def _steps(script: dict[str, Any], number: int, stream: str) -> list[tuple[float
     if status == -1:  # It never answers.
         return []
     if status != 200:
-        head = b"HTTP/1.1 %d Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\nConnection: close\r\n\r\n"
-        head %= status
-        return [(wait, "data", head)]
+        head = b"HTTP/1.1 %d Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\n" % status
+        return [(wait, "data", head + b"Connection: close\r\n\r\n")]
     if script["end"] == "json":
         body = b'{"answer": 42}'
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -177,4 +176,4 @@ _END: dict[str, Callable[[float], list[tuple[float, str, bytes]]]] = {
     ],
     "half": lambda gap: [(gap, "data", b'data: {"choices": [{"in'), (gap, "cut", b"x")],
 }
-ENDS = sorted(_END) + ["json"]
+ENDS = [*sorted(_END), "json"]

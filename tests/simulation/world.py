@@ -8,16 +8,21 @@ import random
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from redis.asyncio.connection import AbstractConnection
 
 import gateway
 import gateway.transport
 from gateway.app import Gateway
+from gateway.eventlog import EventLog
 from gateway.settings import Settings
 from gateway.store import TIMEOUT
+from gateway.tail import Viewer
 from gateway.tickets import Tickets
 from tests.simulation.client import Broken, EventSource, Exchange
 from tests.simulation.loop import Host, VirtualLoop, run
@@ -50,7 +55,7 @@ def _profile(**changes: Any) -> Settings:
         "heartbeat": 2,
         "start_by": 8,
         "log_ttl": 120,
-        "max_run": 15,
+        "max_run": 30,
         "drain": 2,
         "write_timeout": 3,
         "upstream_stall": 3,
@@ -210,7 +215,7 @@ class World:
         over = max((end for _, end, _ in self.troubles), default=0.0)
         await self.until(over + self.settings.lease + 1.5)
         deadline = max(CALM, self.loop.time()) + _SETTLE
-        while self.loop.time() < deadline and self.oracle.open():
+        while self.loop.time() < deadline and self.oracle.open():  # noqa: ASYNC110
             await asyncio.sleep(0.5)
 
     async def _stop_all(self) -> None:
@@ -229,15 +234,13 @@ class World:
     async def _post(self, stream: Stream) -> None:
         await self.until(stream.plan["at"])
         rng = random.Random(f"{stream.name} {self.schedule.seed}")
-        while not await self._posted(stream, self.replica(rng)):
+        while not await self._posted(stream, self.replica(rng)):  # noqa: ASYNC110
             await asyncio.sleep(0.3)
 
     async def _posted(self, stream: Stream, replica: Replica | None) -> bool:
         if replica is None:
             return False
-        exchange = Exchange(
-            replica, "POST", "/tickets", headers=stream.headers(), body=stream.body
-        )
+        exchange = Exchange(replica, "POST", "/tickets", headers=stream.headers(), body=stream.body)
         try:
             body = await exchange.whole()
         except Broken:
@@ -327,7 +330,7 @@ class World:
             self.say(f"{what} is over")
 
     def _host(self, act: Act) -> Replica:
-        return self.replicas[act["host"] % len(self.replicas)]
+        return self.replicas[int(act["host"]) % len(self.replicas)]
 
     async def _trap(self, act: Act, number: int) -> None:
         host = self._host(act).host.name if act["host"] >= 0 else ""
@@ -473,25 +476,37 @@ class _Faults(logging.Handler):
         self._world.say(f"    {record.name}: {words}")
 
 
+# What the gateway keeps in sets: their order is that of the hashes, which are addresses else.
+_IN_SETS = (Viewer, EventLog, AbstractConnection)
+
+
+def _serial(loop: VirtualLoop) -> Callable[[Any], int]:
+    return lambda each: each.__dict__.setdefault("serial number", next(loop.numbers))
+
+
 @contextmanager
 def _surroundings(world: World) -> Iterator[None]:
     """Make chance and clocks a part of the schedule, for the time of one."""
     rng = random.Random(f"ids {world.schedule.seed}")
     random.seed(world.schedule.seed)
-    urandom, monotonic = secrets.token_urlsafe, gateway.transport.monotonic
+    urandom, monotonic = secrets.token_urlsafe, vars(gateway.transport)["monotonic"]
     secrets.token_urlsafe = lambda n=None: (  # type: ignore[assignment]
         urlsafe_b64encode(rng.randbytes(n or 16)).decode().rstrip("=")
     )
-    gateway.transport.monotonic = world.loop.time
+    vars(gateway.transport)["monotonic"] = world.loop.time
+    hashes = [patch.object(each, "__hash__", _serial(world.loop)) for each in _IN_SETS]
     logger, handler = logging.getLogger("gateway"), _Faults(world)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(handler.level)
     logger.propagate = False
     try:
-        yield
+        with ExitStack() as stack:
+            for each in hashes:
+                stack.enter_context(each)
+            yield
     finally:
-        secrets.token_urlsafe, gateway.transport.monotonic = urandom, monotonic
+        secrets.token_urlsafe, vars(gateway.transport)["monotonic"] = urandom, monotonic
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
@@ -500,7 +515,7 @@ def _surroundings(world: World) -> Iterator[None]:
 def simulate(schedule: Schedule, trace: Callable[[str], None] | None = None) -> list[str]:
     """Run one schedule; return the promises it broke, each with what was seen."""
     gc.disable()  # What it finds, and when, would differ from run to run.
-    loop = VirtualLoop(random.Random(f"loop {schedule.seed}"))
+    loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     world = World(schedule, loop, trace)
     try:
