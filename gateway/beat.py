@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.records import DAY
+from gateway.records import DAY, naming
 from gateway.store import BEATS, MARKER, Store, cancels_key, runs_key
 
 
@@ -42,6 +42,11 @@ class Beat:
     def fresh(self) -> bool:
         """Whether nobody can have declared this replica dead yet, with a margin for the send."""
         return _now() - self._renewed < self.lease * 0.6
+
+    @property
+    def renewed(self) -> float:
+        """When the last renewal that Redis answered was begun."""
+        return self._renewed
 
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Passing.
@@ -104,8 +109,7 @@ class Beat:
 
     async def enter(self, stream_id: str) -> None:
         """Name a stream as run by this replica, before it is claimed or taken over."""
-        runs = runs_key(self.replica)
-        await self._store.calls([["SADD", runs, stream_id], ["PEXPIRE", runs, DAY]])
+        await self._store.calls(naming(self.replica, stream_id))
 
     async def leave(self, *stream_ids: str) -> None:
         """Take ended streams off this replica's list."""

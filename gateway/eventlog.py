@@ -92,8 +92,8 @@ class EventLog:
         self.fields = fields  # Of the record, to write it again where Redis forgot it.
         self.size = 0
         self.watchers: dict[str, float] = {}  # Replica -> until when it wants to be woken.
-        self.on_commit: Callable[[], None] = lambda: None
-        self.on_fence: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[], None] = _nothing
+        self.on_fence: Callable[[], None] = _nothing
         self.fenced = False
         self.in_doubt = False
         self.dirty = False
@@ -116,6 +116,11 @@ class EventLog:
     def settled(self) -> bool:
         """Whether everything appended was committed."""
         return not (self._pending or self.flying or self.in_doubt)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether Redis may lack what this owner has."""
+        return self.in_doubt and not self.fenced
 
     def append(self, events: Iterable[Event]) -> None:
         """Add events; they are shown once Redis has them."""
@@ -195,6 +200,13 @@ class EventLog:
 
     # What follows is for the Writer.
 
+    def forget(self) -> None:
+        """Let go of those who were told.
+
+        In a circle with them its megabytes would wait for a collector that counts objects.
+        """
+        self.on_commit = self.on_fence = _nothing
+
     def take(self) -> list[Any]:
         """Put what gathered in flight; return the command that appends it."""
         count = len(self._pending)
@@ -217,9 +229,14 @@ class EventLog:
         """Whether there is something to send or to clear up."""
         return bool(self._pending) or self.in_doubt
 
+    async def hold(self) -> tuple[str, str]:
+        """Assert the ownership; see Records.hold."""
+        began = self.entries[0].last.epoch == self.epoch
+        return await self._records.hold(self.stream_id, self.epoch, self.fields, began=began)
+
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
-        verdict, last = await self._records.hold(self.stream_id, self.epoch, self.fields)
+        verdict, last = await self.hold()
         if verdict == "fenced":
             self.fence()
             return
@@ -247,6 +264,10 @@ class EventLog:
     def _settle(self) -> None:
         if (self.settled or self.fenced) and self._drained and not self._drained.done():
             self._drained.set_result(None)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _append(key: bytes, entry: Entry) -> list[Any]:

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gateway.store import MARKER, Store, log_key, presence_key, record_key
+from gateway.store import BEATS, MARKER, Store, log_key, presence_key, record_key, runs_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -166,13 +166,18 @@ class Records:
         verdict, *more = await self.store.script("takeover", _keys(stream_id), args)
         return int(more[0]) if verdict == b"taken" else None
 
-    async def hold(self, stream_id: str, epoch: int, fields: dict[str, Any]) -> tuple[str, str]:
+    async def hold(
+        self, stream_id: str, epoch: int, fields: dict[str, Any], *, began: bool = True
+    ) -> tuple[str, str]:
         """Assert an ownership and write it again where Redis forgot it.
 
+        `began` says that the log holds nothing of earlier owners: what it has of them goes.
         Returns the verdict (ours, sealed or fenced) and the id of the log's last entry.
         """
-        args = [self.replica, epoch, self._running_ttl, *_flat(fields)]
+        args = [self.replica, epoch, self._running_ttl, int(began), *_flat(fields)]
         keys = _keys(stream_id)
+        # First, as before a claim: if this replica dies now, others must find the stream.
+        await self.store.urgent(naming(self.replica, stream_id))
         # On the appends' own connection: what another server says is no answer.
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
@@ -193,12 +198,16 @@ class Records:
         return state.decode(), (owner or b"").decode()
 
     async def may_be_forgotten(self, issued: int) -> bool:
-        """Whether a missing record may be one that Redis lost, and that its owner writes again."""
+        """Whether a missing record may be one that Redis lost, and that its owner writes again.
+
+        A failover loses what is young, and leaves the marker as it was.
+        """
         (seconds, micros), marker = await self.store.calls([["TIME"], ["GET", MARKER]])
         if marker is None:
             return True
-        age = int(seconds) * 1000 + int(micros) // 1000 - int(marker)
-        return issued < int(marker) and age < self._young
+        now = int(seconds) * 1000 + int(micros) // 1000
+        forgot_all = issued < int(marker) and now - int(marker) < self._young
+        return forgot_all or now - issued < min(self._young, self._ended_ttl)
 
     async def exist(self, stream_ids: list[str]) -> list[bool]:
         """Tell which of these streams have a record."""
@@ -226,6 +235,20 @@ class Records:
         """Tell which of these streams somebody watches from another replica."""
         replies = await self.store.calls(["EXISTS", presence_key(each)] for each in stream_ids)
         return [bool(reply) for reply in replies]
+
+
+def naming(replica: str, stream_id: str) -> list[list[Any]]:
+    """Return the commands that let others find a stream should this replica die.
+
+    They see who has a beat: a Redis that has just forgotten it must not wait for the next one.
+    """
+    runs = runs_key(replica)
+    return [
+        ["SADD", runs, stream_id],
+        ["PEXPIRE", runs, DAY],
+        ["HSETNX", BEATS, replica, 0],
+        ["PEXPIRE", BEATS, DAY],
+    ]
 
 
 def new_id() -> str:
