@@ -73,6 +73,9 @@ class Replica:
         The claim goes on when the request that wanted it has gone: what Redis has given to this
         replica must have a run, whether or not somebody still looks.
         """
+        if run := self._runs.get(record.stream_id):
+            run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
+            return "claimed"
         task = self._claims.get(record.stream_id)
         if task is None:
             if self._count >= self._caps.streams:
@@ -122,6 +125,7 @@ class Replica:
             self._tails.disown(stream_id)
             self._writer.close(run.log)
             self._runs.pop(stream_id, None)
+            await self._takeover.follow(stream_id)
         finally:
             run.finished_at = _now()
             self._count -= 1
@@ -140,11 +144,10 @@ class Replica:
         """
         while run.attempts > 1 or not self._beat.fresh:
             with suppress(Passing):
-                log_ = run.log
-                verdict, _ = await self._records.hold(log_.stream_id, log_.epoch, log_.fields)
+                verdict, _ = await run.log.hold()
                 if verdict != "ours":
-                    log_.fence()
-                    raise Fenced(log_.stream_id)
+                    run.log.fence()
+                    raise Fenced(run.log.stream_id)
                 if self._beat.fresh:
                     return
             await asyncio.sleep(self._interval)
@@ -219,6 +222,8 @@ class Replica:
                 paused = not self._beat.fresh
                 news = await self._beat.renew(running, owners)
                 self._writer.look_at_connection()
+                if self._takeover.adoption_due:
+                    self._spawn(self._takeover.adopt(self._holds))
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self.active)
                 self._cancel_here(news.cancels)
@@ -232,6 +237,9 @@ class Replica:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
             await asyncio.sleep(pause)
+
+    def _holds(self, stream_id: str) -> bool:
+        return stream_id in self._runs or stream_id in self._claims
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:
@@ -248,13 +256,14 @@ class Replica:
             before = now
             for run in [] if late else list(self._runs.values()):
                 run.check(now)
-            self._drop_ended(now)
+            self._drop_ended()
 
-    def _drop_ended(self, now: float) -> None:
-        keep = 2 * self._beat.lease
+    def _drop_ended(self) -> None:
+        # As long as Redis was not heard since, nobody knows whether it still has what ended.
+        until = self._beat.renewed - 2 * self._beat.lease
         for stream_id, run in list(self._runs.items()):
-            over = run.finished_at is not None and now - run.finished_at > keep
-            if over and not run.tail.viewers:
+            over = run.finished_at is not None and run.finished_at < until
+            if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]
                 self._writer.close(run.log)
                 if self._tails.get(stream_id) is run.tail:
@@ -319,6 +328,7 @@ class Replica:
         for stream_id in stream_ids:
             if run := self._runs.get(stream_id):
                 run.log.watchers[replica] = _now() + run.preset.grace
+                run.unseen_since = None  # The visit may be over before the next look.
 
 
 async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:

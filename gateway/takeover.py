@@ -6,6 +6,8 @@ stored. If this replica dies on the way, its own list names the stream, and a th
 """
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from gateway.beat import Beat
@@ -33,6 +35,7 @@ class Takeover:
         self._writer = writer
         self._tails = tails
         self._burying: set[str] = set()
+        self._generation = 0
 
     @property
     def busy(self) -> bool:
@@ -52,8 +55,32 @@ class Takeover:
             await self._beat.bury(dead)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
+            self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
             self._burying.discard(dead)
+
+    @property
+    def adoption_due(self) -> bool:
+        """Whether streams may name this replica that it does not know: it broke off while burying,
+        or the connection is a new one, and may lead to a server that knows less."""
+        return not self._burying and self._generation != self._store.generation
+
+    async def adopt(self, held: Callable[[str], bool]) -> None:
+        """End what names this replica as its owner and is not `held` by it.
+
+        A failover may lose the end of a stream that was forgotten here since. Its owner lives, so
+        nobody else would ever take it over.
+        """
+        me, self._generation = self._beat.replica, self._store.generation
+        try:
+            for stream_id in await self._beat.streams_of(me):
+                record = None if held(stream_id) else await self._records.read(stream_id)
+                ours = record is not None and record.running and record.owner == me
+                if ours and not held(stream_id):
+                    await self._inherit(stream_id, me)
+        except Passing as error:
+            log.info("what was lost here is not ended yet: %s", error.detail)
+            self._generation = -1
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over and seal it with what its log tells; raises Passing."""
@@ -63,7 +90,19 @@ class Takeover:
         record = await self._records.read(stream_id)
         if epoch is not None and record is not None:
             await self._seal(record, epoch)
+        else:
+            self._follow(stream_id, record)
         await self._beat.leave(stream_id)
+
+    async def follow(self, stream_id: str) -> None:
+        """Let the viewers of a stream that another replica took away follow it there."""
+        with suppress(Passing):
+            self._follow(stream_id, await self._records.read(stream_id))
+
+    def _follow(self, stream_id: str, record: Record | None) -> None:
+        # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
+        begun = record is not None and record.state != "cached"
+        self._tails.rehome(stream_id, record.owner if record and begun else "", begun)
 
     async def _seal(self, record: Record, epoch: int) -> None:
         stream_id = record.stream_id

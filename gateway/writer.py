@@ -41,8 +41,9 @@ class Writer:
         return opened
 
     def close(self, log: EventLog) -> None:
-        """Forget a log that has ended."""
+        """Forget a log that has ended, and let it forget its run."""
         self._open.discard(log)
+        log.forget()
 
     def mark(self, log: EventLog) -> None:
         """Let the next round look at this log."""
