@@ -2,7 +2,8 @@
 
 Promises 1 to 3 hold as far as Redis keeps what it acknowledged. So, and only so, they are weaker:
 
-- Each loss that took a claim of a stream along allows one more paid call for it.
+- Each loss that took a claim of a stream along allows one more paid call for it, and one that took
+  a takeover along does so where the preset restarts what a dead replica ran.
 - A stream that lost acknowledged writes may give a `gap`, and may end otherwise than some viewer
   saw it end before; what its log holds at the end is still one call's answer, in order.
 
@@ -140,7 +141,7 @@ class Oracle:
 
     def _judge_money(self, stream: "Stream") -> None:
         paid = sum(call.paid for call in self._calls(stream))
-        allowed = 1 + self._lost(stream.stream_id, "claims")
+        allowed = self._allowed(stream.stream_id)
         if paid > allowed:
             self.accuse("one paid call", f"{stream.name} was paid {paid} times, {allowed} allowed")
         ended = self._ended.get(stream.stream_id, float("inf"))
@@ -150,6 +151,13 @@ class Oracle:
         most = allowed * (self._world.settings.upstream_retries + 1)
         if len(self._calls(stream)) > most:
             self.accuse("one paid call", f"{stream.name} was asked for too often")
+
+    def _allowed(self, stream_id: str) -> int:
+        preset = self._world.settings.preset("default")
+        claims = 1 + self._lost(stream_id, "claims")
+        if preset is None or preset.on_crash != "restart":
+            return claims
+        return claims * (1 + preset.crash_restarts) + self._lost(stream_id, "takeovers")
 
     def _judge_log(self, stream: "Stream") -> None:
         redis = self._world.redis
@@ -209,9 +217,11 @@ class Oracle:
         return max([last, *over]) < kept
 
     def _judge_answer(self, stream: "Stream", state: str, frames: bytes) -> None:
-        """The log holds the beginning of one call's answer, all of it if it is done."""
+        """The log holds, since a reset, the beginning of one call's answer: all of it if done."""
         events = parse(frames)
-        data = [event.data for event in events if event.name not in OURS]
+        resets = [number for number, event in enumerate(events) if event.name == b"reset"]
+        answer = events[resets[-1] if resets else 0 :]
+        data = [event.data for event in answer if event.name not in OURS]
         ends = [event for event in events if event.name == b"end"]
         if len(ends) != 1 or events[-1] is not ends[0]:
             self.accuse("true ends", f"{stream.name} has {len(ends)} ends, or not at the end")

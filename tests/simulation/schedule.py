@@ -11,6 +11,7 @@ from tests.simulation.upstream import ENDS
 Act = dict[str, Any]
 
 CALM = 10.0  # From this second on nothing more goes wrong.
+RESTARTS = 4  # The profile that pays again for what a dead replica ran.
 HOWS = (
     *("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly"),
     *("freeze", "freeze", "murder", "murder_after"),
@@ -55,7 +56,10 @@ def make(seed: int) -> Schedule:
     if rng.random() < 0.15:
         acts += _zombie(rng, replicas, rng.choice(streams)["at"])
     acts.sort(key=lambda act: float(act["at"]))
-    return Schedule(seed, replicas, rng.randrange(4), tuple(streams), tuple(acts))
+    profile = rng.randrange(4)
+    if rng.random() < 0.2:
+        profile = RESTARTS
+    return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
 
 
 def _stream(rng: random.Random, number: int) -> Act:

@@ -45,6 +45,7 @@ class Loss:
 
     at: float
     claims: set[str] = field(default_factory=set)
+    takeovers: set[str] = field(default_factory=set)
     touched: set[str] = field(default_factory=set)
     everything: bool = False
 
@@ -159,6 +160,8 @@ class Server:
                 loss.touched.add(stream_id)
             if b"epoch" in record and b"epoch" not in now:
                 loss.claims.add(stream_id)
+            elif record.get(b"epoch") != now.get(b"epoch"):
+                loss.takeovers.add(stream_id)
         return loss
 
     def log(self, stream_id: str) -> list[tuple[Id, Args]]:

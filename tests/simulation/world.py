@@ -70,6 +70,7 @@ PROFILES = (
     _profile(grace=1.5, upstream_retries=1),
     _profile(lease=4, upstream_stall=6),
     _profile(presets={"default": {"on_leave": "finish"}}),
+    _profile(presets={"default": {"on_crash": "restart"}}),
 )
 
 
