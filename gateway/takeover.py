@@ -108,6 +108,9 @@ class Takeover:
         stream_id = record.stream_id
         request = await self._records.request(stream_id)
         entries = await read_all(self._store, stream_id)
+        if not entries or entries[-1].last.epoch != epoch:
+            # Its owner may live, and write it again: a log must not get two ends.
+            raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
         reading = (await answer_of(entries, choices_of(request))).reading
         ending = Ending("done") if reading.finished else _lost()
         events, end, result = ending_events(ending, reading, record.attempts)
