@@ -12,6 +12,8 @@ local tail = last and last[1] or ''
 local epoch = last and tonumber(string.match(tail, '^%d+')) or 0
 if epoch > mine then return {'fenced', ''} end
 if r[4] and theirs == mine then return {'sealed', tail} end
+-- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
+if r[4] and ARGV[4] ~= '1' then return {'fenced', ''} end
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
   unpack(ARGV, 5))
 redis.call('HDEL', KEYS[1], 'end_id', 'result')
