@@ -121,8 +121,11 @@ class Takeover:
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Passing."""
         tail = self._tails.get(stream_id)
-        if stream_id in self._inheriting or (tail is not None and tail.local):
+        if tail is not None and tail.local:
             return  # An earlier try, that broke off at another stream, has begun it here.
+        if stream_id in self._inheriting:
+            # In the name of another one who is dead: only Redis can tell whose it was.
+            raise Passing("store_unavailable", "It is being taken over already")
         self._inheriting.add(stream_id)
         self._broken_off[stream_id] = dead
         try:
@@ -177,6 +180,9 @@ class Takeover:
         """Let a stream go on here, or seal it; return whether it goes on."""
         request = await self._records.request(record.stream_id)
         entries = await read_all(self._records.store, record.stream_id)
+        if not entries or entries[-1].last.epoch != epoch:
+            # Its owner may live, and write it again: a log must not get two ends.
+            raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
         answer = await answer_of(entries, choices_of(request))
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._beat.replica else None

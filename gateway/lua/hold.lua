@@ -16,6 +16,8 @@ local epoch = last and tonumber(string.match(tail, '^%d+')) or 0
 if epoch > mine then return {'fenced', ''} end
 if r[4] and theirs == mine then return {'sealed', tail} end
 local before = tonumber(ARGV[4])
+-- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
+if r[4] and before ~= 0 then return {'fenced', ''} end
 if epoch < mine and before < 0 then return {'behind', tail} end
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
   unpack(ARGV, 5 + 3 * math.max(0, before)))

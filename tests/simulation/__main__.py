@@ -16,14 +16,22 @@ from tests.simulation.mutants import MUTANTS, mutated
 from tests.simulation.schedule import Schedule, from_json, make, shrink
 from tests.simulation.world import simulate
 
+Verdict = tuple[int, list[str]]
+
 _CHUNK = 100
 
 
-def verdicts(seeds: range, mutant: str = "") -> list[tuple[int, list[str]]]:
-    """Run seeds; return those that broke a promise, with what they broke."""
+def verdicts(seeds: range, mutant: str = "", *, first: bool = False) -> list[Verdict]:
+    """Run seeds; return those that broke a promise, or the `first` of them, and what they broke."""
+    found: list[Verdict] = []
     with mutated(mutant):
-        results = [(seed, simulate(make(seed))) for seed in seeds]
-    return [(seed, broken) for seed, broken in results if broken]
+        for seed in seeds:
+            broken = simulate(make(seed))
+            if broken:
+                found.append((seed, broken))
+            if found and first:
+                break
+    return found
 
 
 def chunks(seed: int, schedules: int) -> Iterator[range]:
@@ -55,6 +63,15 @@ def told(schedule: Schedule, mutant: str = "") -> list[str]:
         broken = simulate(schedule, print)
     print("\n".join(["", *broken]) if broken else "all promises held")
     return broken
+
+
+def until_the_first(options: argparse.Namespace) -> int:
+    """Run until one fails, and do no more."""
+    seeds = range(options.seed, options.seed + options.schedules)
+    found = verdicts(seeds, options.mutant, first=True)
+    for seed, broken in found:
+        print(f"seed {seed}: {broken[0]}")
+    return 1 if found else 0
 
 
 def long_run(options: argparse.Namespace) -> int:
@@ -90,8 +107,11 @@ def main() -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="tell the story of one")
     parser.add_argument("--file", type=Path, help="tell the story of a schedule kept as JSON")
     parser.add_argument("--shrink", action="store_true", help="make what is replayed smaller first")
+    parser.add_argument("--first", action="store_true", help="stop at the first failure")
     parser.add_argument("--mutant", choices=["", *MUTANTS], default="", help="break the code")
     options = parser.parse_args()
+    if options.first:
+        return until_the_first(options)
     if options.replay is None and options.file is None:
         return long_run(options)
     schedule = (

@@ -156,6 +156,10 @@ def _fault(rng: random.Random, replicas: int, begin: float) -> Act:
 
 def _zombie(rng: random.Random, replicas: int, begin: float) -> list[Act]:
     """An owner that is cut off until another takes its stream over, and comes back meanwhile."""
+    if rng.random() < 0.3:  # Before it has asked its upstream, or while it writes.
+        on, seconds = rng.choice(("claim", "claim", "XADD")), round(rng.uniform(2.5, 4.0), 4)
+        frozen = {"act": "trap", "at": begin, "host": -1, "on": on, "how": "freeze", "seed": 0}
+        return [{**frozen, "seconds": seconds}]
     at, host = round(begin + 0.5 + rng.random(), 4), rng.randrange(replicas)
     act = rng.choice(("pause", "block", "trap"))
     seconds = round(rng.uniform(1.5, 4.0), 4)
