@@ -15,7 +15,7 @@ HOME = Path(__file__).parents[2]
 SHOWS = {
     "appends_make_the_log": 10,
     "asks_again_after_a_cut": 0,
-    "cancel_is_overruled": 50,
+    "cancel_is_overruled": 150,
     "connection_is_not_looked_at": 0,
     "doubt_is_ignored": 0,
     "every_end_is_done": 0,
