@@ -12,13 +12,14 @@ a death. Any two majorities share a book, so nobody is fresh and dead at once.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway.errors import Passing
+from gateway.majority import Majority
 from gateway.memory import Memory
-from gateway.records import DAY
+from gateway.records import DAY, naming
 from gateway.store import BEATS, Store, cancels_key, runs_key
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Book:
         self._count = 0
         self.answers = False  # As far as is known: one that fails tells of no death.
         self._busy = False
-        self._renewed = float("-inf")
+        self.renewed = float("-inf")  # When the last renewal that it answered was begun.
         self._answered = float("-inf")
         self._latest: dict[str, bytes] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -55,14 +56,14 @@ class Book:
     @property
     def fresh(self) -> bool:
         """Whether nobody can read a death in it yet, with a margin for the send."""
-        return _now() - self._renewed < self._lease * 0.6
+        return _now() - self.renewed < self._lease * 0.6
 
     async def renew(self, running: Collection[str]) -> list[str]:
         """Raise the counter, name the running streams; return what to cancel. Raises Passing."""
         if self._busy:
             raise Passing("store_unavailable", "The last renewal is not answered yet.")
         started = _now()
-        if started - self._renewed > self._lease * 2 / 3:
+        if started - self.renewed > self._lease * 2 / 3:
             self._seen.clear()  # Who did not look for long did not see the others stand still.
         self._busy = True
         try:
@@ -74,7 +75,7 @@ class Book:
         finally:
             self._busy = False
         self.answers = True
-        self._renewed, self._answered = started, _now()
+        self.renewed, self._answered = started, _now()
         self._latest = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
         return [each.decode() for each in cancels]
 
@@ -86,7 +87,9 @@ class Book:
             ["PEXPIRE", self.beats, DAY],
         ]
         if running:
-            writes += [["SADD", self.runs, *running], ["PEXPIRE", self.runs, DAY]]
+            writes.append(["SADD", self.runs, *running])
+        # At every beat: where these were made, the connection may have broken before the TTL.
+        writes += [["PEXPIRE", self.runs, DAY], ["PEXPIRE", self.cancels, DAY]]
         beats, cancels, *_ = await self._store.urgent(reads + writes)
         return beats, cancels
 
@@ -108,7 +111,7 @@ class Book:
             before, since = seen.get(name, (count, self._answered))
             since = since if before == count else self._answered
             self._seen[name] = (count, since)
-            if self._renewed - since >= self._lease:
+            if self.renewed - since >= self._lease:
                 still.add(name)
         return still
 
@@ -127,13 +130,17 @@ class Beat:
         self._store = store
         self._memory = Memory(store, lease)
         self._books = [Book(store, replica, lease, tag) for tag in store.books]
-        self._majority = len(self._books) // 2 + 1
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._majority = Majority(len(self._books))
 
     @property
     def fresh(self) -> bool:
         """Whether nobody can have declared this replica dead yet."""
-        return sum(book.fresh for book in self._books) >= self._majority
+        return sum(book.fresh for book in self._books) >= self._majority.size
+
+    @property
+    def renewed(self) -> float:
+        """When the last renewal was begun that a majority answered."""
+        return sorted(book.renewed for book in self._books)[-self._majority.size]
 
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Passing.
@@ -147,16 +154,12 @@ class Beat:
         books = [book for book in self._books if book.answers]
         names = {*owners, *(name for book in books for name in book.named)} - {self.replica}
         votes = [book.look(names) for book in books]
-        dead = [name for name in names if sum(name in v for v in votes) >= self._majority]
+        dead = [name for name in names if sum(name in v for v in votes) >= self._majority.size]
         return News(dead, list({each for asked in answers for each in asked}), forgot)
 
     async def enter(self, stream_id: str) -> None:
         """Name a stream as run by this replica, before it is claimed or taken over."""
-        await self._ask(
-            lambda book: self._store.calls(
-                [["SADD", book.runs, stream_id], ["PEXPIRE", book.runs, DAY]]
-            )
-        )
+        await self._ask(lambda book: self._store.calls(naming(self.replica, stream_id, book.tag)))
 
     async def leave(self, *stream_ids: str) -> None:
         """Take ended streams off this replica's list."""
@@ -165,7 +168,7 @@ class Beat:
     async def ask_to_cancel(self, stream_id: str, owner: str) -> None:
         """Tell an owner that a cancel is stored, now and should it miss the message."""
 
-        def ask(book: Book) -> Awaitable[Any]:
+        def ask(book: Book) -> Coroutine[Any, Any, Any]:
             key = cancels_key(owner, book.tag)
             return self._store.calls(
                 [
@@ -196,7 +199,7 @@ class Beat:
     async def bury(self, replica: str) -> None:
         """Forget a dead replica whose streams are all taken over."""
 
-        def bury(book: Book) -> Awaitable[Any]:
+        def bury(book: Book) -> Coroutine[Any, Any, Any]:
             keys = runs_key(replica, book.tag), cancels_key(replica, book.tag)
             book.forget(replica)
             return self._store.calls(
@@ -211,35 +214,11 @@ class Beat:
         await self.bury(self.replica)
 
     async def _ask(
-        self, question: Callable[[Book], Awaitable[T]], *, all_of_them: bool = False
+        self, question: Callable[[Book], Coroutine[Any, Any, T]], *, all_of_them: bool = False
     ) -> list[T]:
-        """Ask the books, and return the answers once a majority has answered.
-
-        The others are asked on behind, unless one is to wait for all of them.
-        """
-        if len(self._books) == 1:
-            return [await question(self._books[0])]
-        left = {asyncio.ensure_future(question(book)) for book in self._books}
-        for task in left:
-            self._tasks.add(task)
-            task.add_done_callback(self._answered)
-        answers: list[T] = []
-        failure: BaseException = Passing("store_unavailable")
-        while left and (all_of_them or len(answers) < self._majority):
-            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if error := task.exception():
-                    failure = error
-                else:
-                    answers.append(task.result())
-        if len(answers) < self._majority:
-            raise failure
-        return answers
-
-    def _answered(self, task: "asyncio.Future[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Who asked has gone on without it.
+        return await self._majority.of(
+            [question(book) for book in self._books], all_of_them=all_of_them
+        )
 
 
 def inbox(replica: str) -> str:

@@ -93,6 +93,11 @@ class Cluster:
         return self._anyone
 
     @property
+    def generation(self) -> int:
+        """A number that grows with each new connection that appends go over, to any server."""
+        return sum(node.generation for node in self._nodes.values())
+
+    @property
     def markers(self) -> list[str]:
         """The tags of all masters' markers."""
         return list(self._markers.values())

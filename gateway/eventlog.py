@@ -118,6 +118,11 @@ class EventLog:
         return not (self._pending or self.flying or self.in_doubt)
 
     @property
+    def unsure(self) -> bool:
+        """Whether Redis may lack what this owner has."""
+        return self.in_doubt and not self.fenced
+
+    @property
     def inherited(self) -> bool:
         """Whether it began under another owner, who died."""
         return bool(self.entries) and self.entries[0].last.epoch != self.epoch
@@ -246,8 +251,12 @@ class EventLog:
 
     async def hold(self) -> tuple[str, str]:
         """Assert the ownership; see `Records.hold`; raises Passing."""
-        began = self.entries[0].last.epoch if self.entries else self.epoch
-        return await self._records.hold(self.stream_id, self.epoch, self.fields, began)
+        given = self.stream_id, self.epoch, self.fields
+        verdict, last = await self._records.hold(*given, None if self.inherited else ())
+        if verdict == "behind":
+            before = [entry for entry in self.entries if entry.last.epoch < self.epoch]
+            verdict, last = await self._records.hold(*given, before)
+        return verdict, last
 
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""

@@ -6,8 +6,8 @@ for everything short; for reading logs; and the inbox.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -38,7 +38,7 @@ class Complaints:
 
     def note(self, refusal: ResponseError) -> None:
         """Log it, unless another was logged just now."""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._due:
             self._due = now + _COMPLAINTS
             log.warning("the store refused a command: %s", refusal)
@@ -149,6 +149,11 @@ class Single:
     def marker_of(self, key: str) -> str:
         """Return the tag of the marker that lives where a key does."""
         return ""
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with each new connection that appends go over."""
+        return self._node.generation
 
     def anyone(self) -> Node:
         """Return a server for what is no key's."""

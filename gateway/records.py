@@ -9,11 +9,14 @@ marker may have a record that is only forgotten, not expired.
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gateway.errors import Passing
-from gateway.store import Store, log_key, presence_key, record_key
+from gateway.majority import Majority
+from gateway.positions import Entry
+from gateway.store import BEATS, Store, log_key, presence_key, record_key, runs_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -123,6 +126,7 @@ class Records:
     ) -> None:
         self.replica = replica
         self.store = store
+        self._majority = Majority(len(store.books))
         self._young = lease * 2000
         self._start_by = int(start_by * 1000)
         self._ended_ttl = int(log_ttl * 1000)
@@ -185,15 +189,26 @@ class Records:
         return int(more[0]) if verdict == b"taken" else None
 
     async def hold(
-        self, stream_id: str, epoch: int, fields: dict[str, Any], began: int = 0
+        self,
+        stream_id: str,
+        epoch: int,
+        fields: dict[str, Any],
+        before: Sequence[Entry] | None = (),
     ) -> tuple[str, str]:
         """Assert an ownership and write it again where Redis forgot it.
 
-        `began` is the epoch of the log's first entry, where that is older. Returns the verdict
-        (ours, sealed or fenced) and the id of the log's last entry.
+        `before` is what the log holds of earlier owners; None: there is something, and the verdict
+        is `behind` should it be needed. Returns the verdict (ours, sealed, fenced or behind) and
+        the id of the log's last entry.
         """
-        args = [self.replica, epoch, self._running_ttl, began or epoch, *_flat(fields)]
+        count = -1 if before is None else len(before)
+        parts = [part for each in before or () for part in (str(each.last), *each[1:3])]
+        args = [self.replica, epoch, self._running_ttl, count, *parts, *_flat(fields)]
         keys = _keys(stream_id)
+        # First, as before a claim: if this replica dies now, others must find the stream.
+        await self._majority.of(
+            [self.store.urgent(naming(self.replica, stream_id, book)) for book in self.store.books]
+        )
         # On the appends' own connection: what another server says is no answer.
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
@@ -214,14 +229,18 @@ class Records:
         return state.decode(), (owner or b"").decode()
 
     async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
-        """Whether a missing record may be one that Redis lost, and that its owner writes again."""
+        """Whether a missing record may be one that Redis lost, and that its owner writes again.
+
+        A failover loses what is young, and leaves the marker as it was.
+        """
         (seconds, micros), marker = await self.store.calls(
             [["TIME"], ["GET", self.store.marker_of(stream_id)]]
         )
         if marker is None:
             return True
-        age = int(seconds) * 1000 + int(micros) // 1000 - int(marker)
-        return issued < int(marker) and age < self._young
+        now = int(seconds) * 1000 + int(micros) // 1000
+        forgot_all = issued < int(marker) and now - int(marker) < self._young
+        return forgot_all or now - issued < min(self._young, self._ended_ttl)
 
     async def exist(self, stream_ids: list[str]) -> list[bool]:
         """Tell which of these streams have a record."""
@@ -249,6 +268,20 @@ class Records:
         """Tell which of these streams somebody watches from another replica, or may watch."""
         replies = await self.store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
         return [isinstance(reply, Passing) or bool(reply) for reply in replies]
+
+
+def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
+    """Return the commands that let others find a stream should this replica die.
+
+    They see who has a beat: a Redis that has just forgotten it must not wait for the next one.
+    """
+    beats, runs = BEATS + book, runs_key(replica, book)
+    return [
+        ["SADD", runs, stream_id],
+        ["PEXPIRE", runs, DAY],
+        ["HSETNX", beats, replica, 0],
+        ["PEXPIRE", beats, DAY],
+    ]
 
 
 def new_id() -> str:

@@ -74,6 +74,9 @@ class Replica:
         The claim goes on when the request that wanted it has gone: what Redis has given to this
         replica must have a run, whether or not somebody still looks.
         """
+        if run := self._runs.get(record.stream_id):
+            run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
+            return "claimed"
         task = self._claims.get(record.stream_id)
         if task is None:
             if self._count >= self._caps.streams:
@@ -134,6 +137,7 @@ class Replica:
             self._tails.disown(stream_id)
             self._writer.close(run.log)
             self._runs.pop(stream_id, None)
+            await self._takeover.follow(stream_id)
         finally:
             run.finished_at = _now()
             self._count -= 1
@@ -244,14 +248,22 @@ class Replica:
                 if news.forgot:
                     log.warning("the store came back without its memory")
                     self._doubt(self._in_memory_of(news.forgot))
-                for dead in news.dead if not self.draining else []:  # Who leaves adopts nothing.
-                    self._spawn(self._takeover.bury(dead, owners.get(dead, [])))
+                self._bury(news.dead, owners)
                 pause = self._beat.interval
             except Passing as error:
                 log.warning("the beat is not renewed: %s", error.detail)
                 pause = min(1.0, self._beat.interval)
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
+
+    def _bury(self, dead: Iterable[str], owners: dict[str, list[str]]) -> None:
+        if self.draining:
+            return  # Who leaves adopts nothing.
+        if self._takeover.adoption_due:
+            held = (self._runs, self._claims)
+            self._spawn(self._takeover.adopt(lambda each: any(each in some for some in held)))
+        for name in dead:
+            self._spawn(self._takeover.bury(name, owners.get(name, [])))
 
     def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
         at = self._records.store.marker_of
@@ -270,19 +282,16 @@ class Replica:
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now
-            if not late:
-                self._check(now)
-            self._drop_ended(now)
+            for run in [] if late else list(self._runs.values()):
+                run.check(now)
+            self._drop_ended()
 
-    def _check(self, now: float) -> None:
-        for run in list(self._runs.values()):
-            run.check(now)
-
-    def _drop_ended(self, now: float) -> None:
-        keep = 2 * self._beat.lease
+    def _drop_ended(self) -> None:
+        # As long as Redis was not heard since, nobody knows whether it still has what ended.
+        until = self._beat.renewed - 2 * self._beat.lease
         for stream_id, run in list(self._runs.items()):
-            over = run.finished_at is not None and now - run.finished_at > keep
-            if over and not run.tail.viewers:
+            over = run.finished_at is not None and run.finished_at < until
+            if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]
                 self._writer.close(run.log)
                 if self._tails.get(stream_id) is run.tail:
@@ -325,6 +334,7 @@ class Replica:
         for stream_id in stream_ids:
             if run := self._runs.get(stream_id):
                 run.log.watchers[replica] = _now() + run.preset.grace
+                run.unseen_since = None  # The visit may be over before the next look.
 
 
 async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:

@@ -197,6 +197,8 @@ class Routes:
             raise Passing("overloaded")  # Before anything is paid for that it could not show.
         if record.state == "cached":
             record = await self._redeem(record)
+        if self._tails.superseded(record.stream_id, record.epoch):
+            raise Passing("not_yet")  # Its position is in a log that this replica does not see yet.
         owner = record.owner if record.running else ""
         position = Position.parse(wanted)
         viewer = await self._tails.attach(record.stream_id, owner, position)
@@ -306,7 +308,7 @@ class Routes:
             raise Passing("newer_record")
         if record.subject != subject:
             raise Refusal("ticket_not_found")
-        if record.issued != ticket.issued:
+        if record.issued > ticket.issued:
             _unless_reconnect(wanted)  # The key was used again after this ticket had run out.
             return None
         return record

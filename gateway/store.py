@@ -83,6 +83,11 @@ class Store:
         """Return the key of the marker that dates the memory a stream is in."""
         return MARKER + self._redis.marker_of(record_key(stream_id))
 
+    @property
+    def generation(self) -> int:
+        """A number that grows with each new connection that appends go over, to any server."""
+        return self._redis.generation
+
     def home(self, stream_id: str) -> Node:
         """Return the server that has a stream; in a Cluster it may be another one later."""
         return self._redis.home(record_key(stream_id))

@@ -64,6 +64,22 @@ class Tails:
             tail.local = False
             self.mark([stream_id])
 
+    def superseded(self, stream_id: str, epoch: int) -> bool:
+        """Whether another replica took this stream over and the run here has not noticed yet."""
+        tail = self._tails.get(stream_id)
+        return tail is not None and tail.local and tail.last is not None and tail.last.epoch < epoch
+
+    def rehome(self, stream_id: str, owner: str, begun: bool) -> None:
+        """Follow a stream's new owner; if nobody has begun it, send its viewers to redeem it."""
+        tail = self._tails.get(stream_id)
+        if tail is None or tail.local or tail.ended:
+            return
+        if begun:
+            tail.owner = owner
+            self.mark([stream_id])
+        else:
+            tail.drop()
+
     def forget(self, stream_id: str) -> None:
         """Drop a tail; those still looking at it keep it until they leave."""
         self._tails.pop(stream_id, None)

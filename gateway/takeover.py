@@ -19,6 +19,7 @@ stream, and a third one goes on.
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,11 +74,20 @@ class Takeover:
         self._presets = presets
         self._adopt = adopt
         self._burying: set[str] = set()
+        self._inheriting: set[str] = set()
+        self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
+        self._generation = 0
 
     @property
     def busy(self) -> bool:
-        """Whether a dead replica's streams are being taken over."""
-        return bool(self._burying)
+        """Whether streams are being taken over, or may have to be: others must find them then."""
+        return bool(self._burying) or self.adoption_due
+
+    @property
+    def adoption_due(self) -> bool:
+        """Whether streams may name this replica that it does not know: it broke off while burying,
+        or a connection is a new one, and may lead to a server that knows less."""
+        return not self._burying and self._generation != self._records.store.generation
 
     async def bury(self, dead: str, watched: list[str]) -> None:
         """Take over what a dead replica named as run by it, and what is watched here of it."""
@@ -96,6 +106,7 @@ class Takeover:
             await self._beat.bury(dead)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
+            self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
             self._burying.discard(dead)
 
@@ -112,20 +123,69 @@ class Takeover:
         tail = self._tails.get(stream_id)
         if tail is not None and tail.local:
             return  # An earlier try, that broke off at another stream, has begun it here.
-        await self._beat.enter(stream_id)
-        # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
-        epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
-        record = await self._records.read(stream_id)
-        if epoch is None or record is None or not await self._goes_on(record, epoch):
-            await self._beat.leave(stream_id)
+        if stream_id in self._inheriting:
+            # In the name of another one who is dead: only Redis can tell whose it was.
+            raise Passing("store_unavailable", "It is being taken over already")
+        self._inheriting.add(stream_id)
+        self._broken_off[stream_id] = dead
+        try:
+            await self._beat.enter(stream_id)
+            # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
+            epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
+            record = await self._records.read(stream_id)
+            if epoch is None or record is None:
+                self._follow(stream_id, record)
+            if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
+                await self._beat.leave(stream_id)
+            self._broken_off.pop(stream_id, None)
+        finally:
+            self._inheriting.discard(stream_id)
 
-    async def _goes_on(self, record: Record, epoch: int) -> bool:
+    async def adopt(self, held: Callable[[str], bool]) -> None:
+        """End what names this replica as its owner and is not `held` by it.
+
+        A failover may lose the end of a stream that was forgotten here since. Its owner lives, so
+        nobody else would ever take it over. What a dead one ran goes on, if its burial broke off;
+        nothing else does: nobody died, so nothing is to be paid again.
+        """
+        self._generation = self._records.store.generation
+        try:
+            for stream_id in await self._beat.streams_of(self._beat.replica):
+                if not held(stream_id) and stream_id not in self._inheriting:
+                    await self._adopt_one(stream_id, held)
+            if not self._burying:
+                self._broken_off.clear()
+        except Passing as error:
+            log.info("what was lost here is not ended yet: %s", error.detail)
+            self._generation = -1
+
+    async def _adopt_one(self, stream_id: str, held: Callable[[str], bool]) -> None:
+        record = await self._records.read(stream_id)
+        me = self._beat.replica
+        ours = record is not None and record.running and record.owner == me
+        if ours and not held(stream_id):
+            await self._inherit(stream_id, self._broken_off.get(stream_id, me))
+
+    async def follow(self, stream_id: str) -> None:
+        """Let the viewers of a stream that another replica took away follow it there."""
+        with suppress(Passing):
+            self._follow(stream_id, await self._records.read(stream_id))
+
+    def _follow(self, stream_id: str, record: Record | None) -> None:
+        # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
+        begun = record is not None and record.state != "cached"
+        self._tails.rehome(stream_id, record.owner if record and begun else "", begun)
+
+    async def _goes_on(self, record: Record, epoch: int, dead: str) -> bool:
         """Let a stream go on here, or seal it; return whether it goes on."""
         request = await self._records.request(record.stream_id)
         entries = await read_all(self._records.store, record.stream_id)
+        if not entries or entries[-1].last.epoch != epoch:
+            # Its owner may live, and write it again: a log must not get two ends.
+            raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
         answer = await answer_of(entries, choices_of(request))
         left = Start(epoch, request, entries, before=record.attempts)
-        preset = self._presets(record.preset)
+        preset = self._presets(record.preset) if dead != self._beat.replica else None
         start = preset and self._rung(record, preset, left, answer)
         if preset and start and self._adopt(record, preset, start):
             how = "asked again" if start.events else "re-attached"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 
 import pytest
 
@@ -244,3 +245,36 @@ async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
         keys += [BEATS + book, runs_key(mine.replica, book), cancels_key(mine.replica, book)]
     for key in keys:
         assert await store.call("PTTL", key) > 0, key
+
+
+async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
+    store: Store,
+) -> None:
+    alive, other = beat(store), beat(store)
+    await alive.enter("a stream")
+    await other.ask_to_cancel("a stream", alive.replica)
+    keys = [
+        key
+        for book in store.books
+        for key in (BEATS + book, runs_key(alive.replica, book), cancels_key(alive.replica, book))
+    ]
+
+    async def reached(key: str) -> bool:  # The last book is asked behind.
+        return bool(await store.call("EXISTS", key))
+
+    async def dated(key: str) -> bool:
+        return int(await store.call("PTTL", key)) > 0
+
+    for key in keys:
+        await until(partial(reached, key))
+        await store.call("PERSIST", key)
+    await alive.renew([], [])
+    for key in keys:
+        await until(partial(dated, key))
+
+
+async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(store: Store) -> None:
+    """Redis may have forgotten the beat, and the replica may die before the next one."""
+    young, watcher = beat(store), beat(store)
+    await young.enter("a stream")
+    assert LEASE <= await seen_dead(watcher, young.replica) < LEASE + 1

@@ -556,11 +556,12 @@ async def test_a_log_that_was_trimmed_away_is_written_again(any_redis_url: str) 
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
-@pytest.mark.parametrize("left", [0, 1, 2])
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
 async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
     redis_url: str, left: int
 ) -> None:
-    """Redis comes back empty, or without the fence and what was before it."""
+    """Redis comes back empty, or without the fence and what was before it; or it has more: what
+    the dead owner appended when it came back, while nobody had written the fence again."""
     async with owner(redis_url) as writing:
         old = await writing.log()
         for number in (1, 2):
@@ -577,6 +578,9 @@ async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
         for each in [*log.entries][:left]:
             fields = (str(each.last), str(each.number), each.frames)
             await writing.store.call("XADD", log_key(log.stream_id), *fields)
+        if left == 3:
+            late = f"{old.epoch}-3", "1", "late"
+            await writing.store.call("XADD", log_key(log.stream_id), *late)
         log.doubt()
         log.append(numbered(2, 2))
         await log.drained()

@@ -16,8 +16,8 @@ TESTS = Path(__file__).parent
 FLOORS: dict[str, set[str]] = {
     "pure": {"errors", "sse", "tickets", "presets", "settings", "origins", "positions"},
     "state": {
-        *("line", "node", "route", "cluster", "store", "records", "memory", "beat"),
-        *("eventlog", "crew", "writer", "tail", "follower", "tails"),
+        *("line", "node", "route", "cluster", "store", "majority", "records", "memory"),
+        *("beat", "eventlog", "crew", "writer", "tail", "follower", "tails"),
     },
     "upstream": {"upstream", "transport"},
     "run": {"runs", "grace", "takeover", "replica"},
@@ -51,6 +51,7 @@ TESTED_IN = {
     "follower": "tail",
     "grace": "cancellation",
     "line": "store",
+    "majority": "beat",
     "memory": "beat",
     "node": "store",
     "positions": "eventlog",

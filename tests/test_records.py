@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import Passing
 from gateway.eventlog import read_all
 from gateway.records import DAY, End, Record, Records, Seal, new_id
-from gateway.store import Store, log_key, record_key
+from gateway.store import BEATS, Store, log_key, record_key, runs_key
 from tests.support import RedisServer, until
 
 REQUEST = b'{"model":"pretend"}'
@@ -375,6 +375,63 @@ async def test_a_hold_never_takes_back_what_another_owns(store: Store) -> None:
     assert await owner.hold(stream_id, epoch, restored()) == ("fenced", "")
 
 
+async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_the_log(
+    store: Store,
+) -> None:
+    """Redis forgot the claim, its clock was set back, and somebody claimed the stream again."""
+    owner, other = replica(store), replica(store)
+    stream_id, epoch = await claimed(other)
+    await append(store, stream_id, f"{epoch}-1")
+    await other.seal(stream_id, epoch, ending(epoch, 1))
+    mine = epoch + 1000
+    assert await owner.hold(stream_id, mine, restored()) == ("ours", f"{mine}-0")
+    assert await log_ids(store, stream_id) == [f"{mine}-0"]
+    record = await found(owner, stream_id)
+    assert (record.state, record.end_id, record.result) == ("starting", "", b"")
+
+
+async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: Store) -> None:
+    """Redis forgot a takeover, and the dead owner, who came back, wrote on."""
+    old, heir = replica(store), replica(store)
+    stream_id, epoch = await claimed(old)
+    await append(store, stream_id, f"{epoch}-1")
+    inherited = await read_all(store, stream_id)
+    await append(store, stream_id, f"{epoch}-2")
+    mine = epoch + 1000
+    assert await heir.hold(stream_id, mine, restored(), None) == ("behind", f"{epoch}-2")
+    assert (await found(heir, stream_id)).owner == old.replica
+    assert await heir.hold(stream_id, mine, restored(), inherited) == ("ours", f"{mine}-0")
+    assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{mine}-0"]
+    assert (await read_all(store, stream_id))[:2] == inherited
+    assert await heir.hold(stream_id, mine, restored(), None) == ("ours", f"{mine}-0")
+
+
+async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
+    store: Store,
+) -> None:
+    old, heir = replica(store), replica(store)
+    stream_id, epoch = await claimed(old)
+    inherited = await read_all(store, stream_id)
+    await old.seal(stream_id, epoch, ending(epoch))
+    for before in (None, inherited):
+        held = await heir.hold(stream_id, epoch + 1000, restored(), before)
+        assert held == ("fenced", "")
+    assert (await found(heir, stream_id)).state == "done"
+
+
+async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: Store) -> None:
+    """Its owner may die before its next beat: what it wrote again must be found."""
+    records = replica(store)
+    stream_id, epoch = await claimed(records)
+    await records.hold(stream_id, epoch, restored())
+    named = 0
+    for book in store.books:
+        runs = await store.call("SMEMBERS", runs_key(records.replica, book))
+        beat = await store.call("HEXISTS", BEATS + book, records.replica)
+        named += runs == [stream_id.encode()] and beat
+    assert named > len(store.books) / 2
+
+
 async def test_a_hold_keeps_a_stored_cancel(store: Store) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
@@ -402,11 +459,20 @@ async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(store
     await store.call("DEL", marker)
     assert await records.may_be_forgotten(stream_id, now)
     await store.call("SET", marker, now - 500, "PX", DAY)  # Two leases are two seconds.
-    assert await records.may_be_forgotten(stream_id, now - 1000)
-    # Issued since, so it would be remembered.
-    assert not await records.may_be_forgotten(stream_id, now)
+    assert await records.may_be_forgotten(stream_id, now - 9000)
     await store.call("SET", marker, now - 5000, "PX", DAY)
     assert not await records.may_be_forgotten(stream_id, now - 9000)
+
+
+async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store: Store) -> None:
+    """A failover loses the last writes, and keeps the marker."""
+    records = replica(store)
+    stream_id = await cached(records)
+    now = (await found(records, stream_id)).now
+    await store.call("SET", store.marker_of(stream_id), now - 9000, "PX", DAY)
+    assert await records.may_be_forgotten(stream_id, now)
+    # Two leases are two seconds.
+    assert not await records.may_be_forgotten(stream_id, now - 3000)
 
 
 async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:

@@ -1,8 +1,12 @@
 -- Asserts that a stream is still its owner's, and writes the record again if Redis forgot it, or
--- forgot who owns it. A log that is gone gets its first fence back; the owner appends what follows.
+-- forgot who owns it. A log without the owner's fence may have gained what is none of its own: what
+-- a younger claim, drawn by a clock set back, has logged or ended meanwhile, or what a dead owner
+-- appended that came back. One log must not hold two answers, so all that is there goes, and it
+-- begins anew with what preceded the fence, in one step. The owner appends what follows.
 -- KEYS: 1 record, 2 log
--- ARGV: 1 owner, 2 epoch, 3 TTL (ms), 4 epoch in which the log began, 5... field, value
--- Returns {verdict, id of the last entry}; verdict: ours, sealed or fenced
+-- ARGV: 1 owner, 2 epoch, 3 TTL (ms), 4 how many entries precede the fence, or -1 if there are any
+--       that were not given; for each of them id, events in it, frames; then field, value...
+-- Returns {verdict, id of the last entry}; verdict: ours, sealed, fenced, or behind: give them
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'end_id')
 local mine, theirs = tonumber(ARGV[2]), tonumber(r[3] or 0)
 if theirs > mine or (theirs == mine and r[2] ~= ARGV[1]) then return {'fenced', ''} end
@@ -11,10 +15,19 @@ local tail = last and last[1] or ''
 local epoch = last and tonumber(string.match(tail, '^%d+')) or 0
 if epoch > mine then return {'fenced', ''} end
 if r[4] and theirs == mine then return {'sealed', tail} end
+local before = tonumber(ARGV[4])
+-- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
+if r[4] and before ~= 0 then return {'fenced', ''} end
+if epoch < mine and before < 0 then return {'behind', tail} end
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
-  unpack(ARGV, 5))
-if not last then
-  tail = ARGV[4] .. '-0'
+  unpack(ARGV, 5 + 3 * math.max(0, before)))
+redis.call('HDEL', KEYS[1], 'end_id', 'result')
+if epoch < mine then
+  redis.call('DEL', KEYS[2])
+  for at = 5, 4 + 3 * before, 3 do
+    redis.call('XADD', KEYS[2], ARGV[at], ARGV[at + 1], ARGV[at + 2])
+  end
+  tail = ARGV[2] .. '-0'
   redis.call('XADD', KEYS[2], tail, '0', '')
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])

@@ -4,8 +4,9 @@
 --       6 state, 7 id, 8 events in it, 9 frames, 10-13 the same if a cancel is stored
 -- Returns {verdict, state}; verdict: sealed, behind, fenced or missing
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'cancel', 'end_id')
-if not r[1] then return {'missing'} end
-if r[3] ~= ARGV[2] then return {'fenced'} end
+local mine, theirs = tonumber(ARGV[2]), tonumber(r[3] or 0)
+if not r[1] or theirs < mine then return {'missing'} end  -- Or made anew by who asked again.
+if theirs > mine then return {'fenced'} end
 if r[5] then return {'sealed', r[1]} end  -- The same command again.
 if r[2] ~= ARGV[1] then return {'fenced'} end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]

@@ -1,0 +1,187 @@
+"""Breaking the gateway on purpose: an oracle that finds nothing here would find nothing at all."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from gateway import eventlog
+from gateway.beat import Beat, Book
+from gateway.errors import Passing
+from gateway.eventlog import EventLog
+from gateway.node import Node
+from gateway.positions import Entry
+from gateway.records import Records
+from gateway.runs import Ending, Run
+from gateway.store import Store
+from gateway.writer import Rounds
+from tests.simulation import world
+
+Patches = Iterator[Any]
+
+
+def _script(name: str, old: str, new: str) -> Patches:
+    init = Store.__init__
+
+    def changed(self: Store, url: str = "") -> None:
+        init(self, url)
+        text = self._scripts[name][1]
+        assert old in text
+        text = text.replace(old, new)
+        digest = hashlib.sha1(text.encode()).hexdigest()
+        self._scripts[name] = (digest, text)
+        world.NAMES[digest.encode()] = name
+
+    yield patch.object(Store, "__init__", changed)
+
+
+def no_fence_entry() -> Patches:
+    """A takeover changes the owner, and fences nobody."""
+    yield from _script("takeover", "redis.call('XADD', KEYS[2], name .. '-0', '0', '')\n", "\n")
+
+
+def repeated_claim_attaches() -> Patches:
+    """A claim whose reply was lost does not know itself again."""
+    yield from _script("claim", "r[4] == ARGV[2]", "false")
+
+
+def cancel_is_overruled() -> Patches:
+    """A stored cancel does not decide the end."""
+    yield from _script("seal", "if r[4] then", "if false then")
+
+
+def late_seal() -> Patches:
+    """A seal does not look who owns the stream."""
+    yield from _script("seal", "if theirs > mine then return {'fenced'} end\n", "")
+
+
+def appends_make_the_log() -> Patches:
+    """Appends lack NOMKSTREAM: they go on in a log that is gone."""
+
+    def append(key: bytes, entry: Any) -> tuple[bytes, ...]:
+        return (b"XADD", key, b"%d-%d" % entry.last, b"%d" % entry.number, entry.frames)
+
+    yield patch.object(eventlog, "_append", append)
+
+
+def doubt_is_ignored() -> Patches:
+    """After an error the next entry follows, whatever became of the last one."""
+
+    async def repair(self: EventLog) -> None:
+        self.in_doubt, self.flying = False, None
+        self._settle()
+
+    yield patch.object(EventLog, "repair", repair)
+
+
+def shown_before_stored() -> Patches:
+    """An entry is shown when it is sent, not when Redis has it."""
+    take = EventLog.take
+
+    def eager(self: EventLog) -> tuple[bytes, ...]:
+        command = take(self)
+        assert self.flying is not None
+        self.entries.append(self.flying)
+        self.on_commit()
+        return command
+
+    def landed(self: EventLog) -> None:
+        self.flying = None
+        self._settle()
+
+    yield patch.object(EventLog, "take", eager)
+    yield patch.object(EventLog, "landed", landed)
+
+
+def stale_owner_asks() -> Patches:
+    """The lease is not looked at before the upstream is asked."""
+    yield patch.object(Beat, "fresh", True)
+
+
+def asks_again_after_a_cut() -> Patches:
+    """A request that may have been paid for is repeated."""
+    pause = Run._pause
+
+    def always(self: Run, failed: Any) -> float | None:
+        failed.sure = True
+        return pause(self, failed)
+
+    yield patch.object(Run, "_pause", always)
+
+
+def every_end_is_done() -> Patches:
+    """The end of the connection is taken for the end of the completion."""
+    yield patch.object(Run, "_natural_end", lambda self: Ending("done"))
+
+
+def nobody_takes_over() -> Patches:
+    """The dead stay unburied."""
+    yield patch.object(Book, "look", lambda self, names: set())
+
+
+def viewers_elsewhere_do_not_count() -> Patches:
+    """The owner looks only at its own viewers."""
+
+    async def watched(self: Any, stream_ids: list[str]) -> list[bool]:
+        return [False for _ in stream_ids]
+
+    yield patch.object(Records, "watched", watched)
+
+
+def resumed_at_the_entry() -> Patches:
+    """Who resumes inside an entry gets all of it again."""
+    yield patch.object(Entry, "after", lambda self, position: self.frames)
+
+
+def nil_is_success() -> Patches:
+    """An append that Redis refused counts as stored."""
+    append = Node.append
+
+    async def blind(self: Node, commands: Any, generation: int) -> list[Any]:
+        try:
+            return [reply or b"" for reply in await append(self, commands, generation)]
+        except Passing:
+            return [b"" for _ in commands]
+
+    yield patch.object(Node, "append", blind)
+
+
+def connection_is_not_looked_at() -> Patches:
+    """Nobody notices that the connection leads to another server."""
+    yield patch.object(Rounds, "look_at_connection", _blind)
+
+
+def _blind(self: Rounds) -> None:
+    self._generation = self._node.generation
+
+
+MUTANTS: dict[str, Callable[[], Patches]] = {
+    each.__name__: each
+    for each in (
+        no_fence_entry,
+        repeated_claim_attaches,
+        cancel_is_overruled,
+        late_seal,
+        appends_make_the_log,
+        doubt_is_ignored,
+        shown_before_stored,
+        stale_owner_asks,
+        asks_again_after_a_cut,
+        every_end_is_done,
+        nobody_takes_over,
+        viewers_elsewhere_do_not_count,
+        resumed_at_the_entry,
+        nil_is_success,
+        connection_is_not_looked_at,
+    )
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """Break the code for the length of the block; "" leaves it whole."""
+    with ExitStack() as stack:
+        for each in MUTANTS[name]() if name else ():
+            stack.enter_context(each)
+        yield

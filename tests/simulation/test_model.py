@@ -1,0 +1,119 @@
+"""The Redis of the simulation answers as a real one does: the same commands to both."""
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import pytest
+from redis import Redis as Client
+from redis.exceptions import ResponseError
+
+import gateway
+from tests.simulation.redis import Redis, RedisError
+from tests.support import RedisServer
+
+# The real clock cannot be set: the scripts get one that stands still.
+SCRIPTS = {
+    path.stem: path.read_bytes().replace(b"redis.call('TIME')", b"{'1700000000', '5000'}")
+    for path in (Path(gateway.__file__).parent / "lua").glob("*.lua")
+}
+KEYS = [b"{t}a", b"{t}b"]
+OWNERS = [b"me", b"you"]
+
+
+class Both:
+    """Sends each command to the model and to a real server, and compares the answers."""
+
+    def __init__(self, url: str) -> None:
+        self.model = Redis()
+        self.real = Client.from_url(url, protocol=2)
+        self.real.flushdb()
+        self.real.script_flush()
+
+    def send(self, *command: Any) -> Any:
+        words = [each if isinstance(each, bytes) else str(each).encode() for each in command]
+        seconds, micros = self.real.time()
+        self.model.now = int(seconds) * 1_000_000 + int(micros)
+        ours = self.model.run(words)
+        packed = hiredis.pack_command(tuple(words))  # type: ignore[arg-type]
+        connection = self.real.connection_pool.get_connection()
+        try:
+            connection.send_packed_command([packed])  # type: ignore[no-untyped-call]
+            theirs: Any = connection.read_response()
+        except ResponseError as error:
+            theirs = error
+        finally:
+            self.real.connection_pool.release(connection)
+        if command[0] == "SMEMBERS" and isinstance(ours, list):
+            ours, theirs = sorted(ours), sorted(theirs)
+        assert _plain(ours) == _plain(theirs), words
+        return ours
+
+    def script(self, name: str, *args: Any) -> Any:
+        digest = hashlib.sha1(SCRIPTS[name]).hexdigest()
+        reply = self.send("EVALSHA", digest, 2, *KEYS, *args)
+        if isinstance(reply, RedisError):
+            reply = self.send("EVAL", SCRIPTS[name], 2, *KEYS, *args)
+        return reply
+
+
+def _plain(reply: Any) -> Any:
+    """Leave out an error's words: those of a script name the line they are from."""
+    if isinstance(reply, Exception):
+        return "an error"
+    if isinstance(reply, list):
+        return [_plain(each) for each in reply]
+    return reply.encode() if isinstance(reply, str) else reply
+
+
+def _command(rng: random.Random, epoch: int) -> list[Any]:
+    field, number = rng.choice([b"f", b"g"]), rng.randrange(4)
+    log, record = KEYS[1], KEYS[0]
+    return rng.choice(
+        [
+            *(["HSET", record, field, number], ["HGET", record, field], ["HDEL", record, field]),
+            *(["HSETNX", record, field, number], ["HMGET", record, b"f", b"g", b"state"]),
+            *(["XADD", log, f"{epoch}-{number}", number, b"frames"], ["EXISTS", record, log]),
+            *(["XADD", log, "NOMKSTREAM", f"{epoch}-{number}", number, b"frames"],),
+            *(["XRANGE", log, "-", "+", "COUNT", 3], ["XRANGE", log, f"({epoch}-1", "+"]),
+            *(["XREVRANGE", log, "+", "-", "COUNT", 1], ["DEL", rng.choice(KEYS)]),
+            *(["SET", b"{t}s", number, "NX", "PX", 90_000], ["GET", b"{t}s"], ["GET", record]),
+            *(["SADD", b"{t}m", field], ["SREM", b"{t}m", field], ["SMEMBERS", b"{t}m"]),
+            *(["PEXPIRE", rng.choice(KEYS), 90_000], ["HGETALL", b"{t}none"], ["SADD", log, 1]),
+        ]
+    )
+
+
+def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
+    owner, nonce = rng.choice(OWNERS), rng.choice(["n1", "n2"])
+    last, end = f"{epoch}-{rng.randrange(3)}", f"{epoch}-{rng.randrange(2, 6)}"
+    ends = ["done", end, 1, b"end", "cancelled", end, 1, b"stop"]
+    before: list[list[Any]] = [[0], [-1], [1, "1-3", 2, b"text"]]
+    return rng.choice(
+        [
+            ("create", [rng.choice([0, 60_000]), 90_000, "digest", "request", b"{}"]),
+            ("claim", [owner, nonce, 90_000]),
+            ("takeover", [owner, rng.choice(OWNERS), nonce, 90_000]),
+            ("hold", [owner, epoch, 90_000, *rng.choice(before), "subject", "alice"]),
+            ("seal", [owner, epoch, last, 90_000, b"{}", *ends]),
+            ("cancel", [90_000, b"event: end\n", b"{}"]),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_model_answers_as_a_real_redis(seed: int, shared_redis: RedisServer) -> None:
+    rng = random.Random(seed)
+    both = Both(shared_redis.url.replace("/0", "/9"))
+    epoch = 5
+    for _ in range(120):
+        if rng.random() < 0.4:
+            name, args = _script(rng, epoch)
+            reply = both.script(name, *args)
+            if isinstance(reply, list) and reply[0] in {b"claimed", b"taken"}:
+                epoch = int(reply[1])
+        else:
+            both.send(*_command(rng, epoch))
+    both.real.close()

@@ -1,0 +1,62 @@
+"""A short run of the simulation, and proof that its oracle bites; the long one is a command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS
+
+HOME = Path(__file__).parents[2]
+
+# Where in the seeds each way of breaking the code begins to show.
+SHOWS = {
+    "appends_make_the_log": 10,
+    "asks_again_after_a_cut": 0,
+    "cancel_is_overruled": 150,
+    "connection_is_not_looked_at": 0,
+    "doubt_is_ignored": 0,
+    "every_end_is_done": 0,
+    "late_seal": 210,
+    "nil_is_success": 0,
+    "nobody_takes_over": 10,
+    "resumed_at_the_entry": 60,
+    "shown_before_stored": 0,
+    "stale_owner_asks": 210,
+}
+
+
+def simulation(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, whose sets are in the same order every time."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=HOME,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_schedule_breaks_a_promise() -> None:
+    run = simulation("--schedules", "150", "--seed", "7000")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_seed_replays_to_the_letter() -> None:
+    first, second = (simulation("--replay", "10891") for _ in range(2))
+    assert first.stdout == second.stdout
+    assert "upstream call 1" in first.stdout
+    assert first.returncode == 0, first.stderr
+
+
+@pytest.mark.parametrize("mutant", SHOWS)
+def test_the_oracle_finds_what_is_broken_on_purpose(mutant: str) -> None:
+    assert mutant in MUTANTS
+    run = simulation(
+        "--first", "--schedules", "60", "--seed", str(SHOWS[mutant]), "--mutant", mutant
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "seed " in run.stdout
