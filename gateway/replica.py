@@ -237,10 +237,9 @@ class Replica:
     async def _beats(self) -> None:
         while True:
             try:
-                running = [run.log.stream_id for run in self.active]
                 owners = self._tails.owners()
                 paused = not self._beat.fresh
-                news = await self._beat.renew(running, owners)
+                news = await self._beat.renew([run.log.stream_id for run in self.active], owners)
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self.active)
