@@ -186,8 +186,11 @@ class _Connection(asyncio.Protocol):
         After a pause of the process requests run before that is noticed, and would be lost.
         """
         assert self._transport is not None
+        socket = self._transport.get_extra_info("socket")
+        if socket is None:  # Not every loop shows it, as that of the simulation.
+            return False
         news = select.poll()
-        news.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        news.register(socket.fileno(), select.POLLIN)
         return bool(news.poll(0))
 
     async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
