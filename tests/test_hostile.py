@@ -449,7 +449,7 @@ async def test_a_completion_of_a_long_answer_does_not_stop_the_process() -> None
     """Whoever asks for one again and again would else make the replica look dead."""
 
     async def script(call: Call) -> None:
-        for part in [OK, *[sse(chunk("word ")) * 1000] * 40, sse(chunk("", finish="stop"))]:
+        for part in [OK, *[sse(chunk("word ")) * 1000] * 80, sse(chunk("", finish="stop"))]:
             await call.send(part)
 
     async with scripted(script) as up, running(upstream_url=up.url, lease=10) as gate:
@@ -461,8 +461,8 @@ async def test_a_completion_of_a_long_answer_does_not_stop_the_process() -> None
             before = process_time()
             await asyncio.sleep(0.001)
             worst = max(worst, process_time() - before)
-    assert len((await asked)["text"]) == 5 * 40_000
-    assert worst < 0.15
+    assert len((await asked)["text"]) == 5 * 80_000
+    assert worst < 0.25  # One collection of the tests' own garbage takes over a tenth.
 
 
 @pytest.mark.parametrize("after_the_end", [False, True])

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.origins import Origins
+from gateway.records import new_id
 from gateway.settings import Settings
 from tests.nginx import (
     BY_HAND,
@@ -377,7 +378,7 @@ async def test_a_replica_that_hangs_is_a_gateway_timeout(
         url = await at.ticket()
         at.replicas.signal(0, signal.SIGSTOP)
         assert problem(await at.post()) == (504, "no_replica")
-        paying = {**STREAM, "Idempotency-Key": "one"}
+        paying = {**STREAM, "Idempotency-Key": new_id()}  # The store is shared with other tests.
         assert problem(await at.post("Once.", **paying)) == (504, "no_replica")
         waits = await at.http.get(url, headers={**ALICE, **STREAM})
         assert (waits.status_code, waits.text[:7]) == (200, "retry: ")
