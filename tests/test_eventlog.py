@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import EventLog, read_all
+from gateway.node import Node, pool
 from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
 from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
 from gateway.store import Store, log_key, record_key
-from gateway.writer import Writer
+from gateway.writer import Rounds, Writer
 from tests.support import RedisServer, until
 
 LOSE_REQUEST = -1
@@ -725,6 +726,53 @@ async def test_the_names_that_have_a_meaning_are_not_the_upstreams(any_redis_url
         await log.drained()
         events = [event for each in log.entries for event in parse(each.frames)]
         assert [event.name for event in events] == [b"upstream-end", b"upstream-error", b"chunk"]
+
+
+@pytest.mark.timeout(20)
+async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it_left(
+    shared_redis: RedisServer,
+) -> None:
+    async with (
+        proxied(shared_redis) as here,
+        proxied(shared_redis) as there,
+        owner(shared_redis.url) as writing,
+    ):
+        nodes = [Node(pool(proxy.url)) for proxy in (here, there)]
+        homes: dict[str, Rounds] = {}
+        old, new = (Rounds(node, lambda stream_id: homes[stream_id]) for node in nodes)
+        moving, staying, other = [await writing.log() for _ in range(3)]
+        for log, rounds in ((moving, old), (staying, old), (other, new)):
+            homes[log.stream_id] = rounds
+            rounds.open.add(log)
+            log.hand_to(rounds.mark)
+        tasks = [asyncio.create_task(each.run()) for each in (old, new)]
+        try:
+            for log in (moving, staying, other):
+                log.append(numbered(1, 1))
+                await asyncio.wait_for(log.drained(), 5)
+            here.answering.clear()
+            homes[moving.stream_id] = new
+            moving.doubt()
+            staying.append(numbered(2, 2))  # The old server answers this only later.
+            await asyncio.wait_for(moving.drained(), 5)
+            there.answering.clear()
+            moving.append(numbered(2, 2))
+            await until(lambda: moving.flying)
+            here.answering.set()
+            await asyncio.wait_for(staying.drained(), 5)
+            moving.append(numbered(3, 3))
+            staying.append(numbered(3, 3))  # A round later.
+            await asyncio.wait_for(staying.drained(), 5)
+            there.answering.set()
+            await asyncio.wait_for(moving.drained(), 5)
+            assert numbers(moving.entries) == [1, 2, 3]
+            assert await stored(shared_redis.url, moving) == moving.entries
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for node in nodes:
+                await node.close()
 
 
 async def test_a_writer_that_finds_redis_away_goes_on_when_it_is_back(
