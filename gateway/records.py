@@ -9,10 +9,12 @@ marker may have a record that is only forgotten, not expired.
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gateway.errors import Passing
+from gateway.positions import Entry
 from gateway.store import Store, log_key, presence_key, record_key
 
 VERSION = 1
@@ -198,6 +200,11 @@ class Records:
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
 
+    async def append(self, stream_id: str, last: str, entries: Sequence[Entry]) -> bool:
+        """Append all of these to a log that ends with `last`; return whether it did end there."""
+        args = [last, *(each for entry in entries for each in _told(entry))]
+        return bool(await self.store.script("append", [log_key(stream_id)], args, of_log=True))
+
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:
         """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
         args = [
@@ -258,6 +265,10 @@ def new_id() -> str:
 
 def _keys(stream_id: str) -> list[str]:
     return [record_key(stream_id), log_key(stream_id)]
+
+
+def _told(entry: Entry) -> tuple[Any, ...]:
+    return str(entry.last), entry.number, entry.frames
 
 
 def _flat(fields: dict[str, Any]) -> list[Any]:

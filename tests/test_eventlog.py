@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
 from gateway.store import Store, log_key, record_key
 from gateway.writer import Rounds, Writer
-from tests.support import RedisServer, until
+from tests.support import RedisServer, redis_server, until
 
 LOSE_REQUEST = -1
 
@@ -38,7 +39,7 @@ class Proxy:
         self.delay: Callable[[], float] = lambda: 0.0
         self.requests: list[bytes] = []
         self.url = ""
-        self._port = port
+        self.port = port
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,7 +49,7 @@ class Proxy:
         self._tasks.add(task)
         writers = [writer]
         try:
-            replies, onward = await asyncio.open_connection("127.0.0.1", self._port)
+            replies, onward = await asyncio.open_connection("127.0.0.1", self.port)
             writers.append(onward)
             left: list[int | None] = [None]
             pumps = [
@@ -726,6 +727,47 @@ async def test_the_names_that_have_a_meaning_are_not_the_upstreams(any_redis_url
         await log.drained()
         events = [event for each in log.entries for event in parse(each.frames)]
         assert [event.name for event in events] == [b"upstream-end", b"upstream-error", b"chunk"]
+
+
+async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    asked, cut = asyncio.Event(), asyncio.Event()
+
+    def judge(request: bytes) -> int | None:
+        if b"XADD" in request and not cut.is_set():
+            cut.set()
+            return LOSE_REQUEST
+        if b"EVALSHA" in request and not asked.is_set():
+            proxy.answering.clear()
+            asked.set()
+        if b"PING" in request:  # The old server goes, and the new one knows less.
+            proxy.port = behind.port
+            return LOSE_REQUEST
+        return None
+
+    with redis_server(tmp_path) as behind:
+        async with proxied(own_redis) as proxy, owner(proxy.url) as writing:
+            log = await writing.log()
+            log.append(numbered(1, 3))
+            await log.drained()
+            # The warm one has nothing to say, and the other server knows only the first fence.
+            store = Store(behind.url)
+            await records(store).hold(log.stream_id, log.epoch, log.fields)
+            await store.call("HSET", record_key(log.stream_id), "owner", writing.records.replica)
+            proxy.judge = judge
+            log.append(numbered(4, 4))
+            await asyncio.wait_for(asked.wait(), 5)
+            ping = asyncio.create_task(writing.store.urgent([["PING"]]))
+            await asyncio.sleep(0)
+            proxy.answering.set()
+            await asyncio.gather(ping, return_exceptions=True)
+            await asyncio.wait_for(log.drained(), 5)
+            await until(lambda: writing.store.home("").generation > 2)
+            writing.writer.look_at_connection()
+            await asyncio.wait_for(log.drained(), 5)
+            assert await read_all(store, log.stream_id) == log.entries
+            await store.close()
 
 
 @pytest.mark.timeout(20)
