@@ -271,11 +271,9 @@ class EventLog:
         missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
         for start in range(0, len(missing), _REPAIR_BATCH):
             batch = missing[start : start + _REPAIR_BATCH]
-            replies = await self._records.store.atomically(
-                [_append(self._key, entry) for entry in batch]
-            )
-            if None in replies:
+            if not await self._records.append(self.stream_id, last, batch):
                 raise Passing("store_unavailable", "the log went away while it was repaired")
+            last = str(batch[-1].last)
         if missing:
             log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
         if self._sealed is not None and verdict != "sealed":

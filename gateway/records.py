@@ -213,6 +213,11 @@ class Records:
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
 
+    async def append(self, stream_id: str, last: str, entries: Sequence[Entry]) -> bool:
+        """Append all of these to a log that ends with `last`; return whether it did end there."""
+        args = [last, *(each for entry in entries for each in _told(entry))]
+        return bool(await self.store.script("append", [log_key(stream_id)], args, of_log=True))
+
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:
         """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
         args = [
@@ -291,6 +296,10 @@ def new_id() -> str:
 
 def _keys(stream_id: str) -> list[str]:
     return [record_key(stream_id), log_key(stream_id)]
+
+
+def _told(entry: Entry) -> tuple[Any, ...]:
+    return str(entry.last), entry.number, entry.frames
 
 
 def _flat(fields: dict[str, Any]) -> list[Any]:

@@ -124,11 +124,6 @@ class Store:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
         return self._sound(await _on(self._redis.log, commands))
 
-    async def atomically(self, commands: Iterable[Command]) -> list[Any]:
-        """Send commands on keys of one slot; all of them run or none (MULTI), never a part."""
-        replies = await _on(self._redis.log, [["MULTI"], *commands, ["EXEC"]])
-        return self._sound(self._sound(replies)[-1])
-
     async def script(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
     ) -> Any:

@@ -221,21 +221,21 @@ async def _chunks(reply: Reply, preset: Preset) -> "Chunks":
     if kind != "text/event-stream":
         raise _no_stream(kind, await _start_of(response, preset), preset)
     encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-    return Chunks(reply.body, response if encoded else None)
+    return Chunks(reply.body, response.aiter_bytes() if encoded else None)
 
 
 class Chunks:
     """The body of a stream, decoded if need be; raises UpstreamFailure where it breaks."""
 
-    __slots__ = ("_body", "_encoded")
+    __slots__ = ("_body", "_decoded")
 
-    def __init__(self, body: Body, encoded: httpx.Response | None) -> None:
+    def __init__(self, body: Body, decoded: AsyncIterator[bytes] | None) -> None:
         self._body = body
-        self._encoded = encoded
+        self._decoded = decoded  # One for all calls: httpx lets a body be read by one only.
 
     async def each(self, handle: Callable[[bytes], bool]) -> bool:
         """Hand over what comes until `handle` says stop; return whether it did."""
-        if self._encoded is not None:
+        if self._decoded is not None:
             async for chunk in self:
                 if handle(chunk):
                     return True
@@ -247,7 +247,7 @@ class Chunks:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._encoded.aiter_bytes() if self._encoded else self._body:
+            async for chunk in self._decoded or self._body:
                 yield chunk
         except _ERRORS as error:
             raise _broken() from error

@@ -96,11 +96,11 @@ class Rounds:
     async def _round(self) -> None:
         self.look_at_connection()
         logs, self._dirty = self._dirty, []
-        doubtful: list[EventLog] = []
         for each in logs:
             each.dirty = False
-            if each.in_doubt and not (each.fenced or self._moved(each)):
-                doubtful.append(each)
+        # Who was handed on is no more of ours: marked here again, it would be written from both.
+        logs = [each for each in logs if not self._moved(each)]
+        doubtful = [each for each in logs if each.in_doubt and not each.fenced]
         try:
             failed = await self._repair(doubtful) if doubtful else None
             await self._commit([each for each in logs if each.ready])
@@ -116,7 +116,7 @@ class Rounds:
 
     def _moved(self, log: EventLog) -> bool:
         """Hand a log on whose slot another server has; it was refused here, or nobody answers."""
-        if not log.in_doubt or (home := self._of(log.stream_id)) is self:
+        if log.fenced or not log.in_doubt or (home := self._of(log.stream_id)) is self:
             return False
         if log in self.open:
             self.open.discard(log)

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import EventLog, read_all
+from gateway.node import Node, pool
 from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
 from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
 from gateway.store import Store, log_key, record_key
-from gateway.writer import Writer
-from tests.support import RedisServer, until
+from gateway.writer import Rounds, Writer
+from tests.support import RedisServer, redis_server, until
 
 LOSE_REQUEST = -1
 
@@ -37,7 +39,7 @@ class Proxy:
         self.delay: Callable[[], float] = lambda: 0.0
         self.requests: list[bytes] = []
         self.url = ""
-        self._port = port
+        self.port = port
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -47,7 +49,7 @@ class Proxy:
         self._tasks.add(task)
         writers = [writer]
         try:
-            replies, onward = await asyncio.open_connection("127.0.0.1", self._port)
+            replies, onward = await asyncio.open_connection("127.0.0.1", self.port)
             writers.append(onward)
             left: list[int | None] = [None]
             pumps = [
@@ -729,6 +731,94 @@ async def test_the_names_that_have_a_meaning_are_not_the_upstreams(any_redis_url
         await log.drained()
         events = [event for each in log.entries for event in parse(each.frames)]
         assert [event.name for event in events] == [b"upstream-end", b"upstream-error", b"chunk"]
+
+
+async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    asked, cut = asyncio.Event(), asyncio.Event()
+
+    def judge(request: bytes) -> int | None:
+        if b"XADD" in request and not cut.is_set():
+            cut.set()
+            return LOSE_REQUEST
+        if b"EVALSHA" in request and not asked.is_set():
+            proxy.answering.clear()
+            asked.set()
+        if b"PING" in request:  # The old server goes, and the new one knows less.
+            proxy.port = behind.port
+            return LOSE_REQUEST
+        return None
+
+    with redis_server(tmp_path) as behind:
+        async with proxied(own_redis) as proxy, owner(proxy.url) as writing:
+            log = await writing.log()
+            log.append(numbered(1, 3))
+            await log.drained()
+            # The warm one has nothing to say, and the other server knows only the first fence.
+            store = Store(behind.url)
+            await records(store).hold(log.stream_id, log.epoch, log.fields)
+            await store.call("HSET", record_key(log.stream_id), "owner", writing.records.replica)
+            proxy.judge = judge
+            log.append(numbered(4, 4))
+            await asyncio.wait_for(asked.wait(), 5)
+            ping = asyncio.create_task(writing.store.urgent([["PING"]]))
+            await asyncio.sleep(0)
+            proxy.answering.set()
+            await asyncio.gather(ping, return_exceptions=True)
+            await asyncio.wait_for(log.drained(), 5)
+            await until(lambda: writing.store.home("").generation > 2)
+            writing.writer.look_at_connection()
+            await asyncio.wait_for(log.drained(), 5)
+            assert await read_all(store, log.stream_id) == log.entries
+            await store.close()
+
+
+@pytest.mark.timeout(20)
+async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it_left(
+    shared_redis: RedisServer,
+) -> None:
+    async with (
+        proxied(shared_redis) as here,
+        proxied(shared_redis) as there,
+        owner(shared_redis.url) as writing,
+    ):
+        nodes = [Node(pool(proxy.url)) for proxy in (here, there)]
+        homes: dict[str, Rounds] = {}
+        old, new = (Rounds(node, lambda stream_id: homes[stream_id]) for node in nodes)
+        moving, staying, other = [await writing.log() for _ in range(3)]
+        for log, rounds in ((moving, old), (staying, old), (other, new)):
+            homes[log.stream_id] = rounds
+            rounds.open.add(log)
+            log.hand_to(rounds.mark)
+        tasks = [asyncio.create_task(each.run()) for each in (old, new)]
+        try:
+            for log in (moving, staying, other):
+                log.append(numbered(1, 1))
+                await asyncio.wait_for(log.drained(), 5)
+            here.answering.clear()
+            homes[moving.stream_id] = new
+            moving.doubt()
+            staying.append(numbered(2, 2))  # The old server answers this only later.
+            await asyncio.wait_for(moving.drained(), 5)
+            there.answering.clear()
+            moving.append(numbered(2, 2))
+            await until(lambda: moving.flying)
+            here.answering.set()
+            await asyncio.wait_for(staying.drained(), 5)
+            moving.append(numbered(3, 3))
+            staying.append(numbered(3, 3))  # A round later.
+            await asyncio.wait_for(staying.drained(), 5)
+            there.answering.set()
+            await asyncio.wait_for(moving.drained(), 5)
+            assert numbers(moving.entries) == [1, 2, 3]
+            assert await stored(shared_redis.url, moving) == moving.entries
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for node in nodes:
+                await node.close()
 
 
 async def test_a_writer_that_finds_redis_away_goes_on_when_it_is_back(

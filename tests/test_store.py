@@ -138,16 +138,6 @@ async def test_an_append_goes_over_no_connection_but_the_one_that_was_checked(
         await store.close()
 
 
-async def test_all_commands_of_a_transaction_run_or_none(shared_redis: RedisServer) -> None:
-    store, one, other = Store(shared_redis.url), new_id(), new_id()
-    await store.atomically([["SET", one, 1, "PX", 9000], ["SET", other, 2, "PX", 9000]])
-    assert await store.calls([["GET", one], ["GET", other]]) == [b"1", b"2"]
-    with pytest.raises(Passing):
-        await store.atomically([["SET", one, 3], ["XADD", other]])
-    assert await store.call("GET", one) == b"1"
-    await store.close()
-
-
 async def test_what_redis_refuses_passes_later(store: Store) -> None:
     key = new_id()
     await store.call("SET", key, "text", "PX", 9000)

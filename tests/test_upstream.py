@@ -5,6 +5,7 @@ import gzip
 import json
 import socket
 import threading
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -437,6 +438,32 @@ async def test_a_stream_that_is_compressed_all_the_same_is_decoded() -> None:
     head = streamed("Content-Encoding: gzip")
     async with scripted(lambda call: call.send(head, packed)) as server, asking() as upstream:
         assert await body_of(upstream, preset(server.url)) == WHOLE
+
+
+async def test_a_compressed_stream_goes_on_where_it_was_stopped() -> None:
+    packer, more = zlib.compressobj(wbits=31), asyncio.Event()
+
+    async def script(call: Call) -> None:
+        head = streamed("Content-Encoding: gzip")
+        await call.send(head, packer.compress(b"data: a\n\n") + packer.flush(zlib.Z_SYNC_FLUSH))
+        await more.wait()
+        await call.send(packer.compress(b"data: b\n\n") + packer.flush())
+
+    got: list[bytes] = []
+
+    def take(part: bytes) -> bool:
+        got.append(part)
+        return len(got) == 1  # As a run does while Redis does not take what it has.
+
+    async with (
+        scripted(script) as server,
+        asking() as upstream,
+        upstream.ask(preset(server.url), b"{}") as chunks,
+    ):
+        assert await chunks.each(take)
+        more.set()
+        assert not await chunks.each(take)
+    assert b"".join(got) == b"data: a\n\ndata: b\n\n"
 
 
 async def test_a_broken_compression_is_a_cut() -> None:
