@@ -86,7 +86,7 @@ def _said(error: GatewayError) -> str:
 
 async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
     shards = await cluster.shards()
-    state = _parsed(await cluster.anyone().call("CLUSTER", "INFO"))
+    state = _parsed(await store.call("CLUSTER", "INFO"))
     words = f"cluster of {len(shards)} masters, state {state.get('cluster_state')}"
     assigned = state.get("cluster_slots_assigned", "0")
     if assigned != str(SLOTS):

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,7 +53,6 @@ class Cluster:
     """All servers of a Cluster, each found by the keys it has; see `Single` for one server."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
         self._parts = urlsplit(url)
         self._nodes: dict[str, Node] = {}
         self._slots: list[Node | None] = []
@@ -60,6 +60,7 @@ class Cluster:
         self._masters: list[Node] = []
         self._markers: dict[Node, str] = {}
         self._anyone: Node | None = None
+        self._teller: Node | None = None  # Who got a slot last: others may not have heard of it.
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -131,8 +132,9 @@ class Cluster:
 
     def moved(self, error: MovedError, teller: Node) -> None:
         """Take note of a slot's new home; there is more to learn where one has moved."""
+        self._teller = self.named(error, teller)
         if self._slots:
-            self._slots[error.slot_id] = self.named(error, teller)
+            self._slots[error.slot_id] = self._teller
         self._look_soon()
 
     def named(self, error: AskError, teller: Node) -> Node:
@@ -158,17 +160,23 @@ class Cluster:
             self._refresh = self._spawn(self._look())
 
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(0.0, self._refreshed + _REST - loop.time()))
-        known = list(dict.fromkeys([*self._masters, *self._seeds]))
-        random.shuffle(known)
-        known.sort(key=lambda node: not node.answers)
-        try:
-            self._learn(await self._told(known))
-        finally:
-            self._refreshed = loop.time()
+        loop, again = asyncio.get_running_loop(), True
+        while again:
+            await asyncio.sleep(max(0.0, self._refreshed + _REST - loop.time()))
+            try:
+                self._learn(await self._told())
+            finally:
+                self._refreshed = loop.time()
+            again = self._teller is not None  # A slot was seen to move meanwhile.
 
-    async def _told(self, nodes: list[Node]) -> list[Range]:
+    async def _told(self) -> list[Range]:
+        teller, self._teller = self._teller, None
+        if teller is not None and teller.answers:
+            with suppress(RedisError, OSError):
+                return await self._ask(teller)
+        nodes = list(dict.fromkeys([*self._masters, *self._seeds]))
+        random.shuffle(nodes)
+        nodes.sort(key=lambda node: not node.answers)
         error: Exception = RedisConnectionError("no server of the cluster is known")
         for start in range(0, len(nodes), _ASKED):
             try:

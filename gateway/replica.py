@@ -218,9 +218,11 @@ class Replica:
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
         idle = not (self.active or self._claims or self._takeover.busy)
-        tasks = [*self._loops, *self._tasks]
-        for task in tasks:
-            task.cancel()
+        tasks = left = {*self._loops, *self._tasks}
+        while left:  # A cancel can be lost, as by asyncio.wait_for of Python 3.11.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1)
         await asyncio.gather(*tasks, return_exceptions=True)
         if idle:
             with suppress(Passing):
@@ -235,10 +237,9 @@ class Replica:
     async def _beats(self) -> None:
         while True:
             try:
-                running = [run.log.stream_id for run in self.active]
                 owners = self._tails.owners()
                 paused = not self._beat.fresh
-                news = await self._beat.renew(running, owners)
+                news = await self._beat.renew([run.log.stream_id for run in self.active], owners)
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self.active)

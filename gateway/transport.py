@@ -9,6 +9,7 @@ redirects, cookies, proxies or retries.
 """
 
 import asyncio
+import select
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from time import monotonic
@@ -95,7 +96,8 @@ class Transport:
         idle = self._idle.get(origin, [])
         while idle:
             connection = idle.pop()
-            if connection.usable and monotonic() - connection.idle_since < _KEEP:
+            fresh = monotonic() - connection.idle_since < _KEEP
+            if connection.usable and fresh and not connection.readable:
                 return connection
             connection.abort()
         return None
@@ -126,6 +128,7 @@ class Body(httpx.AsyncByteStream):
         self._connection = connection
         self._transport = transport
         self._origin = origin
+        self._given_back = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self._connection.read():
@@ -140,8 +143,10 @@ class Body(httpx.AsyncByteStream):
         return self._connection.hand_over(handle)
 
     async def aclose(self) -> None:
-        """Give the connection back."""
-        self._transport.keep(self._origin, self._connection)
+        """Give the connection back; once, as it may carry another request by now."""
+        if not self._given_back:
+            self._given_back = True
+            self._transport.keep(self._origin, self._connection)
 
 
 class _Connection(asyncio.Protocol):
@@ -173,6 +178,20 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request can go over it."""
         return self._complete and self._keep_alive and not self._closed and not self._chunks
+
+    @property
+    def readable(self) -> bool:
+        """Whether the socket has news that the loop has not read yet: of an idle one, its close.
+
+        After a pause of the process requests run before that is noticed, and would be lost.
+        """
+        assert self._transport is not None
+        socket = self._transport.get_extra_info("socket")
+        if socket is None:  # Not every loop shows it, as that of the simulation.
+            return False
+        news = select.poll()
+        news.register(socket.fileno(), select.POLLIN)
+        return bool(news.poll(0))
 
     async def exchange(self, request: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Send a request and return the status and the headers of its response."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,18 +247,20 @@ def ask(prompt: str = "Hello?", **more: Any) -> dict[str, Any]:
 
 
 class Process:
-    """A `gateway …` command as a process of its own."""
+    """A `gateway …` command as a process of its own; with `log`, stderr goes to that file."""
 
-    def __init__(self, *arguments: str, **variables: str) -> None:
+    def __init__(self, *arguments: str, log: str = "", **variables: str) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GATEWAY_")}
         environment |= {f"GATEWAY_{name.upper()}": value for name, value in variables.items()}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", *arguments],
-            env={**environment, "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with ExitStack() as opened:
+            errors = opened.enter_context(open(log, "a")) if log else subprocess.PIPE
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", *arguments],
+                env={**environment, "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         self.url = ""
 
     def ready(self) -> "Process":

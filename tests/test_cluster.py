@@ -343,8 +343,7 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
             assert heir.info("replication")["role"] == "master"
             assert await idle.call("EXISTS", record_key(silent.stream_id)) == 1
             await idle.close()
-            last, log = silent.seen.last_id.encode(), log_key(silent.stream_id)
-            await until(lambda: heir.run("XREVRANGE", log, "+", "-", "COUNT", 1)[0][0] == last)
+            await until(lambda: _last(heir, silent) == silent.seen.last_id)
             ticking.silent.clear()
             late = await on.watched(1)
             ticking.ended.set()
@@ -352,6 +351,12 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
                 await each.end()
                 is_whole(each, ticking)
             assert len(on.upstream.calls) == 5
+
+
+def _last(server: ClusterServer, watched: Watched) -> str:
+    """Return the id of a log's last entry on a server."""
+    found = server.run("XREVRANGE", log_key(watched.stream_id), "+", "-", "COUNT", 1)
+    return str(found[0][0].decode()) if found else ""
 
 
 async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_stream(
@@ -371,7 +376,7 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
                 for each in streams:
                     await each.more(10)
             # What it knew before is not what it knows now: it is another connection.
-            assert on.owner.gateway.store.home(streams[2].stream_id) is node
+            await until(lambda: on.owner.gateway.store.home(streams[2].stream_id) is node)
             assert node.generation > before
             ticking.ended.set()
             for each in streams:

@@ -277,7 +277,7 @@ async def test_a_call_without_a_cookie_is_refused(gate: Served, method: str, pat
     refused(await call(gate, method, path, Cookie=""), 401, "not_authenticated")
 
 
-@pytest.mark.parametrize("cookie", FORGED)
+@pytest.mark.parametrize("cookie", FORGED, ids=range(len(FORGED)))
 async def test_a_forged_old_or_empty_cookie_is_refused(gate: Served, cookie: str) -> None:
     refused(await call(gate, "GET", "/stream", Cookie=cookie), 401, "not_authenticated")
 

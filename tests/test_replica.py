@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from gateway import store as store_module
+from gateway.app import Gateway
 from gateway.presets import Preset
 from gateway.store import BEATS, Store, runs_key
 from tests.support import (
@@ -599,3 +600,23 @@ async def test_a_cancel_that_comes_before_the_upstream_was_asked_asks_nobody(
         assert answer.json() == {"state": "cancelled"}
         assert (await served.read(url)).end["state"] == "cancelled"
         assert upstream.calls == []
+
+
+async def test_stopping_ends_also_a_task_that_missed_its_first_cancel() -> None:
+    missed = asyncio.Event()
+
+    async def deaf() -> None:  # As asyncio.wait_for of Python 3.11 is, where it ends just then.
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            missed.set()
+            await asyncio.Event().wait()
+
+    gateway = Gateway(settings())
+    async with gateway.running():
+        task = gateway.replica._spawn(deaf())
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(gateway.replica.stop())
+        await asyncio.wait_for(missed.wait(), 2)
+        await asyncio.wait_for(stopping, 5)
+    assert task.cancelled()

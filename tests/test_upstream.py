@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
+from gateway.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream import Reading, Upstream, text_of
 from tests.support import OK, WHOLE, Call, Script, chunk, free_port, scripted, until, whole
@@ -540,6 +543,65 @@ async def test_a_kept_connection_that_dies_with_the_request_is_not_asked_again()
             await body_of(upstream, preset(url))
     assert len(accepted) == 2
     assert not caught.value.sure
+
+
+async def test_a_connection_kept_after_a_refusal_carries_one_request_at_a_time() -> None:
+    """Who retries and who comes new must not be answered over each other's connection."""
+    refusal = b"HTTP/1.1 503 No\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\nbusy"
+    requests: list[int] = []  # Of each connection.
+    both = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(requests)
+        requests.append(0)
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"{}")
+                requests[number] += 1
+                if sum(requests) == 1:
+                    writer.write(refusal)
+                    continue
+                if sum(requests) == 3:
+                    both.set()
+                await asyncio.wait_for(both.wait(), 5)
+                writer.write(OK + WHOLE)
+                writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    to = preset(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with server, asking() as upstream:
+        with pytest.raises(UpstreamFailure):
+            await body_of(upstream, to)
+        one, other = await asyncio.gather(body_of(upstream, to), body_of(upstream, to))
+    assert one == other == WHOLE
+    assert requests == [2, 1]
+
+
+async def test_a_kept_connection_closed_while_the_process_stood_still_takes_no_request() -> None:
+    head = OK.replace(b"Connection: close\r\n", b"Content-Length: %d\r\n" % len(WHOLE))
+    idle, closed = threading.Event(), threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(5)
+                connection.recv(1 << 16)
+                connection.sendall(head + WHOLE)
+                idle.wait(5)
+            closed.set()
+
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        listener.settimeout(5)
+        server = threading.Thread(target=serve, args=(listener,), daemon=True)
+        server.start()
+        async with asking() as upstream:
+            await body_of(upstream, preset(url_of(listener)))
+            idle.set()
+            assert closed.wait(5)  # The loop is blocked, as in a process that was stopped.
+            assert await body_of(upstream, preset(url_of(listener))) == WHOLE
+        server.join(5)
 
 
 async def test_leaving_closes_the_connection() -> None:

@@ -1,0 +1,83 @@
+"""The long run: `python -m tests.faults --streams 500 --faults 100 --seed N`.
+
+Two worlds, one after the other: a single Redis with an append-only file, then three with Sentinel.
+The faults of replicas and nginx are shared out between them. Exit code 1 if anything is wrong.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults import nginx
+from tests.faults.harness import Report, new_seed, play
+from tests.faults.schedule import (
+    NGINX_FAULTS,
+    REPLICA_FAULTS,
+    SENTINEL_FAULTS,
+    Shape,
+    Step,
+    draw,
+)
+
+
+def main() -> int:
+    """Run it and print the report."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--streams", type=int, default=500, help="streams at least, in all")
+    parser.add_argument("--faults", type=int, default=100, help="of every kind, at least")
+    parser.add_argument("--seed", type=int, default=new_seed())
+    parser.add_argument("--lease", type=float, default=2.0, help="seconds")
+    parser.add_argument("--world", choices=["single", "sentinel", "both"], default="both")
+    parser.add_argument("--keep", type=Path, help="folder for the logs, kept")
+    given = parser.parse_args()
+    print(f"seed {given.seed}", flush=True)
+    report = Report()
+    for world in ("single", "sentinel"):
+        if given.world in {world, "both"}:
+            one = asyncio.run(_one(given, sentinel=world == "sentinel"))
+            print(f"\n{world}: {one}", flush=True)
+            report += one
+    print(f"\nseed {given.seed}: {report}")
+    return 1 if report.findings else 0
+
+
+async def _one(given: argparse.Namespace, *, sentinel: bool) -> Report:
+    steps = _sentinel_steps(given) if sentinel else _single_steps(given)
+    if given.keep:
+        folder = given.keep.resolve() / ("sentinel" if sentinel else "single")
+        folder.mkdir(parents=True)
+        return await play(steps, folder, sentinel=sentinel, lease=given.lease)
+    with tempfile.TemporaryDirectory() as folder:
+        return await play(steps, Path(folder), sentinel=sentinel, lease=given.lease)
+
+
+def _single_steps(given: argparse.Namespace) -> list[Step]:
+    """A storm of everything; then a Redis that forgets, again and again, while all owners live."""
+    common, streams = _common(given)
+    few = given.faults // 4
+    storm = common | {"redis_restart": given.faults, "redis_pause": given.faults - few}
+    storm |= {"redis_empty": few}
+    calm = {"redis_empty": given.faults - few, "redis_pause": few, "pause_short": few}
+    first = draw(given.seed, Shape(streams * 2 // 3, storm))
+    return first + draw(given.seed, Shape(streams // 3, calm, pause=(0.5, 3.0)), first=500_000)
+
+
+def _sentinel_steps(given: argparse.Namespace) -> list[Step]:
+    common, streams = _common(given)
+    shape = Shape(streams, common | dict.fromkeys(SENTINEL_FAULTS, given.faults))
+    return draw(given.seed, shape, first=1_000_000)
+
+
+def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
+    """Return one world's part of the faults that both have, and of the streams."""
+    part = 2 if given.world == "both" else 1
+    half = -(-given.faults // part)
+    kinds = REPLICA_FAULTS + (NGINX_FAULTS if nginx.binary() else ())
+    # A stream's own fault may come too late, as another one has ended it: hence more than asked.
+    return dict.fromkeys(kinds, half), max(-(-given.streams // part), half * 21)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

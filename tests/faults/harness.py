@@ -1,0 +1,156 @@
+"""Harness: plays a schedule in a world, and makes the report."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from tests.faults import nginx
+from tests.faults.oracle import judge
+from tests.faults.pages import Page
+from tests.faults.schedule import Step
+from tests.faults.story import KINDS, Facts, Finding, Hit, Loss, Story
+from tests.faults.upstream import Upstream
+from tests.faults.world import World
+
+
+@dataclass
+class Report:
+    """What a run did, and what it found."""
+
+    streams: int = 0
+    viewers: int = 0
+    connections: int = 0
+    events: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    lag: float = 0.0  # The longest the harness's own loop was late, in seconds.
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    allowed: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    stories: list[str] = field(default_factory=list)  # Of the streams that something is wrong with.
+
+    def __add__(self, other: "Report") -> "Report":
+        names = [each.name for each in fields(self) if each.name != "lag"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Report(**sums, lag=max(self.lag, other.lag))
+
+    def __str__(self) -> str:
+        kinds = Counter(each.kind for each in self.findings)
+        lines = [
+            f"{self.streams} streams, {self.viewers} viewers on {self.connections} connections, "
+            f"{self.events} events, {self.calls} upstream calls, {self.seconds:.0f} s, "
+            f"the harness was late by {self.lag:.2f} s at most",
+            "faults:  " + _counts(self.faults),
+            "ends:    " + _counts(self.states),
+            "allowed: " + (_counts(self.allowed) or "nothing was needed"),
+            "wrong:   " + ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS),
+        ]
+        lines += [f"  {each.kind}: ticket {each.ticket}: {each.text}" for each in self.findings]
+        lines += self.stories
+        return "\n".join(lines)
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+
+
+async def play(
+    steps: Sequence[Step], folder: Path, *, sentinel: bool = False, lease: float = 2.0
+) -> Report:
+    """Play a schedule in a new world and return the report."""
+    # Each process that is waited for holds a thread.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
+    upstream = Upstream()
+    await upstream.start()
+    proxied = nginx.binary() is not None
+    world = World(folder, upstream.url, sentinel=sentinel, lease=lease, proxied=proxied)
+    pages: list[Page] = []
+    report = Report()
+    began = time.monotonic()
+    watching = asyncio.create_task(_watch(report))
+    try:
+        await world.start()
+        await _play(steps, world, upstream, pages)
+        await world.settle()
+    finally:
+        watching.cancel()
+        await world.stop()
+        await upstream.stop()
+    report.seconds = time.monotonic() - began
+    _sum_up(report, world, upstream, pages)
+    return report
+
+
+async def _play(steps: Sequence[Step], world: World, upstream: Upstream, pages: list[Page]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for step in steps:
+            for stream in step.streams:
+                page = Page(world, upstream, stream)
+                pages.append(page)
+                group.create_task(page.play())
+            if step.fault is not None:
+                await world.apply(step.fault.kind, step.fault.where, step.fault.how)
+            await asyncio.sleep(step.pause)
+
+
+async def _watch(report: Report) -> None:
+    """Note how late this process is: a machine that starves it starves the replicas too."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(0.1)
+        report.lag = max(report.lag, time.monotonic() - before - 0.1)
+
+
+def _sum_up(report: Report, world: World, upstream: Upstream, pages: Sequence[Page]) -> None:
+    facts = world.facts
+    for page in pages:
+        story = page.story
+        verdict = judge(story, facts)
+        report.findings += verdict.findings
+        report.stories += [told(story, facts)] if verdict.findings else []
+        report.states[verdict.state or "none"] += 1
+        report.allowed.update(verdict.allowed)
+        report.faults.update(page.played)
+        report.viewers += len(story.transcripts)
+        report.connections += sum(each.connections for each in story.transcripts)
+        report.events += sum(len(each.events) for each in story.transcripts)
+    report.streams = len(pages)
+    report.calls = sum(map(len, upstream.calls.values()))
+    report.findings += world.findings
+    report.faults.update(upstream.played)
+    report.faults.update(world.played)
+
+
+def told(story: Story, facts: Facts) -> str:
+    """Return a story in a few lines, its times in seconds after the POST."""
+
+    def since(when: float) -> str:
+        return f"{when - story.posted:.2f}"
+
+    lines = [f"  ticket {story.stream.number}: {story.stream.answer.fault} {story.stream.fault}"]
+    lines += [
+        f"call {c.replica} {since(c.at)} to {since(c.ended)} {c.outcome}" for c in story.calls
+    ]
+    lines += [
+        f"viewer {since(t.began)} to {since(t.ended)}: {len(t.events)} events, {t.final} {t.why}"
+        for t in story.transcripts
+    ]
+    lines += [f"DELETE {since(d.at)}: {d.status} {d.state}" for d in story.deletions]
+    injected: list[Hit | Loss] = [*facts.hits, *facts.losses]
+    lines += [
+        f"{each.kind} {getattr(each, 'replica', '')} {since(each.at)} to {since(each.until)}"
+        for each in injected
+        if each.until >= story.posted - 2 and each.at <= story.ended
+    ]
+    return "\n    ".join(lines)
+
+
+def new_seed() -> int:
+    """Return a seed that nobody chose."""
+    return random.SystemRandom().randrange(1 << 32)

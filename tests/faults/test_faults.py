@@ -1,0 +1,68 @@
+"""A short run of the harness; the long one is `python -m tests.faults`.
+
+Every run has a seed of its own, which a failure names; GATEWAY_FAULTS_SEED plays it again.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import new_seed, play
+from tests.faults.oracle import natural_end
+from tests.faults.schedule import (
+    REDIS_FAULTS,
+    REPLICA_FAULTS,
+    UPSTREAM_FAULTS,
+    VIEWER_FAULTS,
+    Shape,
+    draw,
+)
+from tests.faults.upstream import Call
+from tests.support import missing, redis_binary
+
+SHAPE = Shape(
+    streams=40,
+    faults=dict.fromkeys((*REPLICA_FAULTS, *REDIS_FAULTS, "reload"), 2),
+    life=(1.0, 5.0),
+    pause=(0.2, 0.9),
+    share=0.07,
+)
+
+
+@pytest.mark.timeout(150)
+async def test_no_promise_breaks_whatever_fails(tmp_path: Path) -> None:
+    if redis_binary() is None:
+        missing("a Redis server")
+    seed = int(os.environ.get("GATEWAY_FAULTS_SEED") or new_seed())
+    report = await play(draw(seed, SHAPE), tmp_path)
+    print(f"GATEWAY_FAULTS_SEED={seed}\n{report}")
+    assert report.findings == [], f"GATEWAY_FAULTS_SEED={seed}\n{report}"
+    assert report.streams == SHAPE.streams
+    assert report.calls > SHAPE.streams / 2
+    assert report.states["done"] > 0
+    assert all(report.faults[kind] == 2 for kind in (*REPLICA_FAULTS, *REDIS_FAULTS))
+
+
+def test_a_seed_gives_the_same_schedule_and_another_one_another() -> None:
+    assert draw(5, SHAPE) == draw(5, SHAPE)
+    assert draw(5, SHAPE) != draw(6, SHAPE)
+
+
+def test_a_schedule_has_every_fault_as_often_as_asked() -> None:
+    steps = draw(1, Shape(300, dict.fromkeys(REPLICA_FAULTS, 30)))
+    streams = [stream for step in steps for stream in step.streams]
+    assert [stream.number for stream in streams] == list(range(300))
+    for kind in REPLICA_FAULTS:
+        assert sum(step.fault is not None and step.fault.kind == kind for step in steps) == 30
+    for kind in UPSTREAM_FAULTS:
+        assert sum(stream.answer.fault == kind for stream in streams) >= 25
+    for kind in VIEWER_FAULTS:
+        assert sum(stream.fault == kind for stream in streams) >= 25
+
+
+def test_every_end_of_a_call_that_is_no_leaving_has_a_state() -> None:
+    for outcome in ("whole", "cut", "stalled", "refused", "not_a_stream", "error"):
+        assert natural_end(Call(1, 0, "", 0.0, outcome=outcome))
+    assert not natural_end(Call(1, 0, "", 0.0, outcome="left"))
+    assert natural_end(Call(1, 0, "", 0.0, outcome="left", finished=True)) == "done"
