@@ -236,6 +236,7 @@ class EventSource:
         self.seen: list[tuple[str, bytes]] = []  # Id and block of each event since the last gap.
         self.last_id = ""
         self.outcome = ""
+        self.told_at = 0.0  # When it was.
         self.ended_at: float | None = None
         self.gaps: list[float] = []
         self.after_gap: Position | None = None
@@ -305,6 +306,7 @@ class EventSource:
             elif not (self.act["post"] and status == 503):
                 body = await exchange.whole()
                 self.outcome = f"{status} {_code(body)}".strip()
+                self.told_at = world.loop.time()
                 self.ended_at = world.loop.time()
                 world.say(f"{self.name} was told {self.outcome}")
         span[1] = world.loop.time()

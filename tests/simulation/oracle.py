@@ -6,6 +6,7 @@ Promises 1 to 3 hold as far as Redis keeps what it acknowledged. So, and only so
   a takeover along does so where the preset restarts what a dead replica ran.
 - A stream that lost acknowledged writes may give a `gap`, and may end otherwise than some viewer
   saw it end before; what its log holds at the end is still one call's answer, in order.
+- An owner that is cut off for two leases after such a loss comes too late for who asks meanwhile.
 
 Everything else is asked of every schedule, whatever went wrong in it.
 """
@@ -34,6 +35,7 @@ class Oracle:
         self._world = world
         self._blocks: dict[tuple[str, str], bytes] = {}  # Stream id, event id -> its block.
         self._ended: dict[str, float] = {}  # Stream id -> when the first end was logged.
+        self._written: dict[str, list[float]] = {}  # Stream id -> when something was logged.
         world.redis.on_note = self._noted
 
     def accuse(self, promise: str, words: str) -> None:
@@ -44,6 +46,7 @@ class Oracle:
     # While it runs
 
     def _noted(self, stream_id: str, number: Id, fields: Args) -> None:
+        self._written.setdefault(stream_id, []).append(self._world.loop.time())
         for event in parse(fields[1]):
             block = fields[1] and self._block_of(fields[1], event.id)
             known = self._blocks.setdefault((stream_id, event.id.decode()), block)
@@ -216,6 +219,15 @@ class Oracle:
         over = [end for _, end, _ in self._world.troubles if end > first]
         return max([last, *over]) < kept
 
+    def _told_before_the_owner_came(self, viewer: "EventSource") -> bool:
+        """Whether Redis's memory was not young any more, and nothing was written again yet."""
+        told, young = viewer.told_at, 2 * self._world.settings.lease
+        written = self._written.get(viewer.stream.stream_id, [])
+        return any(
+            loss.at + young <= told and not any(loss.at < at <= told for at in written)
+            for loss in self._world.redis.losses
+        )
+
     def _judge_answer(self, stream: "Stream", state: str, frames: bytes) -> None:
         """The log holds, since a reset, the beginning of one call's answer: all of it if done."""
         events = parse(frames)
@@ -290,7 +302,7 @@ class Oracle:
         if viewer.outcome and not re.match("204|410 (ticket|log)_expired", viewer.outcome):
             self.accuse("contract", f"{viewer.name} was told {viewer.outcome}")
         if self._touched(stream_id):
-            if not self._whole_again(stream):
+            if not self._whole_again(stream) or self._told_before_the_owner_came(viewer):
                 return
             known = sorted(number for _, number in self._numbers(stream_id))
             if [Position.parse(each) for each, _ in whole] != known:

@@ -40,8 +40,9 @@ def simulation(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(180)
 def test_no_schedule_breaks_a_promise() -> None:
-    run = simulation("--schedules", "150", "--seed", "7000")
+    run = simulation("--schedules", "100", "--seed", "7000")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
