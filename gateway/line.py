@@ -108,7 +108,8 @@ class Line:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        _fail(self._queue, RedisConnectionError("the line is closed"))
+        queue, self._queue = self._queue, []  # Whoever sends later must not send these as well.
+        _fail(queue, RedisConnectionError("the line is closed"))
         await self._hang_up()
 
     async def _run(self) -> None:
