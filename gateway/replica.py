@@ -281,14 +281,14 @@ class Replica:
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now
-            for run in [] if late else list(self._runs.values()):
-                run.check(now)
-            self._drop_ended()
+            self._look_at_all(now, late)
 
-    def _drop_ended(self) -> None:
+    def _look_at_all(self, now: float, late: bool) -> None:
         # As long as Redis was not heard since, nobody knows whether it still has what ended.
         until = self._beat.renewed - 2 * self._beat.lease
         for stream_id, run in list(self._runs.items()):
+            if not late:
+                run.check(now)
             over = run.finished_at is not None and run.finished_at < until
             if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]

@@ -179,6 +179,7 @@ class Run:
                 broken = error
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
+        broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
         attempts = self._before + self._sent
