@@ -117,8 +117,8 @@ def main() -> None:
     args = cli.parse_args()
     costs = Costs.read(args.results)
     loads = [Load(each, args.rate, args.length, args.kept, args.share) for each in args.streams]
-    print(", ".join(f"{name} {value:,.1f}" for name, value in costs._asdict().items()))
-    print(table([need(costs, load) for load in loads]), sep="\n\n")
+    inputs = ", ".join(f"{name} {value:,.1f}" for name, value in costs._asdict().items())
+    print(inputs, table([need(costs, load) for load in loads]), sep="\n\n")
 
 
 if __name__ == "__main__":
