@@ -167,8 +167,8 @@ class Replica:
                 record = await self._records.read(run.log.stream_id)
                 if record is not None and record.cancelled:
                     run.stop(Ending("cancelled"))  # Which ends this task at its next await.
-                elif self._beat.fresh:
-                    return
+                elif self._beat.fresh and record and record.epoch == run.log.epoch:
+                    return  # Else it was taken over since the hold: a pause lies between.
             await asyncio.sleep(self._interval)
 
     async def cancel(self, record: Record) -> str:
