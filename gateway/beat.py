@@ -148,7 +148,6 @@ class Beat:
         `owners` run streams that are watched here: they are dead too if Redis forgot their beat
         and they never bring it back.
         """
-
         answers = await self._ask(lambda book: book.renew(running))
         forgot = await self._memory.renew()
         books = [book for book in self._books if book.answers]

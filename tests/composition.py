@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import ssl
 import subprocess
 import sys
@@ -22,7 +21,8 @@ import httpx
 from ruamel.yaml import YAML
 
 from gateway.cli import main
-from tests.support import Process, free_port, missing, process, redis_server, wait_for_port
+from tests.nginx import binary
+from tests.support import Process, free_port, process, redis_server, wait_for_port
 
 HOME = Path(__file__).parent.parent
 FILE = HOME / "compose.yaml"
@@ -116,15 +116,6 @@ def port_of(service: Service) -> str:
 # The whole as processes
 
 
-def program(name: str) -> str:
-    """Return where a program is; the test skips or fails without it."""
-    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
-    if found is None:
-        missing(name)
-    assert found is not None
-    return found
-
-
 class Composition:
     """The running whole; `ports` has one process of each service, as `port_of` has its own."""
 
@@ -153,7 +144,7 @@ class Composition:
 
     def make_keys(self) -> subprocess.CompletedProcess[str]:
         """Run the service that makes what nobody gave; returns how it ended."""
-        program("openssl")
+        binary("openssl")
         service = self.services["keys"]
         words = [self._here("keys", word) for word in service["entrypoint"]]
         environment = {"PATH": os.environ["PATH"], **service["environment"]}
@@ -173,7 +164,7 @@ class Composition:
         """Run a health check, the service's own if none is given, against a port of ours."""
         kind, *words = test or self.services[name]["healthcheck"]["test"]
         assert kind == "CMD"
-        words[0] = sys.executable if words[0] == "python" else program(words[0])
+        words[0] = sys.executable if words[0] == "python" else binary(words[0])
         if name == "redis":
             words[1:1] = ["-p", str(port)]
         words = [re.sub(rf"\b{self._inside[name]}\b", str(port), word) for word in words]
@@ -197,7 +188,7 @@ class Composition:
 
     @contextmanager
     def _nginx(self) -> Iterator[None]:
-        words = [program("nginx"), "-p", str(self._folder), "-c", str(self._configuration())]
+        words = [binary("nginx"), "-p", str(self._folder), "-c", str(self._configuration())]
         with (self.logs / "stderr").open("wb") as said:
             test = subprocess.run([*words, "-t"], stderr=said, check=False)
             assert test.returncode == 0, (self.logs / "stderr").read_text("utf-8")

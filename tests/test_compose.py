@@ -23,9 +23,9 @@ from tests.composition import (
     mounts,
     networks,
     port_of,
-    program,
     services,
 )
+from tests.nginx import binary
 from tests.support import ask, free_port, missing, read
 from tests.test_browser import chromium
 
@@ -267,7 +267,7 @@ def test_browsers_get_http_2(whole: Composition) -> None:
 
 
 def test_redis_keeps_what_it_is_given_and_throws_nothing_away(whole: Composition) -> None:
-    words = [program("redis-cli"), "-p", str(whole.ports["redis"]), "--json", "CONFIG", "GET"]
+    words = [binary("redis-cli"), "-p", str(whole.ports["redis"]), "--json", "CONFIG", "GET"]
     said = subprocess.check_output([*words, "appendonly", "maxmemory-policy", "maxmemory"])
     assert json.loads(said) == {
         "appendonly": "yes",
