@@ -59,7 +59,6 @@ class Replica:
         self._claims: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
-        self._ended = asyncio.Event()
 
     @property
     def active(self) -> list[Run]:
@@ -141,7 +140,6 @@ class Replica:
         finally:
             run.finished_at = _now()
             self._count -= 1
-            self._ended.set()
 
     async def _leave(self, stream_id: str) -> None:
         with suppress(Passing):
@@ -201,23 +199,26 @@ class Replica:
         """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
         self.draining = True
         self._tails.drain()
-        await self._until_idle(deadline)
-        words = "The replica that ran it was shut down."
+        await self._while(lambda: self._count or self._claims, deadline)
+        why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
         for run in self.active:
-            run.stop(Ending("interrupted", failure("interrupted", words, retryable=True)))
-        await self._until_idle(_SEAL_WAIT)
+            run.stop(Ending("interrupted", why))
+        await self._while(lambda: self._owes, _SEAL_WAIT)
 
-    async def _until_idle(self, seconds: float) -> None:
+    @property
+    def _owes(self) -> bool:
+        """Whether streams lack their end, or may: Redis can forget it after it was stored."""
+        unsure = any(run.log.unsure for run in self._runs.values())
+        return unsure or bool(self._count or self._claims)
+
+    async def _while(self, holds: Callable[[], object], seconds: float) -> None:
         end = _now() + seconds
-        while (self.active or self._claims) and (left := end - _now()) > 0:
-            self._ended.clear()
-            waiting = asyncio.create_task(self._ended.wait())
-            await asyncio.wait({waiting, *self._claims.values()}, timeout=left)
-            waiting.cancel()
+        while holds() and _now() < end:  # noqa: ASYNC110 (a doubt that passes tells nobody)
+            await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
-        idle = not (self.active or self._claims or self._takeover.busy)
+        idle = not (self._owes or self._takeover.busy)
         tasks = left = {*self._loops, *self._tasks}
         while left:  # A cancel can be lost, as by asyncio.wait_for of Python 3.11.
             for task in left:

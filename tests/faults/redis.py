@@ -116,7 +116,7 @@ class Sentinels:
         folder = self._folder / str(port)
         folder.mkdir(exist_ok=True)
         config = folder / "redis.conf"
-        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder}", 'save ""', "loglevel warning"]
+        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder}", 'save ""', "logfile redis.log"]
         lines += ["appendonly yes", "appendfsync always", "repl-diskless-sync-delay 0"]
         lines += ["min-replicas-to-write 1", "min-replicas-max-lag 2", "repl-timeout 5"]
         lines += [f"replicaof 127.0.0.1 {master}"] if master else []
@@ -126,6 +126,7 @@ class Sentinels:
     def _start_sentinel(self, port: int, master: int) -> None:
         config = self._folder / f"sentinel-{port}.conf"
         lines = [f"port {port}", "bind 127.0.0.1", f"dir {self._folder}"]
+        lines += [f"logfile sentinel-{port}.log"]
         lines += [f"sentinel monitor {_MASTER} 127.0.0.1 {master} 2"]
         lines += [f"sentinel down-after-milliseconds {_MASTER} {_DOWN_AFTER}"]
         lines += [f"sentinel failover-timeout {_MASTER} 2000"]
