@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from gateway.beat import Beat, inbox
+from gateway.beat import Beat
 from gateway.errors import Fenced, Passing
 from gateway.grace import Grace
+from gateway.inbox import Inbox
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
 from gateway.records import Record, Records, new_id
@@ -55,6 +56,7 @@ class Replica:
         self._takeover = Takeover(*parts, self._adopt)
         self._grace = Grace(records, beat)
         self._runs: dict[str, Run] = {}
+        self._inbox = Inbox(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -175,22 +177,17 @@ class Replica:
         frame = b"event: end\ndata: " + end.data + b"\n"
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._runs:
-            self._cancel_here([record.stream_id])
+            self._inbox.cancel([record.stream_id])
         elif owner:
             await self._beat.ask_to_cancel(record.stream_id, owner)
         return state
-
-    def _cancel_here(self, stream_ids: list[str]) -> None:
-        for stream_id in stream_ids:
-            if run := self._runs.get(stream_id):
-                run.stop(Ending("cancelled"))
 
     # The life of the replica
 
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
         loops = (
-            *(self._writer.run, self._beats, self._sweeps, self._looks, self._messages),
+            *(self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen),
             self._tails.follow,
         )
         self._loops = [asyncio.create_task(_supervised(loop)) for loop in loops]
@@ -244,7 +241,7 @@ class Replica:
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self.active)
-                self._cancel_here(news.cancels)
+                self._inbox.cancel(news.cancels)
                 if news.forgot:
                     log.warning("the store came back without its memory")
                     self._doubt(self._in_memory_of(news.forgot))
@@ -305,36 +302,14 @@ class Replica:
             pause = min((run.preset.grace / 3 for run in active), default=1.0)
             await asyncio.sleep(min(1.0, pause))
             try:
-                await self._look_for_cancels()
+                if self._count:
+                    await self._inbox.look_for_cancels(self._claims)
                 if _now() >= due:
                     due = _now() + pause * 0.9
                     for run in await self._grace.over(self.active):
                         run.stop(Ending("cancelled"))
             except Passing:
                 self._grace.anew(active)
-
-    async def _look_for_cancels(self) -> None:
-        if self._count:
-            asked = await self._beat.cancels()
-            self._cancel_here(asked)
-            if late := [each for each in asked if each not in self._runs | self._claims]:
-                await self._beat.cancelled(*late)
-
-    async def _messages(self) -> None:
-        async for message in self._records.store.messages(inbox(self._records.replica)):
-            word, *rest = message.decode("utf-8", "replace").split() or [""]
-            if word == "wake":
-                self._tails.mark(rest)
-            elif word == "cancel":
-                self._cancel_here(rest)
-            elif word == "watch" and rest:
-                self._watched_by(rest[0], rest[1:])
-
-    def _watched_by(self, replica: str, stream_ids: list[str]) -> None:
-        for stream_id in stream_ids:
-            if run := self._runs.get(stream_id):
-                run.log.watchers[replica] = _now() + run.preset.grace
-                run.unseen_since = None  # The visit may be over before the next look.
 
 
 async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:

@@ -20,7 +20,7 @@ FLOORS: dict[str, set[str]] = {
         *("beat", "eventlog", "crew", "writer", "tail", "follower", "tails"),
     },
     "upstream": {"upstream", "transport"},
-    "run": {"runs", "grace", "takeover", "replica"},
+    "run": {"runs", "grace", "inbox", "takeover", "replica"},
     "web": {"auth", "requests", "responses", "routes"},
     "program": {"app", "check", "workers", "server", "cli", "demo", "page", "__main__"},
 }
@@ -50,6 +50,7 @@ TESTED_IN = {
     "crew": "cluster",
     "follower": "tail",
     "grace": "cancellation",
+    "inbox": "cancellation",
     "line": "store",
     "majority": "beat",
     "memory": "beat",
