@@ -38,6 +38,7 @@ class Follower:
         self._grace = grace
         self._stale: set[str] = set()
         self._left: set[str] = set()
+        self._unclaimed: set[str] = set()  # At the last look.
         self._news = asyncio.Event()
 
     def mark(self, stream_id: str) -> None:
@@ -74,13 +75,18 @@ class Follower:
     async def _announce_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._grace / 3)
-            tails = [self._tails[each] for each in self._followed()]
             try:
-                for start in range(0, len(tails), _BATCH):
-                    await self.show_presence(tails[start : start + _BATCH])
-                    await self._drop_lost(tails[start : start + _BATCH])
+                await self.announce()
             except Passing as error:
                 log.info("presence cannot be shown: %s", error.detail)
+
+    async def announce(self) -> None:
+        """Show presence, and send away who waits for what is lost; raises Passing."""
+        tails = [self._tails[each] for each in self._followed()]
+        before, self._unclaimed = self._unclaimed, set()
+        for start in range(0, len(tails), _BATCH):
+            await self.show_presence(tails[start : start + _BATCH])
+            await self._drop_lost(tails[start : start + _BATCH], before)
 
     async def show_presence(self, tails: list[Tail]) -> None:
         """Tell the owners of watched streams that somebody is here; raises Passing."""
@@ -100,11 +106,20 @@ class Follower:
         gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
         await self._records.withdraw_presence(gone)
 
-    async def _drop_lost(self, tails: list[Tail]) -> None:
-        """Send viewers away from streams that Redis lost and that nobody wrote again in time."""
-        known = await self._records.exist([each.stream_id for each in tails])
-        for tail, there in zip(tails, known, strict=True):
-            if not there and not await self._records.may_be_forgotten(tail.stream_id, 0):
+    async def _drop_lost(self, tails: list[Tail], unclaimed: set[str]) -> None:
+        """Send viewers away from streams that Redis lost and that nobody wrote again in time.
+
+        Where it lost the claim alone they redeem it once more; an owner that lives has the time
+        from look to look to write it again, for a second claim is paid for.
+        """
+        states = await self._records.states([each.stream_id for each in tails])
+        for tail, state in zip(tails, states, strict=True):
+            if state == "cached":
+                self._unclaimed.add(tail.stream_id)
+                lost = tail.stream_id in unclaimed
+            else:
+                lost = not state and not await self._records.may_be_forgotten(tail.stream_id, 0)
+            if lost:
                 tail.drop()
 
     async def _compare(self, tail: Tail) -> None:

@@ -247,10 +247,10 @@ class Records:
         forgot_all = issued < int(marker) and now - int(marker) < self._young
         return forgot_all or now - issued < min(self._young, self._ended_ttl)
 
-    async def exist(self, stream_ids: list[str]) -> list[bool]:
-        """Tell which of these streams have a record."""
-        replies = await self.store.calls(["EXISTS", record_key(each)] for each in stream_ids)
-        return [bool(reply) for reply in replies]
+    async def states(self, stream_ids: list[str]) -> list[str]:
+        """Return the states of these streams, "" where there is no record."""
+        replies = await self.store.calls(["HGET", record_key(each), "state"] for each in stream_ids)
+        return [(reply or b"").decode() for reply in replies]
 
     async def show_presence(self, stream_ids: list[str], ttl: float) -> None:
         """Tell the owners of these streams that somebody watches from here."""

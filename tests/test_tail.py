@@ -9,6 +9,7 @@ import pytest
 
 from gateway.beat import inbox
 from gateway.errors import Passing
+from gateway.follower import Follower
 from gateway.positions import Entry, Position
 from gateway.records import Records, new_id
 from gateway.sse import HEARTBEAT, Event, encode, parse
@@ -481,6 +482,33 @@ async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
         assert not one.gone
         await there.store.call("DEL", record_key(there.stream_id), log_key(there.stream_id))
         await until(lambda: one.gone)
+
+
+async def test_those_who_wait_for_a_stream_whose_claim_is_lost_are_sent_to_redeem_it(
+    own_redis: RedisServer,
+) -> None:
+    """A failover lost the claim, and who had it does not live: nobody else would ever run it."""
+    async with elsewhere(own_redis.url, grace=0.3) as there:
+        await there.claim()
+        one = await there.attach()
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.store.call("HSET", record_key(there.stream_id), "state", "cached")
+        await until(lambda: one.gone)
+
+
+async def test_an_owner_has_time_to_write_a_lost_claim_again(any_redis_url: str) -> None:
+    """Who is sent away redeems it: where its owner lives that would be paid for twice."""
+    async with elsewhere(any_redis_url) as there:
+        records = await there.claim()
+        tail = Tail(there.stream_id, local=False, owner=records.replica)
+        one = viewer(tail)
+        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        for state in ("cached", "starting", "cached"):
+            await there.store.call("HSET", record_key(there.stream_id), "state", state)
+            await follower.announce()
+            assert not one.gone
+        await follower.announce()
+        assert one.gone
 
 
 async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(any_redis_url: str) -> None:
