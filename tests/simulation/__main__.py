@@ -48,7 +48,10 @@ def promise_of(broken: list[str]) -> str:
 def smallest(schedule: Schedule, mutant: str = "") -> Schedule:
     """Shrink a failing schedule: it still breaks the same promise."""
     with mutated(mutant):
-        promise = promise_of(simulate(schedule))
+        broken = simulate(schedule)
+        if not broken:
+            return schedule
+        promise = promise_of(broken)
 
         def fails(candidate: Schedule) -> bool:
             return any(each.startswith(promise) for each in simulate(candidate))

@@ -77,6 +77,7 @@ class Server:
         self._journal: list[tuple[int, list[Args]]] = []
         self._peers: dict[int, _Peer] = {}
         self._made = 0
+        self._servers = 0  # Processes that were here before this one.
         self.redis.on_entry = self._note
         self.on_note: Callable[[str, Id, Args], None] = lambda stream_id, number, fields: None
 
@@ -139,7 +140,12 @@ class Server:
         self.losses.append(self._loss(before, everything=count is None))
         self._say(f"redis lost {lost} writes: {self.losses[-1]}")
         if cut:
-            self.cut()
+            self.end()
+
+    def end(self) -> None:
+        """End the process: its connections, and what is in their buffers."""
+        self._servers += 1
+        self.cut()
 
     def _streams(self) -> dict[str, tuple[Any, int]]:
         self.tick()
@@ -292,11 +298,17 @@ class Server:
         peer.deaf = True
 
     def _late(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
-        """What was in the server's socket buffer runs, whether or not the client has gone."""
-        peer.deaf = True
-        self._loop.world(self._loop.time() + trap.seconds, self._at_last, peer, batch)
+        """What was in the server's socket buffer runs, whether or not the client has gone.
 
-    def _at_last(self, peer: "_Peer", batch: list[Args]) -> None:
+        Unless the process went first: no other one has its buffers.
+        """
+        peer.deaf = True
+        when = self._loop.time() + trap.seconds
+        self._loop.world(when, self._at_last, peer, batch, self._servers)
+
+    def _at_last(self, peer: "_Peer", batch: list[Args], server: int) -> None:
+        if server != self._servers:
+            return
         self._say(f"late: {self.words(batch)} of {peer.host}")
         peer.answer(self.execute(peer, batch))
         peer.deaf = False

@@ -408,7 +408,7 @@ class World:
 
     async def _down(self, act: Act, number: int) -> None:
         self.redis.down = True
-        self.redis.cut()
+        self.redis.end()
         with self._trouble("redis down"):
             await asyncio.sleep(act["seconds"])
         self.redis.down = False
