@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -63,6 +64,36 @@ class Single:
         self._server.resume()
 
 
+class Reign:
+    """How much a master had written, and when: so one can tell since when its heir knows nothing.
+
+    Replicas lag by milliseconds; but a Sentinel may choose the one that lags by seconds, for it
+    compares what it heard from them up to ten seconds ago.
+    """
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self._noted: list[tuple[float, int]] = []
+
+    def note(self, info: str) -> None:
+        """Note what its INFO says now."""
+        if "role:master" in info:
+            self._noted.append((time.monotonic(), _number(info, "master_repl_offset")))
+
+    def known_until(self, heir: str) -> float | None:
+        """Return up to when a new master, by its INFO, knows what this one wrote; None: all."""
+        offset = _number(heir, "second_repl_offset")
+        later = [when for when, written in self._noted if written >= offset]
+        before = [when for when, written in self._noted if written < offset]
+        return max(before, default=0.0) if later else None
+
+
+def _number(info: str, field: str) -> int:
+    """Return a number out of an INFO, 0 if it is not there."""
+    found = re.search(rf"^{field}:(\d+)", info, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 class Sentinels:
     """A master, two replicas and three sentinels; the master can be killed."""
 
@@ -72,6 +103,8 @@ class Sentinels:
         self._ports = [fixed_port() for _ in range(3)]
         self._watchers = [fixed_port() for _ in range(3)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._reign = Reign(self._ports[0])
+        self._noting: asyncio.Task[None] | None = None
         hosts = ",".join(f"127.0.0.1:{port}" for port in self._watchers)
         self.url = f"redis+sentinel://{hosts}/{_MASTER}"
 
@@ -83,34 +116,53 @@ class Sentinels:
         for port in self._watchers:
             await asyncio.to_thread(self._start_sentinel, port, master)
         await self._until(self._sound, 30)
+        self._noting = asyncio.create_task(self._note())
+
+    async def _note(self) -> None:
+        while True:
+            reign = self._reign
+            reign.note(await asyncio.to_thread(self._ask, reign.master, "INFO", "replication"))
+            await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
         """Kill all."""
+        if self._noting:
+            self._noting.cancel()
+            await asyncio.gather(self._noting, return_exceptions=True)
         for process in self._processes.values():
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
             process.kill()
             await asyncio.to_thread(process.wait)
 
-    async def failover(self, *, frozen: bool) -> float:
-        """Kill (or freeze) the master and let it join another one; return when that was chosen.
+    async def failover(self, *, frozen: bool) -> tuple[float, float]:
+        """Kill (or freeze) the master and let it join another one.
 
-        A master that was frozen takes writes once more before it hears that it is none any more:
-        then it is the time when it has heard.
+        Returns from when to when writes may be lost: until the other was chosen. A master that was
+        frozen takes writes once more before it hears that it is none any more: until it has heard.
         """
         master = await asyncio.to_thread(self.master)
-        process = self._processes[master]
+        process, since = self._processes[master], time.monotonic()
         process.send_signal(signal.SIGSTOP if frozen else signal.SIGKILL)
         await self._until(lambda: self.master() not in {0, master}, 30)
         chosen = time.monotonic()
+        new = await asyncio.to_thread(self.master)
+        since = await self._lost_since(new, since)
         if frozen:
             process.send_signal(signal.SIGCONT)
         else:
             await asyncio.to_thread(process.wait)
-            new = await asyncio.to_thread(self.master)
             await asyncio.to_thread(self._start_server, master, new)
         await self._until(self._sound, 60)
-        return time.monotonic() if frozen else chosen
+        once = await asyncio.to_thread(self.master) == new
+        return since, chosen if once and not frozen else time.monotonic()
+
+    async def _lost_since(self, new: int, stopped: float) -> float:
+        """Begin the reign of a new master; return since when it lacks what the old one wrote."""
+        info = await asyncio.to_thread(self._ask, new, "INFO", "replication")
+        until = self._reign.known_until(info)
+        self._reign = Reign(new)
+        return stopped if until is None else min(stopped, until)
 
     def _start_server(self, port: int, master: int | None) -> None:
         folder = self._folder / str(port)

@@ -264,8 +264,8 @@ class World:
         before = time.monotonic()
         loss = len(self.losses)
         self.losses.append(Loss("failover", before, before + 60))
-        until = await self._redis.failover(frozen=how > 0.9)
-        self.losses[loss] = Loss("failover", before, until + 0.5)
+        since, until = await self._redis.failover(frozen=how > 0.9)
+        self.losses[loss] = Loss("failover", since, until + 0.5)
 
     async def _watch_master(self, sentinels: Sentinels) -> None:
         """Note a failover that nobody asked for: the sentinels of a busy machine err too."""
