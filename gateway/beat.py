@@ -49,6 +49,7 @@ class Book:
         self.answers = False  # As far as is known: one that fails tells of no death.
         self._busy = False
         self.renewed = float("-inf")  # When the last renewal that it answered was begun.
+        self._steady = float("inf")  # Since when it was fresh at every moment.
         self._answered = float("-inf")
         self._latest: dict[str, bytes] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -56,7 +57,14 @@ class Book:
     @property
     def fresh(self) -> bool:
         """Whether nobody can read a death in it yet, with a margin for the send."""
-        return _now() - self.renewed < self._lease * 0.6
+        return self._within(_now())
+
+    def _within(self, moment: float) -> bool:
+        return moment - self.renewed < self._lease * 0.6
+
+    def steady(self, since: float) -> bool:
+        """Whether nobody can have read a death in it since a moment."""
+        return self._steady <= since and self.fresh
 
     async def renew(self, running: Collection[str]) -> list[str]:
         """Raise the counter, name the running streams; return what to cancel. Raises Passing."""
@@ -75,7 +83,9 @@ class Book:
         finally:
             self._busy = False
         self.answers = True
-        self.renewed, self._answered = started, _now()
+        if not self._within(now := _now()):
+            self._steady = now
+        self.renewed, self._answered = started, now
         self._latest = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
         return [each.decode() for each in cancels]
 
@@ -136,6 +146,10 @@ class Beat:
     def fresh(self) -> bool:
         """Whether nobody can have declared this replica dead yet."""
         return sum(book.fresh for book in self._books) >= self._majority.size
+
+    def steady(self, since: float) -> bool:
+        """Whether nobody can have declared this replica dead since a moment."""
+        return sum(book.steady(since) for book in self._books) >= self._majority.size
 
     @property
     def renewed(self) -> float:

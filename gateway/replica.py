@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from gateway.beat import Beat
@@ -20,7 +21,7 @@ from gateway.records import Record, Records, new_id
 from gateway.runs import Caps, Ending, Run, ending_events, failure
 from gateway.tails import Tails
 from gateway.takeover import Start, Takeover, fields_of
-from gateway.upstream import Asks, Reading, Upstream
+from gateway.upstream import Reading, Upstream
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.replica")
@@ -93,6 +94,7 @@ class Replica:
     async def _claim(self, record: Record, preset: Preset) -> str:
         nonce = new_id()
         while True:
+            asked = _now()
             with suppress(Passing):
                 await self._beat.enter(record.stream_id)
                 claim = await self._records.claim(record.stream_id, nonce)
@@ -100,7 +102,7 @@ class Replica:
             await asyncio.sleep(0.3)
         if claim.verdict == "claimed":
             fence = Entry(Position(claim.epoch, 0), 0, b"")
-            self._begin(record, preset, Start(claim.epoch, claim.request, [fence]))
+            self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
         elif record.stream_id not in self._runs:
             with suppress(Passing):
                 await self._beat.leave(record.stream_id)
@@ -117,7 +119,7 @@ class Replica:
             journal.append(start.events, ours=True)
         self._runs[stream_id] = run
         self._count += 1
-        self._spawn(self._live(run, start.ask or self._upstream))
+        self._spawn(self._live(run, start))
 
     def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
         """Run what a dead replica ran, unless this one is full; return whether it does."""
@@ -126,10 +128,11 @@ class Replica:
         self._begin(record, preset, start)
         return True
 
-    async def _live(self, run: Run, ask: Asks) -> None:
+    async def _live(self, run: Run, start: Start) -> None:
         stream_id = run.log.stream_id
         try:
-            state = await run.main(ask, self._permit)
+            permit = partial(self._permit, start.claimed)
+            state = await run.main(start.ask or self._upstream, permit)
             level = logging.DEBUG if state == "done" else logging.INFO
             log.log(level, "%s: %s after %d attempt(s)", stream_id, state, run.attempts)
             await self._leave(stream_id)
@@ -148,17 +151,19 @@ class Replica:
             await self._beat.leave(stream_id)
             await self._beat.cancelled(stream_id)
 
-    async def _permit(self, run: Run) -> None:
+    async def _permit(self, claimed: float, run: Run) -> None:
         """Return when this replica may ask the upstream; raises Fenced.
 
-        A paused process may have been declared dead: its claim is then no right to spend money.
+        One that was late since its claim may have been declared dead, though it is well again: its
+        claim is then no right to spend money.
         A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
         then stops it: between a death and this run there was nobody to be woken.
         """
         again = run.attempts > 1 or run.log.inherited
         if again:
             await run.log.drained()
-        while again or not self._beat.fresh:
+        while again or not self._beat.steady(claimed):
+            asked = _now()
             with suppress(Passing):
                 verdict, _ = await run.log.hold()
                 if verdict != "ours":
@@ -167,7 +172,7 @@ class Replica:
                 record = await self._records.read(run.log.stream_id)
                 if record is not None and record.cancelled:
                     run.stop(Ending("cancelled"))  # Which ends this task at its next await.
-                elif self._beat.fresh and record and record.epoch == run.log.epoch:
+                elif self._beat.steady(asked) and record and record.epoch == run.log.epoch:
                     return  # Else it was taken over since the hold: a pause lies between.
             await asyncio.sleep(self._interval)
 

@@ -8,9 +8,9 @@ a cap, the drain) sets its ending and cancels the task while it pulls, so the up
 is closed whatever await it was in; the seal itself is not cancelled but by the process's end.
 
 At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
-stream to one owner. The owner asks only while nobody can have declared it dead (`Beat.fresh`), else
-it asserts its ownership first. It asks again only after a sure refusal: no connection, or 429 or
-5xx before any body.
+stream to one owner. The owner asks only if nobody can have declared it dead since then
+(`Beat.steady`), else it asserts its ownership first. It asks again only after a sure refusal: no
+connection, or 429 or 5xx before any body.
 
 A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
 late writes) and goes on with it or ends it: see `takeover`. The owner of an ended stream keeps

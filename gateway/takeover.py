@@ -48,6 +48,7 @@ class Start:
     request: bytes
     entries: list[Entry]
     events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
+    claimed: float = 0.0  # When it was asked for, if it begins with nothing.
     before: int = 0  # Requests that were sent, or may have been.
     reading: Reading | None = None  # Of an answer that goes on.
     ask: Asks | None = None  # Where the answer comes from, if not from a new request.

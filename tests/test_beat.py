@@ -235,6 +235,23 @@ async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
     assert now() - begun < LEASE
 
 
+async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
+    store: Store,
+) -> None:
+    mine = beat(store)
+    claimed = now()
+    await mine.renew([], [])
+    assert not mine.steady(claimed)
+    claimed = now()
+    await mine.renew([], [])
+    assert mine.steady(claimed)
+    await until(lambda: not mine.fresh)
+    await mine.renew([], [])
+    assert mine.fresh
+    assert not mine.steady(claimed)
+    assert mine.steady(now())
+
+
 async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
     mine, other = beat(store), beat(store)
     await mine.enter("stream")

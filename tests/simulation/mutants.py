@@ -96,7 +96,7 @@ def shown_before_stored() -> Patches:
 
 def stale_owner_asks() -> Patches:
     """The lease is not looked at before the upstream is asked."""
-    yield patch.object(Beat, "fresh", True)
+    yield patch.object(Beat, "steady", lambda beat, since: True)
 
 
 def asks_again_after_a_cut() -> Patches:
