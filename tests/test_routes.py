@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from redis import Redis
 from starlette.routing import Router
 
 from gateway.app import Gateway
-from gateway.store import record_key
+from gateway.store import log_key, record_key
 from gateway.tails import POLL
 from tests.support import (
     OK,
@@ -32,6 +33,7 @@ from tests.support import (
     until,
     whole,
 )
+from tests.test_eventlog import proxied
 
 LISTED = "https://app.example"
 STREAM = {"Accept": "text/event-stream"}
@@ -370,6 +372,31 @@ async def test_another_replica_goes_on_wherever_the_first_was(shared_redis: Redi
             assert rest.events == got.events[at:], last_id
         assert (await other.read(url, last_id=got.last_id)).status == 204
         assert (await other.read(url)).events == got.events
+
+
+@pytest.mark.parametrize("reconnect", [True, False])
+async def test_an_end_lost_between_two_looks_at_redis_is_not_taken_for_an_expired_log(
+    reconnect: bool, own_redis: RedisServer
+) -> None:
+    """A failover may lie between the reading of the record and that of the log."""
+
+    def lose_the_end(request: bytes) -> None:
+        if b"XRANGE" in request:
+            with Redis(port=own_redis.port) as redis:
+                redis.hset(record_key(stream_id), "state", "starting")
+                redis.hdel(record_key(stream_id), "end_id")
+                redis.delete(log_key(stream_id))
+
+    async with (
+        ended(redis_url=own_redis.url) as (gate, url, got),
+        proxied(own_redis) as proxy,
+        running(redis_url=proxy.url) as other,
+    ):
+        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        proxy.judge = lose_the_end
+        back = await other.read(url, last_id=got.ids[0] if reconnect else "")
+        assert (back.status, back.events) == (200, [])
+        assert LATER.fullmatch(back.raw)
 
 
 async def test_who_has_seen_the_end_is_told_to_stop(redis_url: str) -> None:
