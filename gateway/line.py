@@ -55,6 +55,7 @@ class Line:
         self, pool: ConnectionPool, *, timeout: float, once_more: bool, together: int = 1000
     ) -> None:
         self.generation = 0  # Of the connection: a new one may lead to another server.
+        self.replaced = float("-inf")  # When the last one took the place of another.
         self._together = together
         self._pool = pool
         self._timeout = timeout
@@ -179,6 +180,8 @@ class Line:
         if self._link is None:
             async with asyncio.timeout(self._timeout):
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            if self.generation:
+                self.replaced = asyncio.get_running_loop().time()
             self.generation += 1
             self._link = _link(self._connection)
         return self._link

@@ -69,6 +69,11 @@ class Node:
         """The number of the connection that appends go over."""
         return self.log.generation
 
+    @property
+    def replaced(self) -> float:
+        """When a connection was last replaced by another, which may lead to another server."""
+        return max(self.log.replaced, self.short.replaced)
+
     async def call(self, *command: Any) -> Any:
         """Send one command to this very server and return its reply; raises Passing."""
         try:

@@ -8,6 +8,7 @@ A Redis may come back empty. Its marker dates its memory (see `memory`): a ticke
 marker may have a record that is only forgotten, not expired.
 """
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -236,7 +237,8 @@ class Records:
     async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
         """Whether a missing record may be one that Redis lost, and that its owner writes again.
 
-        A failover loses what is young, and leaves the marker as it was.
+        A failover loses what is young, and leaves the marker as it was; however long it took, an
+        owner needs time after it.
         """
         (seconds, micros), marker = await self.store.calls(
             [["TIME"], ["GET", self.store.marker_of(stream_id)]]
@@ -244,8 +246,10 @@ class Records:
         if marker is None:
             return True
         now = int(seconds) * 1000 + int(micros) // 1000
+        back = asyncio.get_running_loop().time() - self.store.home(stream_id).replaced
         forgot_all = issued < int(marker) and now - int(marker) < self._young
-        return forgot_all or now - issued < min(self._young, self._ended_ttl)
+        forgot_some = back * 1000 < self._young
+        return forgot_all or forgot_some or now - issued < min(self._young, self._ended_ttl)
 
     async def states(self, stream_ids: list[str]) -> list[str]:
         """Return the states of these streams, "" where there is no record."""

@@ -11,6 +11,7 @@ from gateway.eventlog import read_all
 from gateway.records import DAY, End, Record, Records, Seal, new_id
 from gateway.store import BEATS, Store, log_key, record_key, runs_key
 from tests.support import RedisServer, until
+from tests.test_eventlog import proxied
 
 REQUEST = b'{"model":"pretend"}'
 
@@ -462,6 +463,26 @@ async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(store
     assert await records.may_be_forgotten(stream_id, now - 9000)
     await store.call("SET", marker, now - 5000, "PX", DAY)
     assert not await records.may_be_forgotten(stream_id, now - 9000)
+
+
+async def test_a_missing_record_may_be_forgotten_while_the_connection_is_a_new_one(
+    own_redis: RedisServer,
+) -> None:
+    """However long a failover took, an owner needs time after it to write again what it lost."""
+    async with proxied(own_redis) as proxy:
+        store = Store(proxy.url)
+        records = replica(store)
+        now = int((await store.call("TIME"))[0]) * 1000
+        await store.call("SET", store.marker_of("stream"), 1, "PX", 60_000)
+        assert not await records.may_be_forgotten("stream", now - 9000)
+        proxy.cut()
+        assert await records.may_be_forgotten("stream", now - 9000)
+
+        async def known_again() -> bool:
+            return not await records.may_be_forgotten("stream", now - 9000)
+
+        await until(known_again)
+        await store.close()
 
 
 async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store: Store) -> None:
