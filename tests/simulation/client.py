@@ -279,6 +279,8 @@ class EventSource:
     def _back(self) -> None:
         self._away = False
         if self.act["reloads"] and not self.outcome:
+            if self._exchange is not None:  # Of a page that left late, and was back before it.
+                self._exchange.leave()
             self.last_id = ""
             self.seen.clear()
 
