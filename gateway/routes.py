@@ -170,8 +170,9 @@ class Routes:
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = f"{self._settings.public_url}/stream?ticket={ticket}"
         if at_once:
-            claim = self.tickets.verify(ticket)
-            answer = await self._open(request, claim, subject)
+            if await request.is_disconnected():
+                raise ClientDisconnect  # Nobody else could find what would be paid for.
+            answer = await self._open(request, self.tickets.verify(ticket), subject)
             answer.raw_headers.append((b"content-location", url.encode()))
             return answer
         return _ticket_answer(ticket, url, created)

@@ -242,6 +242,26 @@ async def test_a_repeated_one_request_form_attaches_and_goes_on_from_the_last_id
 # GET /stream: who may look, and when
 
 
+async def test_nothing_is_paid_for_a_post_whose_caller_has_gone(own_redis: RedisServer) -> None:
+    """It names no stream that anybody could come back to, and SDKs send another POST."""
+    async with proxied(own_redis) as proxy, gateway(redis_url=proxy.url) as (gate, upstream):
+
+        def hold(request: bytes) -> None:
+            if b"Hello?" in request:
+                proxy.answering.clear()
+
+        proxy.judge = hold
+        posting = asyncio.create_task(gate.post(**STREAM))
+        await until(lambda: not proxy.answering.is_set())
+        posting.cancel()
+        await asyncio.gather(posting, return_exceptions=True)
+        await gate.http.get("/healthz")  # By then it has seen that.
+        proxy.judge = lambda _: None
+        proxy.answering.set()
+        await gate.read(await gate.ticket())
+        assert len(upstream.calls) == 1
+
+
 async def test_twenty_viewers_at_once_see_one_stream_of_one_call(redis_url: str) -> None:
     async with gateway(redis_url=redis_url) as (gate, upstream):
         url = await gate.ticket()
