@@ -249,7 +249,8 @@ class Records:
         back = asyncio.get_running_loop().time() - self.store.home(stream_id).replaced
         forgot_all = issued < int(marker) and now - int(marker) < self._young
         forgot_some = back * 1000 < self._young
-        return forgot_all or forgot_some or now - issued < min(self._young, self._ended_ttl)
+        soon = min(self._young, self._ended_ttl, self._start_by)
+        return forgot_all or forgot_some or now - issued < soon
 
     async def states(self, stream_ids: list[str]) -> list[str]:
         """Return the states of these streams, "" where there is no record."""

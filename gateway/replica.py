@@ -205,6 +205,7 @@ class Replica:
         why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
         for run in self.active:
             run.stop(Ending("interrupted", why))
+        await self._writer.ask()
         await self._while(lambda: self._owes, _SEAL_WAIT)
 
     @property

@@ -303,19 +303,17 @@ class Routes:
         Raises Refusal, and Passing where Redis may only have forgotten it.
         """
         record = await self._records.read(ticket.stream_id)
-        if record is None:
-            if await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
-                raise Passing("not_yet")
-            _unless_reconnect(wanted)
-            return None
-        if record.version > VERSION:
+        if record is not None and record.version > VERSION:
             raise Passing("newer_record")
-        if record.subject != subject:
+        if record is not None and record.subject != subject:
             raise Refusal("ticket_not_found")
-        if record.issued > ticket.issued:
-            _unless_reconnect(wanted)  # The key was used again after this ticket had run out.
-            return None
-        return record
+        if record is not None and record.issued <= ticket.issued:
+            return record
+        # A younger one: the key was used again, after this ticket had run out or was forgotten.
+        if await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
+            raise Passing("not_yet")
+        _unless_reconnect(wanted)
+        return None
 
 
 def _unless_reconnect(wanted: str) -> None:

@@ -136,6 +136,8 @@ class Viewer:
 
     def _next(self, entry: Entry, after: Position) -> bytes:
         if entry.last <= after:
+            if entry.last == after:
+                self._after = None  # It has caught up; what follows may be of the next epoch.
             return b""
         if entry.last.epoch != after.epoch:
             self.miss(after)

@@ -66,6 +66,10 @@ class Writer:
             each.look_at_connection()
             each.look_at_homes()
 
+    async def ask(self) -> None:
+        """Doubt the logs of each server that is not surely the one it was at the last commit."""
+        await asyncio.gather(*(each.ask() for each in self._rounds))
+
 
 class Rounds:
     """The commits on one server, one after the other."""
@@ -128,6 +132,15 @@ class Rounds:
         """Doubt all logs on a new connection."""
         if self._generation != self._node.generation:
             self._generation = self._node.generation
+            for each in self.open:
+                each.doubt()
+
+    async def ask(self) -> None:
+        """Doubt all logs unless the connection still stands."""
+        try:
+            if self.open:
+                await self._node.append([("PING",)], self._generation)
+        except Passing:
             for each in self.open:
                 each.doubt()
 

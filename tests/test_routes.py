@@ -12,7 +12,7 @@ from redis import Redis
 from starlette.routing import Router
 
 from gateway.app import Gateway
-from gateway.store import log_key, record_key
+from gateway.store import MARKER, log_key, record_key
 from gateway.tails import POLL
 from tests.support import (
     OK,
@@ -776,6 +776,18 @@ async def test_a_ticket_that_a_fresh_store_may_have_forgotten_is_to_come_back() 
     async with gateway() as (other, upstream):
         await later(other, url, "not_yet")
         await until(lambda: is_gone(other, url), "twice the lease later it is gone", 8)
+    assert upstream.calls == []
+
+
+async def test_a_key_used_again_after_redis_forgot_does_not_end_the_stream_it_named() -> None:
+    """Its owner may live, and is about to write it again."""
+    async with running() as gate:
+        url = await gate.ticket(**KEY)
+    async with gateway() as (other, upstream):
+        await other.gateway.store.call("SET", MARKER, 2**50, "PX", 60_000)
+        await other.ticket(**KEY)
+        await later(other, url, "not_yet")
+        assert (await other.read(url, last_id="1-1")).raw.startswith(b"retry:")
     assert upstream.calls == []
 
 

@@ -97,6 +97,15 @@ async def test_a_viewer_who_is_ahead_of_the_log_waits_and_gets_nothing_twice() -
     assert ids(one) == ["5-5", "5-6"]
 
 
+async def test_a_viewer_whom_the_log_has_caught_up_with_goes_on_into_the_next_epoch() -> None:
+    of = tail(fence(), entry(1, 2))
+    one = viewer(of, EPOCH, 3)
+    assert ids(one) == []
+    for each in (entry(3, 3), fence(9), entry(1, 1, epoch=9)):
+        of.entries.append(each)
+    assert ids(one) == ["9-1"]
+
+
 async def test_a_viewer_who_is_ahead_of_a_log_that_went_another_way_is_told() -> None:
     of = tail(fence(), entry(1, 2))
     one = viewer(of, EPOCH, 4)
