@@ -117,6 +117,8 @@ class Replica:
         run = Run(journal, tail, preset, start.request, self._caps, *more)
         if start.events:
             journal.append(start.events, ours=True)
+        if before := self._runs.get(stream_id):
+            self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
         self._count += 1
         self._spawn(self._live(run, start))
@@ -293,7 +295,8 @@ class Replica:
         for stream_id, run in list(self._runs.items()):
             if not late:
                 run.check(now)
-            over = run.finished_at is not None and run.finished_at < until
+            end = run.finished_at
+            over = end is not None and (end < until or run.log.fenced)
             if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]
                 self._writer.close(run.log)

@@ -122,7 +122,7 @@ class Takeover:
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Passing."""
         tail = self._tails.get(stream_id)
-        if tail is not None and tail.local:
+        if tail is not None and tail.local and not tail.ended:
             return  # An earlier try, that broke off at another stream, has begun it here.
         if stream_id in self._inheriting:
             # In the name of another one who is dead: only Redis can tell whose it was.
