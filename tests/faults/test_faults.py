@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import nginx
 from tests.faults.harness import new_seed, play
 from tests.faults.oracle import natural_end
 from tests.faults.schedule import (
@@ -19,7 +20,7 @@ from tests.faults.schedule import (
     draw,
 )
 from tests.faults.upstream import Call
-from tests.support import missing, redis_binary
+from tests.support import REQUIRED, missing, redis_binary
 
 SHAPE = Shape(
     streams=40,
@@ -34,6 +35,8 @@ SHAPE = Shape(
 async def test_no_promise_breaks_whatever_fails(tmp_path: Path) -> None:
     if redis_binary() is None:
         missing("a Redis server")
+    if REQUIRED and nginx.binary() is None:
+        missing("nginx")  # Elsewhere it plays without.
     seed = int(os.environ.get("GATEWAY_FAULTS_SEED") or new_seed())
     report = await play(draw(seed, SHAPE), tmp_path)
     print(f"GATEWAY_FAULTS_SEED={seed}\n{report}")
