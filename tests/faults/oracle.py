@@ -25,6 +25,7 @@ _NATURAL = {
     "error": "failed",
 }
 _RETURN = 2.5  # Seconds of a Redis that answers, in which an owner writes again what it forgot.
+_LOOK = 8.0  # Seconds after which a viewer of a lost stream is sent away and back, at the most.
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
 
 
@@ -99,7 +100,8 @@ class _Judge:
     def _judge_final(self, got: Transcript, ended: bool) -> None:
         if got.final == "204" and ended:
             return
-        if got.final in {"204", "refused"} and self._forgotten():
+        over = got.final in {"204", "refused"} or self._forgets_still(got)
+        if over and self._forgotten():
             self._allow("a stream that Redis forgot (DESIGN §5)")
             self._verdict.state = self._verdict.state or "forgotten"
         elif got.final == "refused":
@@ -237,6 +239,12 @@ class _Judge:
             self._newest(each) if each.kind == "failover" else self._unowned(each)
             for each in self._losses
         )
+
+    def _forgets_still(self, got: Transcript) -> bool:
+        """Whether Redis forgot everything so lately that a viewer had to wait on, and did."""
+        young = 2 * self._lease + _LOOK
+        lately = any(e.kind == "empty" and got.ended - e.until < young for e in self._losses)
+        return lately and got.final == "unfinished"
 
     def _newest(self, loss: Loss) -> bool:
         return loss.at - _LAG <= self._story.posted <= loss.until

@@ -286,6 +286,15 @@ def test_a_stream_may_be_forgotten_only_with_its_owner() -> None:
     assert kinds(forgotten(), HIT, losses=(Loss("empty", 0.1, 0.2),)) == {"no end"}
 
 
+def test_who_waits_for_a_forgotten_stream_may_wait_as_long_as_redis_forgets_again() -> None:
+    """Until two leases after the last time nobody knows whether its owner lives (DESIGN §5)."""
+    told, empty = forgotten(), Loss("empty", 5.5, 6.0)
+    for each in told.transcripts:
+        each.final, each.ended = "unfinished", 60.0
+    assert kinds(told, HIT, losses=(empty,)) == {"no end"}
+    assert kinds(told, HIT, losses=(empty, Loss("empty", 49.0, 50.0))) == set()
+
+
 def test_an_owner_has_the_time_that_redis_answers_to_write_a_stream_again() -> None:
     empty, late = Loss("empty", 5.5, 6.0), replace(HIT, at=9.5, until=9.5)
     told = forgotten()
