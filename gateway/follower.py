@@ -13,7 +13,7 @@ from gateway.beat import inbox
 from gateway.errors import Passing
 from gateway.eventlog import READ_COUNT, read, read_all
 from gateway.positions import Entry
-from gateway.records import Records
+from gateway.records import FINAL, Records
 from gateway.tail import Tail
 
 log = logging.getLogger("gateway.follower")
@@ -110,15 +110,19 @@ class Follower:
         """Send viewers away from streams that Redis lost and that nobody wrote again in time.
 
         Where it lost the claim alone they redeem it once more; an owner that lives has the time
-        from look to look to write it again, for a second claim is paid for.
+        from look to look to write it again, for a second claim is paid for. Where it lost what was
+        seen here last, an earlier owner may have gone on, or ended it.
         """
         states = await self._records.states([each.stream_id for each in tails])
-        for tail, state in zip(tails, states, strict=True):
+        for tail, (state, epoch) in zip(tails, states, strict=True):
+            lost = False
             if state == "cached":
                 self._unclaimed.add(tail.stream_id)
                 lost = tail.stream_id in unclaimed
-            else:
-                lost = not state and not await self._records.may_be_forgotten(tail.stream_id, 0)
+            elif not state:
+                lost = not await self._records.may_be_forgotten(tail.stream_id, 0)
+            elif state in FINAL or (tail.last and tail.last.epoch > epoch):
+                await self._compare(tail)
             if lost:
                 tail.drop()
 
@@ -132,7 +136,9 @@ class Follower:
         record = await self._records.read(tail.stream_id)
         if tail.local:
             return
-        if tail.last not in [entry.last for entry in entries]:
+        if not entries:
+            tail.drop()  # What becomes of them is told as they come back.
+        elif tail.last not in [entry.last for entry in entries]:
             tail.replace(entries)
             tail.wake()
         if record is not None and record.running and record.owner != tail.owner:

@@ -252,10 +252,11 @@ class Records:
         soon = min(self._young, self._ended_ttl, self._start_by)
         return forgot_all or forgot_some or now - issued < soon
 
-    async def states(self, stream_ids: list[str]) -> list[str]:
-        """Return the states of these streams, "" where there is no record."""
-        replies = await self.store.calls(["HGET", record_key(each), "state"] for each in stream_ids)
-        return [(reply or b"").decode() for reply in replies]
+    async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
+        """Return the states and epochs of these streams, "" and 0 where there is none."""
+        names = ("state", "epoch")
+        replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
+        return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
 
     async def show_presence(self, stream_ids: list[str], ttl: float) -> None:
         """Tell the owners of these streams that somebody watches from here."""

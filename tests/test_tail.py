@@ -520,6 +520,40 @@ async def test_an_owner_has_time_to_write_a_lost_claim_again(any_redis_url: str)
         assert one.gone
 
 
+@pytest.mark.parametrize("state", ["starting", "failed"])
+async def test_a_log_that_went_back_to_an_earlier_owner_is_followed_there(
+    any_redis_url: str, state: str
+) -> None:
+    """Redis forgot the takeover that was seen here, and the old owner lived to write it again."""
+    async with elsewhere(any_redis_url) as there:
+        records = await there.claim()
+        tail = Tail(there.stream_id, local=False, owner="who took it over")
+        one = viewer(tail)
+        tail.extend([fence(), entry(1, 2), fence(2**50)])
+        assert ids(one) == ["5-1", "5-2"]
+        end = state if state != "starting" else ""
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.write(fence(), entry(1, 2), entry(3, 3, end))
+        await there.store.call("HSET", record_key(there.stream_id), "state", state, "epoch", EPOCH)
+        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        await follower.announce()
+        assert [event.name for event in taken(one)] == [b"gap", b"", b"", b""]
+        assert one.finished is bool(end)
+
+
+async def test_who_waits_for_the_end_of_a_log_that_is_gone_is_sent_away(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
+        records = await there.claim()
+        tail = Tail(there.stream_id, local=False, owner=records.replica)
+        one = viewer(tail)
+        tail.extend([fence(), entry(1, 2)])
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.store.call("HSET", record_key(there.stream_id), "state", "done")
+        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        await follower.announce()
+        assert one.gone
+
+
 async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(any_redis_url: str) -> None:
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 1))

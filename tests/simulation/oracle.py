@@ -35,6 +35,7 @@ class Oracle:
         self._world = world
         self._blocks: dict[tuple[str, str], bytes] = {}  # Stream id, event id -> its block.
         self._ended: dict[str, float] = {}  # Stream id -> when the first end was logged.
+        self._ended_last: dict[str, float] = {}  # The last one: Redis can forget, and begin anew.
         self._written: dict[str, list[float]] = {}  # Stream id -> when something was logged.
         world.redis.on_note = self._noted
 
@@ -55,6 +56,7 @@ class Oracle:
                     "one order", f"event {event.id!r} of {stream_id} is {block!r} and {known!r}"
                 )
         if len(fields) > 2:
+            self._ended_last[stream_id] = self._world.loop.time()
             self._ended.setdefault(stream_id, self._world.loop.time())
 
     def _drawn_again(self, stream_id: str) -> bool:
@@ -254,7 +256,7 @@ class Oracle:
 
     def _judge_grace(self, stream: "Stream") -> None:
         """Nobody asked for it: then nobody may have watched for the whole grace."""
-        ended = self._ended.get(stream.stream_id, 0.0)
+        ended = self._ended_last.get(stream.stream_id, 0.0)
         calls = self._calls(stream)
         decided = min(ended, calls[-1].left or ended) if calls else ended
         grace = self._world.settings.grace
