@@ -7,7 +7,7 @@ must not hold up what is read of others.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gateway.beat import inbox
 from gateway.errors import Passing
@@ -38,7 +38,7 @@ class Follower:
         self._grace = grace
         self._stale: set[str] = set()
         self._left: set[str] = set()
-        self._unclaimed: set[str] = set()  # At the last look.
+        self._unclaimed: dict[str, float] = {}  # Stream -> since when its claim is lost.
         self._news = asyncio.Event()
 
     def mark(self, stream_id: str) -> None:
@@ -83,7 +83,7 @@ class Follower:
     async def announce(self) -> None:
         """Show presence, and send away who waits for what is lost; raises Passing."""
         tails = [self._tails[each] for each in self._followed()]
-        before, self._unclaimed = self._unclaimed, set()
+        before, self._unclaimed = self._unclaimed, {}
         for start in range(0, len(tails), _BATCH):
             await self.show_presence(tails[start : start + _BATCH])
             await self._drop_lost(tails[start : start + _BATCH], before)
@@ -106,28 +106,34 @@ class Follower:
         gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
         await self._records.withdraw_presence(gone)
 
-    async def _drop_lost(self, tails: list[Tail], unclaimed: set[str]) -> None:
+    async def _drop_lost(self, tails: list[Tail], unclaimed: dict[str, float]) -> None:
         """Send viewers away from streams that Redis lost and that nobody wrote again in time.
 
-        Where it lost the claim alone they redeem it once more; an owner that lives has the time
-        from look to look to write it again, for a second claim is paid for. Where it lost what was
-        seen here last, an earlier owner may have gone on, or ended it.
+        Where it lost the claim alone they redeem it once more, and a second claim is paid for: an
+        owner that lives has as long to write it again. Where it lost what was seen here last, an
+        earlier owner may have gone on, or ended it.
         """
+        now = asyncio.get_running_loop().time()
         states = await self._records.states([each.stream_id for each in tails])
         for tail, (state, epoch) in zip(tails, states, strict=True):
             lost = False
             if state == "cached":
-                self._unclaimed.add(tail.stream_id)
-                lost = tail.stream_id in unclaimed
+                since = self._unclaimed[tail.stream_id] = unclaimed.get(tail.stream_id, now)
+                lost = now - since >= self._records.patience
             elif not state:
                 lost = not await self._records.may_be_forgotten(tail.stream_id, 0)
             elif state in FINAL or (tail.last and tail.last.epoch > epoch):
-                await self._compare(tail)
+                await self._look_at_all(tail)
             if lost:
                 tail.drop()
 
-    async def _compare(self, tail: Tail) -> None:
-        """Look whether a log with a new owner still holds what was shown of it, and who that is.
+    async def compare(self, tail: Tail, news: Sequence[Entry]) -> None:
+        """Look, where its owner is a new one, at the whole log before `news` of it are shown."""
+        if news and tail.last and news[-1].last.epoch != tail.last.epoch:
+            await self._look_at_all(tail)
+
+    async def _look_at_all(self, tail: Tail) -> None:
+        """Look whether a log still holds what was shown of it, and who its owner is.
 
         A Redis that forgot the first claim may have given the stream to another replica. The one
         that took it over wakes only those who make themselves known to it.
@@ -154,8 +160,7 @@ class Follower:
             self._store, [each.stream_id for each in tails], [each.last for each in tails]
         )
         for tail, entries in zip(tails, batches, strict=True):
-            if entries and tail.last and entries[-1].last.epoch != tail.last.epoch:
-                await self._compare(tail)
+            await self.compare(tail, entries)
             add(tail, entries)
             if len(entries) == READ_COUNT:
                 self.mark(tail.stream_id)

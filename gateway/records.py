@@ -128,7 +128,7 @@ class Records:
         self.replica = replica
         self.store = store
         self._majority = Majority(len(store.books))
-        self._young = lease * 2000
+        self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         self._start_by = int(start_by * 1000)
         self._ended_ttl = int(log_ttl * 1000)
         # A run may be drained, retried and taken over: twice the longest run outlives all of it.
@@ -225,7 +225,8 @@ class Records:
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
             *(*seal.end, *seal.if_cancelled),
         ]
-        verdict, *state = await self.store.script("seal", _keys(stream_id), args)
+        # Where appends go: another connection may still lead to a master that is none any more.
+        verdict, *state = await self.store.script("seal", _keys(stream_id), args, of_log=True)
         return verdict.decode(), state[0].decode() if state else ""
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
@@ -246,11 +247,15 @@ class Records:
         if marker is None:
             return True
         now = int(seconds) * 1000 + int(micros) // 1000
-        back = asyncio.get_running_loop().time() - self.store.home(stream_id).replaced
-        forgot_all = issued < int(marker) and now - int(marker) < self._young
-        forgot_some = back * 1000 < self._young
-        soon = min(self._young, self._ended_ttl, self._start_by)
-        return forgot_all or forgot_some or now - issued < soon
+        young = int(self.patience * 1000)
+        forgot_all = issued < int(marker) and now - int(marker) < young
+        soon = min(young, self._ended_ttl, self._start_by)
+        return forgot_all or self.just_reached(stream_id) or now - issued < soon
+
+    def just_reached(self, stream_id: str) -> bool:
+        """Whether its server took another's place so lately that it may lack what is young."""
+        now = asyncio.get_running_loop().time()
+        return now - self.store.home(stream_id).replaced < self.patience
 
     async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
         """Return the states and epochs of these streams, "" and 0 where there is none."""

@@ -177,6 +177,7 @@ class Tails:
         """Read a whole log; two viewers that come at once may both do it."""
         while True:
             (entries,) = await read(self._store, [tail.stream_id], [tail.last])
+            await self._follower_of(tail.stream_id).compare(tail, entries)
             add(tail, entries)
             if len(entries) < READ_COUNT or tail.local:
                 return
