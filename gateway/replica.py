@@ -68,6 +68,10 @@ class Replica:
         """The runs whose end is not stored yet."""
         return [run for run in self._runs.values() if run.active]
 
+    def runs(self, stream_id: str) -> bool:
+        """Whether a stream runs here, or did until lately."""
+        return stream_id in self._runs
+
     # Redeeming and cancelling
 
     async def redeem(self, record: Record, preset: Preset) -> str:

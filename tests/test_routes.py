@@ -419,6 +419,21 @@ async def test_an_end_lost_between_two_looks_at_redis_is_not_taken_for_an_expire
         assert LATER.fullmatch(back.raw)
 
 
+async def test_a_claim_lost_after_its_ticket_ran_out_sends_nobody_away(redis_url: str) -> None:
+    """A failover took it, and its owner has not written it again yet."""
+    held = Held()
+    async with gateway(held, redis_url=redis_url, start_by=0.5, lease=30) as (gate, upstream):
+        url = await gate.ticket()
+        first = await gate.read(url, enough=events(1))
+        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        await gate.gateway.store.call("HSET", record_key(stream_id), "state", "cached")
+        await until(lambda: expired(gate, url))
+        rest = asyncio.create_task(gate.read(url, last_id=first.last_id))
+        held.go.set()
+        assert (await rest).end["state"] == "done"
+    assert len(upstream.calls) == 1
+
+
 async def test_who_has_seen_the_end_is_told_to_stop(redis_url: str) -> None:
     async with ended(redis_url=redis_url) as (gate, url, got):
         over = await gate.read(url, last_id=got.last_id)
