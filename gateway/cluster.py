@@ -133,6 +133,8 @@ class Cluster:
     def moved(self, error: MovedError, teller: Node) -> None:
         """Take note of a slot's new home; there is more to learn where one has moved."""
         self._teller = self.named(error, teller)
+        if self._teller not in self._masters:
+            self._teller.promoted = asyncio.get_running_loop().time()
         if self._slots:
             self._slots[error.slot_id] = self._teller
         self._look_soon()
@@ -208,6 +210,9 @@ class Cluster:
             slots[first : last + 1] = [master] * (last + 1 - first)
         if ranges != self._ranges:
             self._markers = _markers(slots)
+        for node in self._markers if self._masters else ():
+            if node not in self._masters:
+                node.promoted = asyncio.get_running_loop().time()
         # A redirection may have told more than that.
         demoted = [each for each in self._masters if each not in self._markers]
         self._slots, self._ranges, self._masters = slots, ranges, list(self._markers)

@@ -60,6 +60,7 @@ class Node:
         self.short = Line(pool, timeout=TIMEOUT, once_more=True)
         self.long = Line(pool, timeout=2 * TIMEOUT, once_more=True, together=64)
         self.answers = True  # As far as is known.
+        self.promoted = float("-inf")  # When it was seen to have another one's place.
         self.on_trouble: Callable[[Exception], None] = lambda _: None
         self._complaints = Complaints()
         self._pool = pool
@@ -71,8 +72,8 @@ class Node:
 
     @property
     def replaced(self) -> float:
-        """When a connection was last replaced by another, which may lead to another server."""
-        return max(self.log.replaced, self.short.replaced)
+        """When it last took the place of another server, or may have: a connection did."""
+        return max(self.log.replaced, self.short.replaced, self.promoted)
 
     async def call(self, *command: Any) -> Any:
         """Send one command to this very server and return its reply; raises Passing."""

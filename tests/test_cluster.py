@@ -370,11 +370,14 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
             before = node.generation
             for shift in ((cluster.replicas, cluster.masters), (cluster.masters, cluster.replicas)):
                 new, old = shift[0][2], shift[1][2]
+                begun = asyncio.get_running_loop().time()
                 new.run("CLUSTER", "FAILOVER")
                 await until(partial(_has_role, old, "slave"))
                 await until(partial(_has_role, new, "master"))
                 for each in streams:
                     await each.more(10)
+                # What it may lack is no reason to send anybody away yet.
+                assert on.owner.gateway.store.home(streams[2].stream_id).replaced >= begun
             # What it knew before is not what it knows now: it is another connection.
             await until(lambda: on.owner.gateway.store.home(streams[2].stream_id) is node)
             assert node.generation > before
