@@ -277,7 +277,9 @@ class EventLog:
         if missing:
             log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
         if self._sealed is not None and verdict != "sealed":
-            await self._records.seal(self.stream_id, self.epoch, self._sealed)
+            again, _ = await self._records.seal(self.stream_id, self.epoch, self._sealed)
+            if again != "sealed":
+                raise Passing("store_unavailable", f"the log was {again} as it was sealed again")
         self.in_doubt = False
         if self.flying is not None:
             self.landed()

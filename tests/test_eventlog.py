@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis import Redis
 
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import EventLog, read_all
@@ -685,6 +686,30 @@ async def test_an_ended_log_is_written_again_with_its_end(any_redis_url: str) ->
         record = await writing.records.read(log.stream_id)
         assert record is not None
         assert (record.state, record.end_id) == ("done", str(log.entries[-1].last))
+
+
+async def test_an_end_that_redis_forgets_as_it_is_written_again_is_written_once_more(
+    shared_redis: RedisServer,
+) -> None:
+    async with proxied(shared_redis) as proxy, owner(proxy.url) as writing:
+        log = await writing.log()
+        log.append(numbered(1, 2))
+        await seal(log)
+        await forget(writing.store, log)
+
+        def forget_again(request: bytes) -> None:
+            if b"event: end" in request:
+                proxy.judge = lambda _: None
+                with Redis(port=shared_redis.port) as redis:
+                    redis.delete(record_key(log.stream_id), log_key(log.stream_id))
+
+        proxy.judge = forget_again
+        log.doubt()
+        await log.drained()
+        assert await read_all(writing.store, log.stream_id) == log.entries
+        record = await writing.records.read(log.stream_id)
+        assert record is not None
+        assert record.state == "done"
 
 
 async def test_an_end_that_a_cancel_changed_stays_changed_where_redis_forgot(
