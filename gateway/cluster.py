@@ -14,7 +14,7 @@ must look at the same ones.
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
@@ -133,8 +133,7 @@ class Cluster:
     def moved(self, error: MovedError, teller: Node) -> None:
         """Take note of a slot's new home; there is more to learn where one has moved."""
         self._teller = self.named(error, teller)
-        if self._teller not in self._masters:
-            self._teller.promoted = asyncio.get_running_loop().time()
+        self._note_promoted([self._teller])
         if self._slots:
             self._slots[error.slot_id] = self._teller
         self._look_soon()
@@ -210,9 +209,7 @@ class Cluster:
             slots[first : last + 1] = [master] * (last + 1 - first)
         if ranges != self._ranges:
             self._markers = _markers(slots)
-        for node in self._markers if self._masters else ():
-            if node not in self._masters:
-                node.promoted = asyncio.get_running_loop().time()
+        self._note_promoted(self._markers)
         # A redirection may have told more than that.
         demoted = [each for each in self._masters if each not in self._markers]
         self._slots, self._ranges, self._masters = slots, ranges, list(self._markers)
@@ -223,6 +220,12 @@ class Cluster:
             # make us believe that nothing happened.
             log.info("%s is no master any more", node.name)
             self._spawn(node.close())
+
+    def _note_promoted(self, nodes: Iterable[Node]) -> None:
+        """Take note of servers that were no masters until now; those of the first map were."""
+        for node in nodes if self._masters else ():
+            if node not in self._masters:
+                node.promoted = asyncio.get_running_loop().time()
 
     def _node(self, host: str, port: int) -> Node:
         """Return a server by its address; a server that comes back is the same one."""

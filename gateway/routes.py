@@ -220,9 +220,9 @@ class Routes:
         verdict = "expired"
         if not record.expired or self.replica.runs(record.stream_id):
             verdict = await self.replica.redeem(record, preset)
-        if verdict == "expired" and self._records.just_reached(record.stream_id):
-            raise Passing("not_yet")  # A failover may have lost its claim.
         if verdict == "expired":
+            if self._records.just_reached(record.stream_id):
+                raise Passing("not_yet")  # A failover may have lost its claim.
             raise Refusal("ticket_expired", "Ask for a new one.")
         if verdict == "claimed":
             return replace(record, state="starting", owner=self._records.replica)

@@ -74,6 +74,11 @@ class Held:
         await call.send(sse(chunk("lo", finish="stop"), b"[DONE]"))
 
 
+def stream_id_of(gate: Served, url: str) -> str:
+    """Return the id of the stream that a ticket's URL names."""
+    return gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+
+
 def events(number: int) -> Any:
     """Tell when a transcript has as many events."""
     return lambda got: len(got.events) >= number
@@ -288,7 +293,7 @@ async def test_a_viewer_who_comes_before_a_claim_is_answered_sees_the_stream() -
     """The record may name this replica before it knows: the claim's reply was lost."""
     async with gateway() as (gate, _):
         url = await gate.ticket()
-        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = stream_id_of(gate, url)
         tails = gate.gateway.tails
         early = await tails.attach(stream_id, gate.gateway.name, None)
         assert (await gate.read(url)).end["state"] == "done"
@@ -333,7 +338,7 @@ async def test_a_log_that_ran_out_is_gone_but_a_reconnect_only_stops(redis_url: 
     async with gateway(redis_url=redis_url, log_ttl=0.3) as (gate, upstream):
         url = await gate.ticket()
         got = await gate.read(url)
-        key = record_key(gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id)
+        key = record_key(stream_id_of(gate, url))
         await until(lambda: gone(gate, key))
         answer = await gate.http.get(url, headers={**gate.cookie(), **STREAM})
         reconnect = await gate.read(url, last_id=got.ids[0])
@@ -412,7 +417,7 @@ async def test_an_end_lost_between_two_looks_at_redis_is_not_taken_for_an_expire
         proxied(own_redis) as proxy,
         running(redis_url=proxy.url) as other,
     ):
-        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = stream_id_of(gate, url)
         proxy.judge = lose_the_end
         back = await other.read(url, last_id=got.ids[0] if reconnect else "")
         assert (back.status, back.events) == (200, [])
@@ -425,7 +430,7 @@ async def test_a_claim_lost_after_its_ticket_ran_out_sends_nobody_away(redis_url
     async with gateway(held, redis_url=redis_url, start_by=0.5, lease=30) as (gate, upstream):
         url = await gate.ticket()
         first = await gate.read(url, enough=events(1))
-        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = stream_id_of(gate, url)
         await gate.gateway.store.call("HSET", record_key(stream_id), "state", "cached")
         await until(lambda: expired(gate, url))
         rest = asyncio.create_task(gate.read(url, last_id=first.last_id))
@@ -566,7 +571,7 @@ async def test_a_viewer_that_waits_for_a_slow_store_is_not_forgotten(
     async with gateway(held, redis_url=redis_url, lease=10) as (gate, _):
         url = await gate.ticket()
         await gate.read(url, enough=events(1))
-        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = stream_id_of(gate, url)
         async with running(redis_url=redis_url, lease=10) as other:
             own_redis.pause()
             tails = other.gateway.tails
@@ -779,7 +784,7 @@ async def test_a_page_of_ours_can_read_that_it_is_to_come_back(own_redis: RedisS
 async def test_a_record_of_a_newer_version_is_left_to_newer_replicas(redis_url: str) -> None:
     async with gateway(redis_url=redis_url) as (gate, upstream):
         url = await gate.ticket()
-        stream_id = gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = stream_id_of(gate, url)
         await gate.gateway.store.call("HSET", record_key(stream_id), "version", 99)
         await later(gate, url, "newer_record")
     assert upstream.calls == []

@@ -261,6 +261,11 @@ def _records(store: Store) -> Records:
     return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
 
 
+def following(records: Records, tail: Tail) -> Follower:
+    """Return what reads one tail, and announces when it is told to."""
+    return Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+
+
 @asynccontextmanager
 async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
     """Follow what runs elsewhere for the length of the block."""
@@ -523,7 +528,7 @@ async def test_an_owner_has_time_to_write_a_lost_claim_again(any_redis_url: str)
         records = await there.claim()
         tail = Tail(there.stream_id, local=False, owner=records.replica)
         one = viewer(tail)
-        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        follower = following(records, tail)
         begun = asyncio.get_running_loop().time()
         for state in ("cached", "starting", "cached"):
             await there.store.call("HSET", record_key(there.stream_id), "state", state)
@@ -553,7 +558,7 @@ async def test_a_log_that_went_back_to_an_earlier_owner_is_followed_there(
         await there.store.call("DEL", log_key(there.stream_id))
         await there.write(fence(), entry(1, 2), entry(3, 3, end))
         await there.store.call("HSET", record_key(there.stream_id), "state", state, "epoch", EPOCH)
-        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        follower = following(records, tail)
         await follower.announce()
         assert [event.name for event in taken(one)] == [b"gap", b"", b"", b""]
         assert one.finished is bool(end)
@@ -567,7 +572,7 @@ async def test_who_waits_for_the_end_of_a_log_that_is_gone_is_sent_away(any_redi
         tail.extend([fence(), entry(1, 2)])
         await there.store.call("DEL", log_key(there.stream_id))
         await there.store.call("HSET", record_key(there.stream_id), "state", "done")
-        follower = Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+        follower = following(records, tail)
         await follower.announce()
         assert one.gone
 
