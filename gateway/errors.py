@@ -72,6 +72,7 @@ class Passing(GatewayError):
         self.code = code
         self.title = PASSING[code]
         self.detail = detail
+        self.headers: dict[str, str] = {}
 
 
 class UpstreamFailure(GatewayError):

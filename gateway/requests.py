@@ -1,6 +1,8 @@
 """Requests: what a caller sent, read once and refused with a reason."""
 
+import hashlib
 import json
+from base64 import urlsafe_b64encode
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -44,6 +46,12 @@ def idempotency_key(request: Request) -> str:
     return key
 
 
+def keyed_stream(subject: str, preset: str, key: str) -> str:
+    """Return the stream that an Idempotency-Key names: no second lookup, no second key."""
+    digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
 async def body_of(request: Request, limit: int) -> dict[str, Any]:
     """Return the JSON object of a request of at most `limit` bytes; raises Refusal."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -60,6 +68,15 @@ async def body_of(request: Request, limit: int) -> dict[str, Any]:
         if len(body) > limit:
             raise too_large
     return _json_object(body)
+
+
+def packed(body: dict[str, Any], *, sort: bool = False) -> bytes:
+    """Return a request as it is sent; raises Refusal for 1e999, which only looks like JSON."""
+    try:
+        text = json.dumps(body, separators=(",", ":"), sort_keys=sort, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("not_json", str(error)[:200]) from None
+    return text.encode()
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

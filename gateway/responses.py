@@ -180,7 +180,7 @@ def passing(error: Passing, times: Retry, names_stream: bool) -> Response:
             (b"content-length", b"%d" % len(body)),
         ]
         return response
-    headers = {"Retry-After": str(times.seconds())}
+    headers = {"Retry-After": str(times.seconds()), **error.headers}
     return _problem(error.status, error.code, error.title, error.detail, headers)
 
 

@@ -7,10 +7,9 @@ ticket, the record. Only then is anything stored or started.
 import hashlib
 import json
 import logging
-from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -25,7 +24,14 @@ from gateway.positions import Position
 from gateway.presets import Preset
 from gateway.records import FINAL, VERSION, Created, Record, Records
 from gateway.replica import Replica
-from gateway.requests import accepts, body_of, idempotency_key, last_event_id
+from gateway.requests import (
+    accepts,
+    body_of,
+    idempotency_key,
+    keyed_stream,
+    last_event_id,
+    packed,
+)
 from gateway.responses import (
     Answer,
     EventStream,
@@ -161,10 +167,10 @@ class Routes:
             raise Passing("draining")
         key = idempotency_key(request)
         body = preset.prepare(await body_of(request, self._settings.max_body))
-        packed = _packed(body)
-        stream_id = _stream_id(subject, name, key) if key else self._records.new_stream()
-        digest = hashlib.sha256(_packed(body, sort=True)).hexdigest()[:32]
-        created = await self._records.create(stream_id, subject, name, packed, digest)
+        text = packed(body)
+        stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
+        digest = hashlib.sha256(packed(body, sort=True)).hexdigest()[:32]
+        created = await self._records.create(stream_id, subject, name, text, digest)
         if created.digest != digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
@@ -172,10 +178,18 @@ class Routes:
         if at_once:
             if await request.is_disconnected():
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
-            answer = await self._open(request, self.tickets.verify(ticket), subject)
-            answer.raw_headers.append((b"content-location", url.encode()))
-            return answer
+            return await self._open_at(url, request, self.tickets.verify(ticket), subject)
         return _ticket_answer(ticket, url, created)
+
+    async def _open_at(self, url: str, request: Request, ticket: Ticket, subject: str) -> Answer:
+        """Open a stream for a caller who does not know its URL yet."""
+        try:
+            answer = await self._open(request, ticket, subject)
+        except Passing as error:  # Its claim may go on, and be paid for: it must be found.
+            error.headers["Content-Location"] = url
+            raise
+        answer.raw_headers.append((b"content-location", url.encode()))
+        return answer
 
     # Streams
 
@@ -333,18 +347,3 @@ def _state(record: Record, started: bool) -> str:
 def _ticket_answer(ticket: str, url: str, created: Created) -> Response:
     data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
     return reply(data, 201 if created.made else 200, {"Location": url})
-
-
-def _stream_id(subject: str, preset: str, key: str) -> str:
-    """The same subject, preset and key name the same stream: no second lookup, no second key."""
-    digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
-    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
-
-
-def _packed(body: dict[str, Any], *, sort: bool = False) -> bytes:
-    """Return a request as it is sent; raises Refusal for 1e999, which only looks like JSON."""
-    try:
-        text = json.dumps(body, separators=(",", ":"), sort_keys=sort, allow_nan=False)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("not_json", str(error)[:200]) from None
-    return text.encode()

@@ -244,6 +244,28 @@ async def test_a_repeated_one_request_form_attaches_and_goes_on_from_the_last_id
     assert len(upstream.calls) == 1
 
 
+async def test_a_post_whose_claim_is_late_is_told_where_the_stream_will_be(
+    own_redis: RedisServer,
+) -> None:
+    """The claim goes on and is paid for: without a URL nobody could find what it brings."""
+    async with proxied(own_redis) as proxy, gateway(redis_url=proxy.url) as (gate, upstream):
+
+        def hold(request: bytes) -> None:
+            if b"EVALSHA" in request and b"Hello?" not in request:
+                proxy.answering.clear()
+
+        await gate.read(await gate.ticket())  # The scripts are known by now.
+        proxy.judge = hold
+        answer = await gate.post(**STREAM)
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == "The claim is not answered yet."
+        proxy.judge = lambda _: None
+        proxy.answering.set()
+        got = await gate.read(answer.headers["content-location"])
+        assert got.end["state"] == "done"
+        assert len(upstream.calls) == 2
+
+
 # GET /stream: who may look, and when
 
 
