@@ -190,10 +190,12 @@ class Exchange:
                 each.set_result(None)
 
     _status = 0
+    passes = False  # Whether the answer is one to come back, and no stream: that has no length.
 
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            self.passes = any(name == b"content-length" for name, _ in message["headers"])
             self._to_client(self._arrived, b"", self._status)
             return
         data = message.get("body", b"")
@@ -303,7 +305,8 @@ class EventSource:
         with suppress(Broken):
             status = await exchange.head()
             if status == 200:
-                self.connected.append(span)
+                if not exchange.passes:
+                    self.connected.append(span)
                 await self._read(exchange, world)
             elif not (self.act["post"] and status == 503):
                 body = await exchange.whole()
