@@ -125,6 +125,11 @@ class Book:
                 still.add(name)
         return still
 
+    def count_of(self, name: str) -> bytes | None:
+        """Return the counter that stands still, b"" for none, or None if it may not stand still."""
+        count, since = self._seen.get(name, (None, 0.0))
+        return count if self.renewed - since >= self._lease else None
+
     def forget(self, name: str) -> None:
         """Begin anew with a replica."""
         self._seen.pop(name, None)
@@ -206,25 +211,47 @@ class Beat:
         return await self._members(lambda book: runs_key(replica, book.tag))
 
     async def _members(self, key: Callable[[Book], str]) -> list[str]:
-        answers = await self._ask(lambda book: self._store.call("SMEMBERS", key(book)))
-        return [each.decode() for each in {each for members in answers for each in members}]
+        return _union(await self._ask(lambda book: self._store.call("SMEMBERS", key(book))))
 
-    async def bury(self, replica: str) -> None:
-        """Forget a dead replica whose streams are all taken over."""
+    async def left_by(self, dead: str) -> list[str]:
+        """Return the streams that a dead replica named; Passing if it came back since it was seen.
 
-        def bury(book: Book) -> Coroutine[Any, Any, Any]:
-            keys = runs_key(replica, book.tag), cancels_key(replica, book.tag)
-            book.forget(replica)
-            return self._store.calls(
-                [["HDEL", book.beats, replica], *(["DEL", key] for key in keys)]
-            )
+        The list is read first: what a replica claims after a pause is not on it, or its counter
+        tells.
+        """
+
+        async def left(book: Book) -> Any:
+            reads = [["SMEMBERS", runs_key(dead, book.tag)], ["HGET", book.beats, dead]]
+            members, count = await self._store.calls(reads)
+            if (count or b"") != book.count_of(dead):
+                raise Passing("store_unavailable", "It beats again, or may do so.")
+            return members
+
+        return _union(await self._ask(left))
+
+    async def bury(self, dead: str, taken: Collection[str]) -> None:
+        """Forget a dead replica if all it named is taken over; its name stays where it is not."""
+
+        async def bury(book: Book) -> None:
+            runs, count = runs_key(dead, book.tag), book.count_of(dead)
+            if taken:
+                await self._store.call("SREM", runs, *taken)
+            keys = [book.beats, runs, cancels_key(dead, book.tag)]
+            if count is not None and await self._store.script("bury", keys, [dead, count]):
+                book.forget(dead)
 
         await self._ask(bury, all_of_them=True)
 
     async def stop(self) -> None:
         """Leave in good order, so that nobody waits for this replica to be dead."""
         await self._memory.stop()
-        await self.bury(self.replica)
+        me = self.replica
+        await self._ask(
+            lambda book: self._store.calls(
+                [["HDEL", book.beats, me], ["DEL", book.runs], ["DEL", book.cancels]]
+            ),
+            all_of_them=True,
+        )
 
     async def _ask(
         self, question: Callable[[Book], Coroutine[Any, Any, T]], *, all_of_them: bool = False
@@ -232,6 +259,10 @@ class Beat:
         return await self._majority.of(
             [question(book) for book in self._books], all_of_them=all_of_them
         )
+
+
+def _union(answers: Iterable[Iterable[bytes]]) -> list[str]:
+    return [each.decode() for each in {each for members in answers for each in members}]
 
 
 def inbox(replica: str) -> str:

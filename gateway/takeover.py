@@ -96,7 +96,7 @@ class Takeover:
             return
         self._burying.add(dead)
         try:
-            stream_ids = list({*await self._beat.streams_of(dead), *watched})
+            stream_ids = list({*await self._beat.left_by(dead), *watched})
             log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
             # A server that is away must not hold up what others have.
             homes = self._records.store.by_home(stream_ids)
@@ -104,7 +104,7 @@ class Takeover:
             for failed in await asyncio.gather(*groups, return_exceptions=True):
                 if failed is not None:
                     raise failed
-            await self._beat.bury(dead)
+            await self._beat.bury(dead, stream_ids)
         except Passing as error:
             log.info("%s is not buried yet: %s", dead, error.detail)
             self._generation = -1  # It may live after all; what was taken from it is ours now.

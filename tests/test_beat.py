@@ -166,10 +166,37 @@ async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> N
     still, watcher = beat(store), beat(store)
     await still.renew(["stream"], [])
     await seen_dead(watcher, still.replica)
-    assert await watcher.streams_of(still.replica) == ["stream"]
-    await watcher.bury(still.replica)
+    left = await watcher.left_by(still.replica)
+    assert left == ["stream"]
+    await watcher.bury(still.replica, left)
     assert (await watcher.renew([], [])).dead == []
     assert await watcher.streams_of(still.replica) == []
+
+
+async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(store: Store) -> None:
+    """Its heir may have stood still itself since; what it runs now is none of the heir's."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    await paused.renew(["stream", "new"], [])
+    with pytest.raises(Passing):
+        await heir.left_by(paused.replica)
+
+
+@pytest.mark.parametrize("beats", [False, True])
+async def test_a_burial_leaves_what_was_named_since(store: Store, beats: bool) -> None:
+    """Else nobody would find a stream that was claimed meanwhile, should its owner die again."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    left = await heir.left_by(paused.replica)
+    await paused.enter("new")
+    if beats:
+        await paused.renew(["new"], [])
+    await heir.bury(paused.replica, left)
+    assert await heir.streams_of(paused.replica) == ["new"]
+    assert await seen_dead(heir, paused.replica) >= LEASE * beats
+    assert await heir.left_by(paused.replica) == ["new"]
 
 
 async def test_the_dead_are_named_until_somebody_buries_them(store: Store) -> None:
