@@ -38,6 +38,7 @@ pid {folder}/pid;
 error_log {folder}/main.log;
 daemon off;
 worker_processes {workers};
+worker_shutdown_timeout {patience};
 events {{ worker_connections {connections}; }}
 http {{
     access_log off;
@@ -64,9 +65,19 @@ envsubst "$(printf '${%s} ' $(awk "END {
 }" < /dev/null))" < "$2" """
 
 
+def which(name: str) -> str | None:
+    """Return a program's path, also where only root would find it."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def absent() -> str:
+    """Return what it needs and this machine lacks, "" for nothing."""
+    return next((each for each in ("nginx", "envsubst", "openssl") if which(each) is None), "")
+
+
 def binary(name: str) -> str:
     """Return a program's path; the test skips or fails without it."""
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+    found = which(name)
     if found is None:
         missing(name)
     assert found is not None
@@ -92,11 +103,14 @@ class Nginx:
         servers: str,
         workers: int = 2,
         connections: int = 2048,
+        patience: str = "1h",
         **variables: str,
     ) -> None:
+        """`patience` is how long after a reload old workers have for their streams."""
         self.folder = folder
-        self._size = {"workers": workers, "connections": connections}
+        self._size = {"workers": workers, "connections": connections, "patience": patience}
         secure, plain = free_port(), free_port()
+        self.port = plain
         self.url, self.plain = f"https://localhost:{secure}", f"http://localhost:{plain}"
         self._ports = (secure, plain)
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,6 +126,7 @@ class Nginx:
 
     def configure(self) -> None:
         """Write its files: the main one, the template's, and once a certificate for localhost."""
+        self.folder.mkdir(exist_ok=True)
         if not (self.folder / "cert").exists():
             self._certify()
         # Its workers would be `nobody` under root, and nobody may write into a test's folder.
@@ -188,7 +203,6 @@ def servers_at(*ports: int) -> str:
 def nginx(folder: Path, *ports: int, **options: Any) -> Iterator[Nginx]:
     """Run nginx in front of what listens, or does not, on these ports; see `Nginx` for options."""
     binary("nginx")
-    folder.mkdir(exist_ok=True)
     server = Nginx(folder, servers_at(*ports), **options)
     server.configure()
     server.start()

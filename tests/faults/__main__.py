@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults import nginx
 from tests.faults.harness import Report, new_seed, play
 from tests.faults.schedule import (
     NGINX_FAULTS,
@@ -20,6 +19,7 @@ from tests.faults.schedule import (
     Step,
     draw,
 )
+from tests.nginx import absent
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
     """Return one world's part of the faults that both have, and of the streams."""
     part = 2 if given.world == "both" else 1
     half = -(-given.faults // part)
-    kinds = REPLICA_FAULTS + (NGINX_FAULTS if nginx.binary() else ())
+    kinds = REPLICA_FAULTS + (() if absent() else NGINX_FAULTS)
     # A stream's own fault may come too late, as another one has ended it: hence more than asked.
     return dict.fromkeys(kinds, half), max(-(-given.streams // part), half * 21)
 

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from tests.faults import nginx
 from tests.faults.oracle import judge
 from tests.faults.pages import Page
 from tests.faults.schedule import Step
 from tests.faults.story import KINDS, Facts, Finding, Hit, Loss, Story
 from tests.faults.upstream import Upstream
 from tests.faults.world import World
+from tests.nginx import absent
 
 
 @dataclass
@@ -68,7 +68,7 @@ async def play(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     upstream = Upstream()
     await upstream.start()
-    proxied = nginx.binary() is not None
+    proxied = not absent()
     world = World(folder, upstream.url, sentinel=sentinel, lease=lease, proxied=proxied)
     pages: list[Page] = []
     report = Report()

@@ -151,10 +151,7 @@ def _answer(chance: random.Random, life: float, fault: str, viewer: str) -> Answ
     return Answer(
         events=events,
         interval=interval,
-        # As much as fills the sockets' buffers between a replica and a viewer who does not read.
-        padding=min(9_000_000 // events, 500_000)
-        if viewer == "viewer_pause"
-        else chance.choice([0, 0, 0, 2000]),
+        padding=_unread(events) if viewer == "viewer_pause" else chance.choice([0, 0, 0, 2000]),
         fault=fault,
         at=chance.randint(0, events),
         variant=chance.choice(GARBAGE) if fault == "garbage" else chance.choice(["rst", "fin"]),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import nginx
 from tests.faults.harness import new_seed, play
 from tests.faults.oracle import natural_end
 from tests.faults.schedule import (
@@ -20,6 +19,7 @@ from tests.faults.schedule import (
     draw,
 )
 from tests.faults.upstream import Call
+from tests.nginx import absent
 from tests.support import REQUIRED, missing, redis_binary
 
 SHAPE = Shape(
@@ -35,8 +35,8 @@ SHAPE = Shape(
 async def test_no_promise_breaks_whatever_fails(tmp_path: Path) -> None:
     if redis_binary() is None:
         missing("a Redis server")
-    if REQUIRED and nginx.binary() is None:
-        missing("nginx")  # Elsewhere it plays without.
+    if REQUIRED and absent():
+        missing(absent())  # Elsewhere it plays without.
     seed = int(os.environ.get("GATEWAY_FAULTS_SEED") or new_seed())
     report = await play(draw(seed, SHAPE), tmp_path)
     print(f"GATEWAY_FAULTS_SEED={seed}\n{report}")

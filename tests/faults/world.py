@@ -11,10 +11,11 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
-from tests.faults import nginx
 from tests.faults.redis import Sentinels, Single, fixed_port
 from tests.faults.story import Facts, Finding, Hit, Loss, Outage
+from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
 _PRESETS = "[presets.brief]\ngrace = 3\n"  # For pages that leave for good.
@@ -60,7 +61,7 @@ class World:
         self._redis = Sentinels(folder) if sentinel else Single(folder)
         self._redis_lock = asyncio.Lock()
         self._places = [Place(number) for number in range(3)]
-        self._nginx = nginx.Nginx(folder, [each.port for each in self._places]) if proxied else None
+        self._nginx = self._front(folder / "nginx") if proxied else None
         self._tasks: set[asyncio.Future[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         (folder / "presets.toml").write_text(_PRESETS)
@@ -72,6 +73,10 @@ class World:
             "secrets": SECRET,
             "lease": str(lease),
         }
+
+    def _front(self, folder: Path) -> Nginx:
+        size: dict[str, Any] = {"workers": 1, "connections": 4096, "patience": "3s"}
+        return Nginx(folder, servers_at(*self.ports), **size, NGINX_ACCESS_LOG="/dev/null")
 
     @property
     def facts(self) -> Facts:
@@ -97,7 +102,8 @@ class World:
             self._watching = asyncio.create_task(self._watch_master(self._redis))
         await asyncio.gather(*(self._start(place) for place in self._places))
         if self._nginx:
-            await self._nginx.start()
+            await asyncio.to_thread(self._nginx.configure)
+            await asyncio.to_thread(self._nginx.start)
 
     async def settle(self) -> None:
         """Wait for the faults that still go on."""
@@ -110,7 +116,7 @@ class World:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._nginx:
-            await self._nginx.stop()
+            await asyncio.to_thread(self._nginx.stop)
         for place in self._places:
             if place.process is not None:
                 self._look_alive(place)
@@ -163,7 +169,7 @@ class World:
         }
         if kind == "reload":
             if self._nginx:
-                self._nginx.reload()
+                await asyncio.to_thread(self._nginx.reload, *self.ports)
                 self._count(kind)
             return
         lock, place = self._redis_lock, None
