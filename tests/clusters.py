@@ -19,14 +19,15 @@ NODE_TIMEOUT = 1000  # Milliseconds until the others hold a server to be dead.
 class ClusterServer(RedisServer):
     """One server of a cluster; it keeps its place in it over a restart, but no data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: Callable[[], int], patience: int) -> None:
         folder.mkdir(parents=True)
         super().__init__(
             folder,
-            *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
-            *("--cluster-node-timeout", str(NODE_TIMEOUT), "--appendonly", "no"),
+            *("--cluster-enabled", "yes", "--cluster-port", str(port())),
+            *("--cluster-node-timeout", str(patience), "--appendonly", "no"),
             *("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"),
             *("--cluster-allow-replica-migration", "no", "--repl-diskless-sync-delay", "0"),
+            port=port(),
         )
         self.client = Redis(host="127.0.0.1", port=self.port, socket_timeout=5, protocol=2)
         self.id = ""
@@ -53,9 +54,17 @@ class ClusterServer(RedisServer):
 class RedisCluster:
     """Masters that share all slots evenly, and as many replicas of each as a test wants."""
 
-    def __init__(self, folder: Path, masters: int, replicas: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        masters: int,
+        replicas: int,
+        port: Callable[[], int] = free_port,
+        patience: int = NODE_TIMEOUT,
+    ) -> None:
+        """`patience` is how long a server may be silent, in milliseconds."""
         names = [f"{number}" for number in range(masters * (1 + replicas))]
-        self.servers = [ClusterServer(folder / name) for name in names]
+        self.servers = [ClusterServer(folder / name, port, patience) for name in names]
         self.masters = self.servers[:masters]
         self.replicas = self.servers[masters:]
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{s.port}" for s in self.servers)

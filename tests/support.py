@@ -71,8 +71,8 @@ def redis_binary() -> str | None:
 class RedisServer:
     """A real Redis (or Valkey) on a port of its own, that a test may kill and start again."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options

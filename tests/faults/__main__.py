@@ -1,7 +1,8 @@
 """The long run: `python -m tests.faults --streams 500 --faults 100 --seed N`.
 
-Two worlds, one after the other: a single Redis with an append-only file, then three with Sentinel.
-The faults of replicas and nginx are shared out between them. Exit code 1 if anything is wrong.
+Three worlds, one after the other: a single Redis with an append-only file, three with Sentinel, and
+a Cluster of six. The faults of replicas and nginx are shared out between them. Exit code 1 if
+anything is wrong.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from tests.faults.harness import Report, new_seed, play
 from tests.faults.schedule import (
+    CLUSTER_FAULTS,
     NGINX_FAULTS,
     REPLICA_FAULTS,
     SENTINEL_FAULTS,
@@ -29,28 +31,28 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100, help="of every kind, at least")
     parser.add_argument("--seed", type=int, default=new_seed())
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
-    parser.add_argument("--world", choices=["single", "sentinel", "both"], default="both")
+    parser.add_argument("--world", choices=[*_STEPS, "all"], default="all")
     parser.add_argument("--keep", type=Path, help="folder for the logs, kept")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     report = Report()
-    for world in ("single", "sentinel"):
-        if given.world in {world, "both"}:
-            one = asyncio.run(_one(given, sentinel=world == "sentinel"))
+    for world in _STEPS:
+        if given.world in {world, "all"}:
+            one = asyncio.run(_one(given, world))
             print(f"\n{world}: {one}", flush=True)
             report += one
     print(f"\nseed {given.seed}: {report}")
     return 1 if report.findings else 0
 
 
-async def _one(given: argparse.Namespace, *, sentinel: bool) -> Report:
-    steps = _sentinel_steps(given) if sentinel else _single_steps(given)
+async def _one(given: argparse.Namespace, world: str) -> Report:
+    steps = _STEPS[world](given)
     if given.keep:
-        folder = given.keep.resolve() / ("sentinel" if sentinel else "single")
+        folder = given.keep.resolve() / world
         folder.mkdir(parents=True)
-        return await play(steps, folder, sentinel=sentinel, lease=given.lease)
+        return await play(steps, folder, world, lease=given.lease)
     with tempfile.TemporaryDirectory() as folder:
-        return await play(steps, Path(folder), sentinel=sentinel, lease=given.lease)
+        return await play(steps, Path(folder), world, lease=given.lease)
 
 
 def _single_steps(given: argparse.Namespace) -> list[Step]:
@@ -70,13 +72,22 @@ def _sentinel_steps(given: argparse.Namespace) -> list[Step]:
     return draw(given.seed, shape, first=1_000_000)
 
 
+def _cluster_steps(given: argparse.Namespace) -> list[Step]:
+    common, streams = _common(given)
+    shape = Shape(streams, common | dict.fromkeys(CLUSTER_FAULTS, given.faults))
+    return draw(given.seed, shape, first=2_000_000)
+
+
 def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
-    """Return one world's part of the faults that both have, and of the streams."""
-    part = 2 if given.world == "both" else 1
-    half = -(-given.faults // part)
+    """Return one world's part of the faults that all have, and of the streams."""
+    worlds = len(_STEPS) if given.world == "all" else 1
+    part = -(-given.faults // worlds)
     kinds = REPLICA_FAULTS + (() if absent() else NGINX_FAULTS)
     # A stream's own fault may come too late, as another one has ended it: hence more than asked.
-    return dict.fromkeys(kinds, half), max(-(-given.streams // part), half * 21)
+    return dict.fromkeys(kinds, part), max(-(-given.streams // worlds), part * 21)
+
+
+_STEPS = {"single": _single_steps, "sentinel": _sentinel_steps, "cluster": _cluster_steps}
 
 
 if __name__ == "__main__":

@@ -61,15 +61,15 @@ def _counts(counter: Counter[str]) -> str:
 
 
 async def play(
-    steps: Sequence[Step], folder: Path, *, sentinel: bool = False, lease: float = 2.0
+    steps: Sequence[Step], folder: Path, kind: str = "single", *, lease: float = 2.0
 ) -> Report:
-    """Play a schedule in a new world and return the report."""
+    """Play a schedule in a new world, with a Redis of a kind, and return the report."""
     # Each process that is waited for holds a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     upstream = Upstream()
     await upstream.start()
     proxied = not absent()
-    world = World(folder, upstream.url, sentinel=sentinel, lease=lease, proxied=proxied)
+    world = World(folder, upstream.url, kind=kind, lease=lease, proxied=proxied)
     pages: list[Page] = []
     report = Report()
     began = time.monotonic()

@@ -37,9 +37,8 @@ class Single:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "redis"
         self._folder.mkdir()
-        self._server = RedisServer(self._folder, *_DURABLE)
-        self._server.port = fixed_port()
-        self.url = f"redis://127.0.0.1:{self._server.port}/0"
+        self._server = RedisServer(self._folder, *_DURABLE, port=fixed_port())
+        self.url = self._server.url
 
     async def start(self) -> None:
         """Start it."""
@@ -135,8 +134,8 @@ class Sentinels:
             process.kill()
             await asyncio.to_thread(process.wait)
 
-    async def failover(self, *, frozen: bool) -> tuple[float, float]:
-        """Kill (or freeze) the master and let it join another one.
+    async def failover(self, how: float, *, frozen: bool) -> tuple[float, float]:
+        """Kill (or freeze) the master and let it join another one; there is but one, `how`ever.
 
         Returns from when to when writes may be lost: until the other was chosen. A master that was
         frozen takes writes once more before it hears that it is none any more: until it has heard.

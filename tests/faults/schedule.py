@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 REPLICA_FAULTS = ("kill", "term", "pause_short", "pause_long")
 REDIS_FAULTS = ("redis_restart", "redis_empty", "redis_pause")
 SENTINEL_FAULTS = ("failover",)
+CLUSTER_FAULTS = ("failover", "reshard")
 NGINX_FAULTS = ("reload",)
 UPSTREAM_FAULTS = ("cut", "stall", "garbage", "slow", "refuse")
 VIEWER_FAULTS = (

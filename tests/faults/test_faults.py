@@ -4,6 +4,7 @@ Every run has a seed of its own, which a failure names; GATEWAY_FAULTS_SEED play
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.faults.harness import new_seed, play
 from tests.faults.oracle import natural_end
 from tests.faults.schedule import (
+    CLUSTER_FAULTS,
     REDIS_FAULTS,
     REPLICA_FAULTS,
     UPSTREAM_FAULTS,
@@ -29,22 +31,26 @@ SHAPE = Shape(
     pause=(0.2, 0.9),
     share=0.07,
 )
+OF_A_CLUSTER = replace(SHAPE, faults=dict.fromkeys((*REPLICA_FAULTS, *CLUSTER_FAULTS, "reload"), 2))
 
 
 @pytest.mark.timeout(150)
-async def test_no_promise_breaks_whatever_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("single", SHAPE), ("cluster", OF_A_CLUSTER)], ids=["single", "cluster"]
+)
+async def test_no_promise_breaks_whatever_fails(tmp_path: Path, kind: str, shape: Shape) -> None:
     if redis_binary() is None:
         missing("a Redis server")
     if REQUIRED and absent():
         missing(absent())  # Elsewhere it plays without.
     seed = int(os.environ.get("GATEWAY_FAULTS_SEED") or new_seed())
-    report = await play(draw(seed, SHAPE), tmp_path)
+    report = await play(draw(seed, shape), tmp_path, kind)
     print(f"GATEWAY_FAULTS_SEED={seed}\n{report}")
     assert report.findings == [], f"GATEWAY_FAULTS_SEED={seed}\n{report}"
-    assert report.streams == SHAPE.streams
-    assert report.calls > SHAPE.streams / 2
+    assert report.streams == shape.streams
+    assert report.calls > shape.streams / 2
     assert report.states["done"] > 0
-    assert all(report.faults[kind] == 2 for kind in (*REPLICA_FAULTS, *REDIS_FAULTS))
+    assert all(report.faults[each] == 2 for each in shape.faults if each != "reload")
 
 
 def test_a_seed_gives_the_same_schedule_and_another_one_another() -> None:

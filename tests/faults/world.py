@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from tests.faults.cluster import Cluster
 from tests.faults.redis import Sentinels, Single, fixed_port
 from tests.faults.story import Facts, Finding, Hit, Loss, Outage
 from tests.nginx import Nginx, servers_at
@@ -33,6 +34,14 @@ _SETTINGS = {
 }
 
 
+_Servers = Single | Sentinels | Cluster
+_SERVERS: dict[str, Callable[[Path], _Servers]] = {
+    "single": Single,
+    "sentinel": Sentinels,
+    "cluster": Cluster,
+}
+
+
 class Place:
     """Where one replica runs: a port, and a lock that a fault holds."""
 
@@ -46,10 +55,10 @@ class Place:
 
 
 class World:
-    """Three replicas on one Redis; `apply` does what the schedule says."""
+    """Three replicas on one Redis of a kind; `apply` does what the schedule says."""
 
     def __init__(
-        self, folder: Path, upstream_url: str, *, sentinel: bool, lease: float, proxied: bool
+        self, folder: Path, upstream_url: str, *, kind: str, lease: float, proxied: bool
     ) -> None:
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
@@ -58,12 +67,13 @@ class World:
         self.outages: list[Outage] = []
         self._folder = folder
         self._lease = lease
-        self._redis = Sentinels(folder) if sentinel else Single(folder)
+        self._redis = _SERVERS[kind](folder)
         self._redis_lock = asyncio.Lock()
         self._places = [Place(number) for number in range(3)]
         self._nginx = self._front(folder / "nginx") if proxied else None
         self._tasks: set[asyncio.Future[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._master: object = None
         (folder / "presets.toml").write_text(_PRESETS)
         self._settings = {
             **_SETTINGS,
@@ -98,7 +108,7 @@ class World:
     async def start(self) -> None:
         """Start everything."""
         await self._redis.start()
-        if isinstance(self._redis, Sentinels):
+        if not isinstance(self._redis, Single):
             self._watching = asyncio.create_task(self._watch_master(self._redis))
         await asyncio.gather(*(self._start(place) for place in self._places))
         if self._nginx:
@@ -166,6 +176,7 @@ class World:
             "redis_empty": self._empty_redis,
             "redis_pause": self._pause_redis,
             "failover": self._fail_over,
+            "reshard": self._reshard,
         }
         if kind == "reload":
             if self._nginx:
@@ -192,7 +203,7 @@ class World:
     def _done(self, task: "asyncio.Future[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
-            self._find(f"the harness: {task.exception()!r}")
+            self._find(f"the harness: {task.exception()!r} {task.exception()}")
 
     async def _holding(self, lock: asyncio.Lock, work: Awaitable[None]) -> None:
         try:
@@ -266,25 +277,31 @@ class World:
         await self._redis.pause(0.2 + 3 * how)
 
     async def _fail_over(self, how: float) -> None:
-        assert isinstance(self._redis, Sentinels)
+        assert not isinstance(self._redis, Single)
         before = time.monotonic()
         loss = len(self.losses)
         self.losses.append(Loss("failover", before, before + 60))
-        since, until = await self._redis.failover(frozen=how > 0.9)
+        since, until = await self._redis.failover(how, frozen=how > 0.9)
         self.losses[loss] = Loss("failover", since, until + 0.5)
+        self._master = await asyncio.to_thread(self._redis.master)
 
-    async def _watch_master(self, sentinels: Sentinels) -> None:
-        """Note a failover that nobody asked for: the sentinels of a busy machine err too."""
-        master = await asyncio.to_thread(sentinels.master)
+    async def _reshard(self, how: float) -> None:
+        assert isinstance(self._redis, Cluster)
+        await self._redis.reshard(how)
+
+    async def _watch_master(self, servers: Sentinels | Cluster) -> None:
+        """Note a failover that nobody asked for: the servers of a busy machine err too."""
+        self._master = await asyncio.to_thread(servers.master)
         while True:
             await asyncio.sleep(0.5)
-            now = await asyncio.to_thread(sentinels.master)
-            if now not in {0, master}:
-                master = now
-                if not self._redis_lock.locked():
-                    end = time.monotonic()
-                    self.losses.append(Loss("failover", end - 5, end + 1))
-                    self._count("failover unasked")
+            asked_for = self._redis_lock.locked()
+            now = await asyncio.to_thread(servers.master)
+            asked_for = asked_for or self._redis_lock.locked()
+            if now and now != self._master and not asked_for:
+                self._master = now
+                end = time.monotonic()
+                self.losses.append(Loss("failover", end - 5, end + 1))
+                self._count("failover unasked")
 
 
 async def _paused(process: Process, seconds: float) -> None:
