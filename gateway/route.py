@@ -1,14 +1,14 @@
 """Route: sends each command of many to the server of a Redis Cluster that has its key.
 
 Commands in a row on keys of one slot are one unit: they go together, in their order, and so do
-those without a key of their own (TIME, MULTI, EXEC, PUBLISH) next to them. What a server sends
-elsewhere goes there whole: MOVED tells of a new home, ASK of a slot that is moving just now,
-TRYAGAIN of a script whose keys are half moved. All of it may run twice, but what changes a log:
-that is sent again only where a server refused it.
+those without a key of their own (TIME, PUBLISH) next to them. What a server refuses is sent on, and
+no more than that: MOVED tells of a new home, ASK of a slot that is moving just now, TRYAGAIN of a
+script whose keys are half moved. All of it may run twice where a connection broke, but what changes
+a log: that is sent again only where a server refused it.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,10 +23,11 @@ _PAUSE = 0.03
 _TURNS = 3  # Redirections in a row without a pause: servers may contradict each other for a while.
 _KEYLESS = frozenset(
     (
-        *("CLIENT", "CLUSTER", "CONFIG", "ECHO", "EXEC", "FLUSHALL", "INFO", "MULTI", "PING"),
-        *("PUBLISH", "SAVE", "SCAN", "SCRIPT", "TIME"),
+        *("CLIENT", "CLUSTER", "CONFIG", "ECHO", "FLUSHALL", "INFO", "PING", "PUBLISH"),
+        *("SAVE", "SCAN", "SCRIPT", "TIME"),
     )
 )
+_REFUSALS = (MovedError, AskError, TryAgainError)
 
 
 class Map(Protocol):
@@ -56,7 +57,7 @@ class Map(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """Commands that travel together; `asked` is where an ASK sent them."""
+    """Commands that travel together; `asked` is where an ASK sent those that are `left`."""
 
     slot: int | None
     commands: list[Command]
@@ -64,6 +65,7 @@ class Unit:
     tried: Node | None = None
     turns: int = 0
     replies: list[Any] = field(default_factory=list)
+    left: list[int] | None = None  # The numbers of those that are to be sent, None: all.
 
     def home(self, known: Map) -> Node:
         """Return where it goes next."""
@@ -74,35 +76,47 @@ class Unit:
     @property
     def packed(self) -> list[Command]:
         """The commands as they are sent: a server that is asked answers only who says so."""
-        return list(self._asking()) if self.asked else self.commands
-
-    def _asking(self) -> Iterator[Command]:
-        within = False
-        for command in self.commands:
-            word = _word(command)
-            if word == "MULTI" or (word not in _KEYLESS and not within):
-                yield ["ASKING"]
-            within = (within or word == "MULTI") and word != "EXEC"
-            yield command
+        if self.left is None:
+            return self.commands
+        due = [self.commands[number] for number in self.left]
+        return [part for each in due for part in (["ASKING"], each)] if self.asked else due
 
     def answer(self, replies: list[Any]) -> None:
         """Take the replies to what was sent."""
-        pairs = zip(self.packed, replies, strict=True)
-        self.replies = [reply for command, reply in pairs if command != ["ASKING"]]
+        if self.left is None:
+            self.replies = replies
+            return
+        for number, reply in zip(self.left, replies[1::2] if self.asked else replies, strict=True):
+            self.replies[number] = reply
 
     def fail(self, error: Exception) -> None:
         """Take an error for every reply."""
-        self.replies = [error] * len(self.commands)
+        self.answer([error] * len(self.packed))
+
+    def leave_refused(self) -> bool:
+        """Leave to be sent what a server sent elsewhere; return whether there is any.
+
+        Of a slot that is moving each key is at one end. A command that has run must not run at the
+        other: it would find its key missing, or make one there that could not be moved any more.
+        """
+        refused = [each for each in self._sent if isinstance(self.replies[each], _REFUSALS)]
+        self.left = refused or self.left
+        return bool(refused)
+
+    def first(self, kind: type[Exception]) -> Any:
+        """Return the first reply of a kind to what was sent, None if there is none."""
+        replies = (self.replies[number] for number in self._sent)
+        return next((reply for reply in replies if isinstance(reply, kind)), None)
 
     @property
     def failed(self) -> bool:
-        """Whether no server has answered."""
-        error = self.first(RedisError, OSError)
-        return error is not None and not isinstance(error, ResponseError)
+        """Whether no server has answered what was sent."""
+        error = self.replies[self._sent[0]]
+        return isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError)
 
-    def first(self, *kinds: type[Exception]) -> Any:
-        """Return the first reply of one of these kinds, None if there is none."""
-        return next((reply for reply in self.replies if isinstance(reply, kinds)), None)
+    @property
+    def _sent(self) -> Sequence[int]:
+        return range(len(self.commands)) if self.left is None else self.left
 
 
 def split(commands: Iterable[Command]) -> list[Unit]:
@@ -215,8 +229,9 @@ class Route(Way):
         assert unit.tried is not None
         unit.asked = None
         unit.turns += 1
+        refused = unit.leave_refused()
         if moved := unit.first(MovedError):
             self._map.moved(moved, unit.tried)
         elif ask := unit.first(AskError):
             unit.asked = self._map.named(ask, unit.tried)
-        return bool(moved or unit.asked or unit.first(TryAgainError))
+        return refused

@@ -205,20 +205,46 @@ def test_commands_on_a_slot_travel_together_with_those_that_have_no_key() -> Non
             ["TIME"],
             ["HMGET", "{a}:record", "state"],
             [b"XADD", b"{a}:log", b"1-1"],
-            ["MULTI"],
             ["EVALSHA", "digest", 2, "{b}:record", "{b}:log", "argument"],
-            ["EXEC"],
             ["PUBLISH", "channel", "word"],
         ]
     )
     assert [[each[0] for each in unit.commands] for unit in units] == [
         ["TIME", "HMGET", b"XADD"],
-        ["MULTI", "EVALSHA", "EXEC", "PUBLISH"],
+        ["EVALSHA", "PUBLISH"],
     ]
     assert [unit.slot for unit in units] == [key_slot(b"a"), key_slot(b"b")]
     assert [unit.slot for unit in split([["PUBLISH", "channel", "word"]])] == [None]
     assert split([]) == []
     assert slot_of(["SET", "key", 1]) == key_slot(b"key")
+
+
+async def test_each_command_runs_once_where_its_key_is_while_their_slot_moves(
+    shared_cluster: RedisCluster,
+) -> None:
+    """One that ran at both ends would leave a key that cannot be moved, or find one missing."""
+    here, moved, new = (f"{{both ends}}{name}" for name in ("here", "moved", "new"))
+    slot = key_slot(here.encode())
+    source = shared_cluster.master_of(here)
+    target = next(each for each in shared_cluster.masters if each is not source)
+    store = Store(shared_cluster.url)
+    await store.calls([["SET", here, 1], ["SET", moved, 10]])
+    shared_cluster.begin_to_move(slot, source, target)
+    try:
+        shared_cluster.move_keys(source, target, moved)
+        commands = [["INCR", here], ["TIME"], ["INCR", new], ["INCR", moved], ["INCR", here]]
+        replies = await store.calls(commands)
+        assert replies[:1] + replies[2:] == [2, 1, 11, 3]
+        assert len(replies[1]) == 2
+        assert source.run("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
+        shared_cluster.move_all_keys(slot, source, target)
+    finally:
+        shared_cluster.end_move(slot, target)
+    assert await store.calls([["GET", each] for each in (here, moved, new)]) == [b"3", b"11", b"1"]
+    await store.calls([["DEL", each] for each in (here, moved, new)])
+    shared_cluster.begin_to_move(slot, target, source)
+    shared_cluster.end_move(slot, source)
+    await store.close()
 
 
 # The promises
