@@ -39,7 +39,7 @@ class Gateway:
         self.tails = Tails(
             self.store,
             self.records,
-            grace=settings.grace,
+            grace=settings.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
         )
