@@ -224,23 +224,36 @@ class Beat:
             reads = [["SMEMBERS", runs_key(dead, book.tag)], ["HGET", book.beats, dead]]
             members, count = await self._store.calls(reads)
             if (count or b"") != book.count_of(dead):
-                raise Passing("store_unavailable", "It beats again, or may do so.")
+                raise _alive()
             return members
 
         return _union(await self._ask(left))
 
-    async def bury(self, dead: str, taken: Collection[str]) -> None:
-        """Forget a dead replica if all it named is taken over; its name stays where it is not."""
+    async def took(self, dead: str, stream_ids: Collection[str]) -> None:
+        """Take streams off a dead replica's list; Passing if it came back since it was seen."""
+        await self._ask(lambda book: self._bury(book, dead, "", stream_ids))
 
-        async def bury(book: Book) -> None:
-            runs, count = runs_key(dead, book.tag), book.count_of(dead)
-            if taken:
-                await self._store.call("SREM", runs, *taken)
-            keys = [book.beats, runs, cancels_key(dead, book.tag)]
-            if count is not None and await self._store.script("bury", keys, [dead, count]):
-                book.forget(dead)
+    async def bury(self, dead: str) -> list[str]:
+        """Forget a dead replica that names no stream any more; return those that it does name.
 
-        await self._ask(bury, all_of_them=True)
+        Those of a book that was away at first, or that it has named since. Passing as with `took`.
+        """
+        asked = self._ask(lambda book: self._bury(book, dead, "forget"), all_of_them=True)
+        return _union(await asked)
+
+    async def _bury(
+        self, book: Book, dead: str, how: str, stream_ids: Collection[str] = ()
+    ) -> list[bytes]:
+        keys = [book.beats, runs_key(dead, book.tag), cancels_key(dead, book.tag)]
+        if (count := book.count_of(dead)) is None:
+            raise _alive()
+        left: list[bytes] | None
+        left = await self._store.script("bury", keys, [dead, count, how, *stream_ids])
+        if left is None:
+            raise _alive()
+        if how and not left:
+            book.forget(dead)
+        return left
 
     async def stop(self) -> None:
         """Leave in good order, so that nobody waits for this replica to be dead."""
@@ -259,6 +272,10 @@ class Beat:
         return await self._majority.of(
             [question(book) for book in self._books], all_of_them=all_of_them
         )
+
+
+def _alive() -> Passing:
+    return Passing("store_unavailable", "It beats again, or may do so.")
 
 
 def _union(answers: Iterable[Iterable[bytes]]) -> list[str]:

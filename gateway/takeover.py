@@ -18,9 +18,10 @@ stream, and a third one goes on.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from gateway.beat import Beat
@@ -96,34 +97,46 @@ class Takeover:
             return
         self._burying.add(dead)
         try:
-            stream_ids = list({*await self._beat.left_by(dead), *watched})
-            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(stream_ids))
-            # A server that is away must not hold up what others have.
-            homes = self._records.store.by_home(stream_ids)
-            groups = (self._inherit_all(each, dead) for each in homes)
-            for failed in await asyncio.gather(*groups, return_exceptions=True):
-                if failed is not None:
-                    raise failed
-            await self._beat.bury(dead, stream_ids)
+            left = [*{*await self._beat.left_by(dead), *watched}]
+            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(left))
+            await self._by_home(left, partial(self._inherit_some, dead))
+            while left := await self._beat.bury(dead):
+                await self._by_home(left, partial(self._inherit_some, dead))
         except Passing as error:
-            log.info("%s is not buried yet: %s", dead, error.detail)
+            log.info("%s is not buried yet: %s", dead, error)
             self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
             self._burying.discard(dead)
 
-    async def _inherit_all(self, stream_ids: list[str], dead: str) -> None:
+    async def _by_home(
+        self, stream_ids: list[str], work: Callable[[list[str]], Awaitable[None]]
+    ) -> None:
+        """Do so for each server's streams: one that is away must not hold up what others have."""
+        homes = self._records.store.by_home(stream_ids)
+        for failed in await asyncio.gather(*map(work, homes), return_exceptions=True):
+            if failed is not None:
+                raise failed
+
+    async def _inherit_some(self, dead: str, stream_ids: list[str]) -> None:
         for start in range(0, len(stream_ids), _AT_ONCE):
             batch = stream_ids[start : start + _AT_ONCE]
             inherits = (self._inherit(each, dead) for each in batch)
             for result in await asyncio.gather(*inherits, return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
+            # A burial that breaks off goes on from here; and one that lives keeps the rest.
+            await self._beat.took(dead, batch)
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Passing."""
         tail = self._tails.get(stream_id)
         if tail is not None and tail.local and not tail.ended:
-            return  # An earlier try, that broke off at another stream, has begun it here.
+            # An earlier try, that broke off at another stream, has begun it here; unless the dead
+            # one took it from this replica, which does not know yet.
+            record = await self._records.read(stream_id)
+            if dead != self._beat.replica and _is_of(record, dead):
+                raise Passing("store_unavailable", "This replica has yet to hear that it lost it")
+            return
         if stream_id in self._inheriting:
             # In the name of another one who is dead: only Redis can tell whose it was.
             raise Passing("store_unavailable", "It is being taken over already")
@@ -151,26 +164,30 @@ class Takeover:
         """
         self._generation = self._records.store.generation
         try:
-            for stream_id in await self._beat.streams_of(self._beat.replica):
-                if not held(stream_id) and stream_id not in self._inheriting:
-                    await self._adopt_one(stream_id, held)
+            named = await self._beat.streams_of(self._beat.replica)
+            await self._by_home(named, partial(self._adopt_some, held))
             if not self._burying:
                 self._broken_off.clear()
         except Passing as error:
-            log.info("what was lost here is not ended yet: %s", error.detail)
+            log.info("what was lost here is not ended yet: %s", error)
             self._generation = -1
 
-    async def _adopt_one(self, stream_id: str, held: Callable[[str], bool]) -> None:
-        record = await self._records.read(stream_id)
+    async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
         me = self._beat.replica
-        ours = record is not None and record.running and record.owner == me
-        if ours and not held(stream_id):
-            await self._inherit(stream_id, self._broken_off.get(stream_id, me))
+        for stream_id in stream_ids:
+            if held(stream_id) or stream_id in self._inheriting:
+                continue
+            record = await self._records.read(stream_id)
+            if _is_of(record, me) and not held(stream_id):
+                await self._inherit(stream_id, self._broken_off.get(stream_id, me))
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""
         with suppress(Passing):
-            self._follow(stream_id, await self._records.read(stream_id))
+            record = await self._records.read(stream_id)
+            self._follow(stream_id, record)
+            if stream_id not in self._inheriting and not _is_of(record, self._beat.replica):
+                await self._beat.leave(stream_id)  # Else it stays on the list for ever.
 
     def _follow(self, stream_id: str, record: Record | None) -> None:
         # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
@@ -232,6 +249,10 @@ class Takeover:
         finally:
             self._writer.close(journal)
             self._tails.mark([stream_id])
+
+
+def _is_of(record: Record | None, replica: str) -> bool:
+    return record is not None and record.running and record.owner == replica
 
 
 def _seen(entries: list[Entry]) -> Iterator[Event]:

@@ -166,9 +166,9 @@ async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> N
     still, watcher = beat(store), beat(store)
     await still.renew(["stream"], [])
     await seen_dead(watcher, still.replica)
-    left = await watcher.left_by(still.replica)
-    assert left == ["stream"]
-    await watcher.bury(still.replica, left)
+    assert await watcher.left_by(still.replica) == ["stream"]
+    await watcher.took(still.replica, ["stream"])
+    assert await watcher.bury(still.replica) == []
     assert (await watcher.renew([], [])).dead == []
     assert await watcher.streams_of(still.replica) == []
 
@@ -183,20 +183,42 @@ async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(store: 
         await heir.left_by(paused.replica)
 
 
-@pytest.mark.parametrize("beats", [False, True])
-async def test_a_burial_leaves_what_was_named_since(store: Store, beats: bool) -> None:
-    """Else nobody would find a stream that was claimed meanwhile, should its owner die again."""
+async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: Store) -> None:
+    """Else nobody would find a stream that it goes on with, should it die again."""
     paused, heir = beat(store), beat(store)
     await paused.renew(["stream"], [])
     await seen_dead(heir, paused.replica)
-    left = await heir.left_by(paused.replica)
+    await heir.left_by(paused.replica)
+    await paused.renew(["stream"], [])
+    with pytest.raises(Passing):
+        await heir.took(paused.replica, ["stream"])
+    with pytest.raises(Passing):
+        await heir.bury(paused.replica)
+    assert await heir.streams_of(paused.replica) == ["stream"]
+    assert await seen_dead(heir, paused.replica) >= LEASE
+
+
+async def test_a_burial_is_not_over_while_a_stream_is_named(store: Store) -> None:
+    """It may have been named since, or in a book that was not heard at first."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    await heir.left_by(paused.replica)
     await paused.enter("new")
-    if beats:
-        await paused.renew(["new"], [])
-    await heir.bury(paused.replica, left)
-    assert await heir.streams_of(paused.replica) == ["new"]
-    assert await seen_dead(heir, paused.replica) >= LEASE * beats
-    assert await heir.left_by(paused.replica) == ["new"]
+    await heir.took(paused.replica, ["stream"])
+    assert await heir.bury(paused.replica) == ["new"]
+    assert paused.replica in (await heir.renew([], [])).dead
+    await heir.took(paused.replica, ["new"])
+    assert await heir.bury(paused.replica) == []
+
+
+async def test_thousands_of_streams_are_taken_off_a_list(store: Store) -> None:
+    still, heir = beat(store), beat(store)
+    names = [f"stream {number}" for number in range(20_000)]
+    await still.renew(names, [])
+    await seen_dead(heir, still.replica)
+    await heir.took(still.replica, names)
+    assert await heir.bury(still.replica) == []
 
 
 async def test_the_dead_are_named_until_somebody_buries_them(store: Store) -> None:

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import re
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,7 @@ import pytest
 from gateway import store as store_module
 from gateway.app import Gateway
 from gateway.presets import Preset
-from gateway.store import BEATS, Store, runs_key
+from gateway.store import BEATS, Store, log_key, record_key, runs_key
 from tests.support import (
     OK,
     SECRET,
@@ -38,7 +40,7 @@ from tests.support import (
     until,
     whole,
 )
-from tests.test_eventlog import proxied
+from tests.test_eventlog import LOSE_REQUEST, proxied
 
 FIRST = sse(chunk("Hel"))
 REST = WHOLE.removeprefix(FIRST)
@@ -184,6 +186,43 @@ async def test_a_replica_that_is_full_sends_new_streams_elsewhere_and_starts_not
             await ends(served, one, "done")
 
 
+async def test_claims_that_wait_for_redis_are_bounded_too(own_redis: RedisServer) -> None:
+    """A full Redis still tells of tickets, but takes no claim."""
+    async with (
+        scripted(whole) as upstream,
+        running(redis_url=own_redis.url, upstream_url=upstream.url, max_streams=5) as served,
+        client(served.url) as http,
+    ):
+        urls = [await served.ticket() for _ in range(30)]
+        headers = {**served.cookie(), "Accept": "text/event-stream"}
+        await served.gateway.store.call("CONFIG", "SET", "maxmemory", 1)
+        answers = await asyncio.gather(*(http.get(url, headers=headers) for url in urls))
+        said = Counter(re.findall(r"^: (\w+)$", each.text, re.MULTILINE)[0] for each in answers)
+        assert said == {"overloaded": 25, "store_unavailable": 5}
+        await served.gateway.store.call("CONFIG", "SET", "maxmemory", 0)
+        for url in urls[:5]:
+            assert (await served.read(url)).end["state"] == "done"
+        assert len(upstream.calls) == 5
+
+
+async def test_a_claim_that_could_not_be_sent_is_given_up(own_redis: RedisServer) -> None:
+    """Nobody waits for it any more: what it would pay for later might be seen by nobody."""
+    async with (
+        scripted(whole) as upstream,
+        running(redis_url=own_redis.url, upstream_url=upstream.url) as served,
+    ):
+        url = await served.ticket()
+        await served.gateway.store.call("CONFIG", "SET", "maxmemory", 1)
+        await served.read(url)
+        told_at = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > told_at + 1, "it is given up")
+        await served.gateway.store.call("CONFIG", "SET", "maxmemory", 0)
+        while asyncio.get_running_loop().time() < told_at + 2:
+            assert await state_of(served, url) == "cached"
+        assert (await served.read(url)).end["state"] == "done"
+        assert len(upstream.calls) == 1
+
+
 async def test_a_replica_that_is_full_still_serves_the_streams_it_runs(redis_url: str) -> None:
     async with slow() as (script, upstream):
         limits = {"max_streams": 1, "upstream_url": upstream.url, "redis_url": redis_url}
@@ -243,6 +282,25 @@ async def test_a_viewer_who_comes_back_within_the_grace_finds_its_run(redis_url:
             await start(served, url)
         script.go.set()
         assert (await served.read(url, last_id=got.last_id)).end["state"] == "done"
+
+
+async def test_a_redis_that_forgot_who_watches_cancels_nothing(own_redis: RedisServer) -> None:
+    """Also where a preset's grace is shorter than that of all others."""
+    short = {"default": Preset.model_validate({"grace": 1})}
+    async with slow() as (script, upstream):
+        one = {"redis_url": own_redis.url, "upstream_url": upstream.url, "grace": 9}
+        async with running(**one, presets=short) as owner, running(**one, presets=short) as other:
+            url = await owner.ticket()
+            await start(owner, url)
+            reading = asyncio.create_task(other.read(url))
+            await until(lambda: other.gateway.tails.viewers, "it is watched")
+            await owner.gateway.store.call("FLUSHALL")
+            ends_at = asyncio.get_running_loop().time() + 3
+            while asyncio.get_running_loop().time() < ends_at:  # Three times the grace.
+                assert not reading.done()
+                await asyncio.sleep(0.1)
+            script.go.set()
+            assert (await reading).end["state"] == "done"
 
 
 async def test_a_preset_may_finish_what_nobody_watches(redis_url: str) -> None:
@@ -347,6 +405,89 @@ async def test_what_a_dead_replica_ran_is_ended_though_nobody_watches(
             a.signal(signal.SIGKILL)
             await ends(b, url, "interrupted", 6)
         assert len(upstream.calls) == 1
+
+
+async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
+    own_redis: RedisServer,
+) -> None:
+    is_takeover, taken = script_is("takeover"), asyncio.Event()
+    async with (
+        slow() as (script, upstream),
+        proxied(own_redis) as proxy,
+        running(redis_url=proxy.url, upstream_url=upstream.url) as heir,
+    ):
+        await know_scripts(heir)
+
+        def judge(data: bytes) -> None:
+            if is_takeover(data) and not taken.is_set():
+                taken.set()
+                proxy.answering.clear()
+
+        with process("serve", "--port", "0", **serve(own_redis, upstream)) as owner:
+            urls = [await heir.ticket() for _ in range(100)]
+            await asyncio.gather(*(via(owner, url) for url in urls))
+            direct = Store(own_redis.url)
+            proxy.judge = judge
+            owner.signal(signal.SIGSTOP)
+            await taken.wait()
+            owner.signal(signal.SIGCONT)
+
+            async def beats() -> bool:
+                return bool(await direct.call("HVALS", BEATS) != counters)
+
+            counters = await direct.call("HVALS", BEATS)
+            await until(beats, "it beats again")
+            await direct.close()
+            proxy.answering.set()
+            begun = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() > begun + 2, "two leases")
+            script.go.set()
+            for url in urls:
+                await until(partial(ended, heir, url), "it has ended")
+            states = [await state_of(heir, url) for url in urls]
+        assert set(states) == {"done", "interrupted"}
+        assert 1 <= states.count("interrupted") <= 32
+        assert len(upstream.calls) == len(urls)
+
+
+async def ended(served: Served, url: str) -> bool:
+    """Say whether a stream has ended."""
+    return await state_of(served, url) in {"done", "interrupted"}
+
+
+async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_one(
+    own_redis: RedisServer,
+) -> None:
+    """This replica may not have heard yet that it lost the stream; the heir has died since."""
+    finish = {"default": Preset.model_validate({"on_leave": "finish"})}
+    is_hold = script_is("hold")
+    async with (
+        slow() as (_, upstream),
+        proxied(own_redis) as proxy,
+        running(redis_url=proxy.url, upstream_url=upstream.url, presets=finish) as zombie,
+    ):
+        await know_scripts(zombie)
+        url = await zombie.ticket()
+        await start(zombie, url)
+        (run,) = zombie.gateway.replica.active
+        stream_id, epoch, heir = run.log.stream_id, run.log.epoch + 5, "heir"
+        direct = Store(own_redis.url)
+        proxy.judge = lambda data: LOSE_REQUEST if is_hold(data) else None
+        run.log.doubt()
+        await direct.calls(
+            [
+                ["HSET", record_key(stream_id), "owner", heir, "epoch", epoch],
+                ["XADD", log_key(stream_id), f"{epoch}-0", "0", ""],
+                ["SADD", runs_key(heir), stream_id],
+                ["HSET", BEATS, heir, 9],
+            ]
+        )
+        begun = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > begun + 4, "four leases")
+        assert await direct.call("HEXISTS", BEATS, heir)
+        proxy.judge = lambda _: None
+        await ends(zombie, url, "interrupted")
+        await direct.close()
 
 
 async def test_a_takeover_whose_reply_is_lost_is_carried_through(own_redis: RedisServer) -> None:
