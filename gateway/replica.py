@@ -72,6 +72,11 @@ class Replica:
         """Whether a stream runs here, or did until lately."""
         return stream_id in self._runs
 
+    def owes(self, stream_id: str) -> bool:
+        """Whether a stream is to be written again here, should Redis have forgotten it."""
+        run = self._runs.get(stream_id)
+        return run is not None and (run.active or run.log.unsure)
+
     # Redeeming and cancelling
 
     async def redeem(self, record: Record, preset: Preset) -> str:
@@ -85,24 +90,28 @@ class Replica:
             return "claimed"
         task = self._claims.get(record.stream_id)
         if task is None:
-            if self._count >= self._caps.streams:
+            if self._count + len(self._claims) >= self._caps.streams:
                 raise Passing("overloaded")
             task = self._spawn(self._claim(record, preset))
             self._claims[record.stream_id] = task
             task.add_done_callback(lambda _: self._claims.pop(record.stream_id, None))
         done, _ = await asyncio.wait({task}, timeout=_CLAIM_WAIT)
-        if not done:
+        if not (done and task.result()):
             raise Passing("store_unavailable", "The claim is not answered yet.")
         return task.result()
 
     async def _claim(self, record: Record, preset: Preset) -> str:
-        nonce = new_id()
+        nonce, deadline, sent = new_id(), _now() + _CLAIM_WAIT, False
         while True:
             asked = _now()
-            with suppress(Passing):
+            try:
                 await self._beat.enter(record.stream_id)
+                sent = True
                 claim = await self._records.claim(record.stream_id, nonce)
                 break
+            except Passing:
+                if not sent and _now() > deadline:
+                    return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(0.3)
         if claim.verdict == "claimed":
             fence = Entry(Position(claim.epoch, 0), 0, b"")
@@ -173,7 +182,8 @@ class Replica:
             with suppress(Passing):
                 verdict, _ = await run.log.hold()
                 if verdict != "ours":
-                    run.log.fence()
+                    run.log.fence()  # Which cancels this task: not in the midst of what follows.
+                    await asyncio.sleep(0)
                     raise Fenced(run.log.stream_id)
                 record = await self._records.read(run.log.stream_id)
                 if record is not None and record.cancelled:
@@ -315,8 +325,7 @@ class Replica:
             pause = min((run.preset.grace / 3 for run in active), default=1.0)
             await asyncio.sleep(min(1.0, pause))
             try:
-                if self._count:
-                    await self._inbox.look_for_cancels(self._claims)
+                await self._inbox.look_for_cancels(self._claims)
                 if _now() >= due:
                     due = _now() + pause * 0.9
                     for run in await self._grace.over(self.active):

@@ -326,7 +326,8 @@ class Routes:
         if record is not None and record.issued <= ticket.issued:
             return record
         # A younger one: the key was used again, after this ticket had run out or was forgotten.
-        if await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
+        lives = record is None and self.replica.owes(ticket.stream_id)
+        if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
             raise Passing("not_yet")
         _unless_reconnect(wanted)
         return None

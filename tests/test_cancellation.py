@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.runs import BACKLOG, Ending, Run
+from gateway.store import cancels_key
 from tests.support import (
     OK,
     Call,
@@ -266,6 +267,18 @@ async def test_the_last_viewer_gone_for_the_grace_cancels(redis_url: str) -> Non
         assert time.monotonic() - left >= 0.8
         got = await gate.read(url)
     assert (got.names, got.end["state"]) == (["", "end"], "cancelled")
+
+
+async def test_an_idle_replica_forgets_a_request_to_cancel_that_came_after_the_end() -> None:
+    """Its key may be used again, and what is asked for then is not to be cancelled."""
+    async with gateway(sends(FINISHED)) as (gate, _):
+        store, key = gate.gateway.store, cancels_key(gate.gateway.name)
+        await store.call("SADD", key, "ended")
+
+        async def forgotten() -> bool:
+            return not await store.call("EXISTS", key)
+
+        await until(forgotten, "it is forgotten", 4)
 
 
 async def test_a_run_that_no_viewer_ever_reached_is_cancelled_after_the_grace() -> None:
