@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from gateway.auth import authenticator
 from gateway.cluster import SLOTS, Cluster
-from gateway.errors import GatewayError, Passing, SettingsError
+from gateway.errors import GatewayError, Passing, SettingsError, with_cause
 from gateway.node import Node, sentinels
 from gateway.settings import Settings
 from gateway.store import BEATS, Store
 from gateway.upstream import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
+_NOT_FOUND = 404
 _SENTINELS = 3  # Two of them must be left to agree on anything.
 
 
@@ -45,8 +46,11 @@ def _settings(settings: Settings) -> list[Verdict]:
     found: list[Verdict] = []
     if not settings.secrets:
         found.append(Verdict("fault", "settings", "GATEWAY_SECRETS: missing"))
-    elif min(len(each.get_secret_value()) for each in settings.secrets) < _SHORT:
-        found.append(Verdict("warning", "settings", "GATEWAY_SECRETS: shorter than 16 characters"))
+    for name in ("secrets", "cookie_secrets"):
+        lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
+        if min(lengths, default=_SHORT) < _SHORT:
+            words = f"GATEWAY_{name.upper()}: shorter than {_SHORT} characters"
+            found.append(Verdict("warning", "settings", words))
     try:
         authenticator(settings)
     except SettingsError as error:
@@ -186,8 +190,12 @@ async def _upstream(settings: Settings, name: str) -> list[Verdict]:
     upstream = Upstream()
     try:
         status = await upstream.reach(preset)
-        return [Verdict("ok", "upstream", f"{name}: {preset.url} answers ({status} to OPTIONS)")]
+        words = f"{name}: {preset.url} answers ({status} to OPTIONS; the key was not tried)"
+        if status == _NOT_FOUND:
+            words = f"{name}: {preset.url}: 404 to OPTIONS; is it the full URL of an endpoint?"
+        return [Verdict("warning" if status == _NOT_FOUND else "ok", "upstream", words)]
     except GatewayError as error:
-        return [Verdict("fault", "upstream", f"{name}: {preset.url}: {error}")]
+        words = with_cause(f"{name}: {preset.url}: {error}", error)
+        return [Verdict("fault", "upstream", words)]
     finally:
         await upstream.close()

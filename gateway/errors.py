@@ -76,7 +76,7 @@ class Passing(GatewayError):
 
 
 class UpstreamFailure(GatewayError):
-    """An upstream request that ended badly.
+    """An upstream request that ended badly; `__cause__` is for operators, not for callers.
 
     `state` is the stream's end state; `retryable` says that a new ticket may fare better; `sure`
     that nothing can have been paid for, so that asking again is safe; `retry_after` is in seconds.
@@ -105,3 +105,14 @@ class UpstreamFailure(GatewayError):
 
 class Fenced(GatewayError):
     """The stream has another owner; whatever this one still holds must not be written."""
+
+
+def with_cause(words: str, error: BaseException | None) -> str:
+    """Return what to tell an operator: in one line, and with what an error was raised from.
+
+    The words may be an upstream's: no terminal or log must take them for more than words.
+    """
+    cause = error.__cause__ if error else None
+    more = f" ({type(cause).__name__}: {cause})" if cause else ""
+    line = " ".join(f"{words}{more}".split())
+    return "".join(each if each.isprintable() else "\ufffd" for each in line)

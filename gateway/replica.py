@@ -29,6 +29,8 @@ log = logging.getLogger("gateway.replica")
 _CLAIM_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
 
+_LEVELS = {"done": logging.DEBUG, "cancelled": logging.INFO, "interrupted": logging.INFO}
+
 T = TypeVar("T")
 
 
@@ -148,8 +150,8 @@ class Replica:
         try:
             permit = partial(self._permit, start.claimed)
             state = await run.main(start.ask or self._upstream, permit)
-            level = logging.DEBUG if state == "done" else logging.INFO
-            log.log(level, "%s: %s after %d attempt(s)", stream_id, state, run.attempts)
+            level = _LEVELS.get(state, logging.WARNING)
+            log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
         except Fenced:
             log.warning("%s: another replica took it over", stream_id)

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.errors import Fenced, UpstreamFailure
+from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog import EventLog
 from gateway.positions import Entry
 from gateway.presets import Preset
@@ -137,6 +137,7 @@ class Run:
         self._sent = 0
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
+        self.why = ""  # What it was and what came of it, for operators.
         self._request = request
         self._parser = Parser(caps.event)
         self._caps = caps
@@ -179,6 +180,8 @@ class Run:
                 broken = error
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
+        failed = ": {code}: {message}".format_map(ending.failure) if ending.failure else ""
+        self.why = with_cause(f"attempt(s) of preset {self.log.fields['preset']}{failed}", broken)
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)

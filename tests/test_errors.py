@@ -17,6 +17,7 @@ from gateway.errors import (
     Refusal,
     SettingsError,
     UpstreamFailure,
+    with_cause,
 )
 
 SOURCES = sorted(Path(gateway.__file__).parent.glob("*.py"))
@@ -85,3 +86,8 @@ def test_a_failed_upstream_request_may_have_been_paid_for_unless_said_otherwise(
     failed = UpstreamFailure("upstream_cut", "It broke.", state="truncated")
     assert (failed.sure, failed.retryable, failed.status) == (False, False, None)
     assert str(failed) == failed.message == "It broke."
+
+
+def test_what_an_upstream_says_is_one_harmless_line_of_a_log() -> None:
+    said = with_cause("Wrong\nkey\x1b[2J \ud800", None)
+    assert said == "Wrong key\ufffd[2J \ufffd"

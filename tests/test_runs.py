@@ -97,6 +97,30 @@ async def test_a_stream_is_done_when_the_upstream_said_so(events: list[bytes], h
     assert (got.end["attempts"], len(upstream.calls)) == (1, 1)
 
 
+async def test_the_log_says_why_an_answer_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """An operator has nothing else: what the viewer was told, the viewer has."""
+    refusal = b'{"error": {"message": "Incorrect API key\\nprovided: sk-of-the-tests"}}'
+    head = b"HTTP/1.1 401 No\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    await ended(sends(head % len(refusal), refusal))
+    (line,) = [each for each in caplog.messages if "failed after" in each]
+    assert line.endswith(
+        "failed after 1 attempt(s) of preset default: "
+        "upstream_refused: Incorrect API key provided: ***"
+    )
+    assert [each.levelname for each in caplog.records if each.getMessage() == line] == ["WARNING"]
+
+
+async def test_the_log_says_why_an_upstream_could_not_be_reached(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = {"upstream_url": "http://nowhere.invalid/v1", "upstream_retries": 0}
+    async with running(**given) as gate:
+        await gate.read(await gate.ticket())
+    (line,) = [each for each in caplog.messages if "failed after" in each]
+    assert "upstream_unreachable: The upstream could not be reached. (" in line
+    assert "resolution" in line or "known" in line
+
+
 async def test_the_end_tells_reason_and_usage(redis_url: str) -> None:
     usage = b'{"choices":[],"usage":{"total_tokens":7}}'
     script = sends(OK, sse(chunk("Hi", finish="length"), usage, b"[DONE]"))
