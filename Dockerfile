@@ -28,13 +28,15 @@ COPY --from=build /opt/gateway /opt/gateway
 # Byte code came with the install; the file system is read-only where this runs.
 ENV PATH=/opt/gateway/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    GATEWAY_HOST=0.0.0.0
 USER 10001:10001
 WORKDIR /
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# http.client, as urllib would ask a proxy that the environment names.
+# Not /readyz: where the unhealthy are killed, a Redis that is away would take all replicas along,
+# and they go on through that. http.client, as urllib would ask a proxy that the environment names.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=3); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=3); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["gateway"]
-CMD ["serve", "--host", "0.0.0.0"]
+CMD ["serve"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gateway.auth import authenticator
 from gateway.cluster import SLOTS, Cluster
 from gateway.errors import GatewayError, Passing, SettingsError, with_cause
-from gateway.node import Node, sentinels
+from gateway.node import Node, sentinel_url, sentinels
 from gateway.settings import Settings
 from gateway.store import BEATS, Store
 from gateway.upstream import Upstream
@@ -75,17 +75,13 @@ async def _store(settings: Settings) -> list[Verdict]:
         finally:
             await store.close()
     except GatewayError as error:
-        return [Verdict("fault", "redis", _said(error))]
+        return [Verdict("fault", "redis", str(error))]
     if info.get("cluster_enabled") == "1":
         words = "it is one server of a Cluster; say redis+cluster://"
         return [Verdict("fault", "redis", words)]
     if settings.redis_url.startswith("redis+sentinel:"):
         return _durability(info) + _failover(info) + await _sentinels(settings.redis_url)
     return _durability(info)
-
-
-def _said(error: GatewayError) -> str:
-    return getattr(error, "detail", "") or str(error)
 
 
 async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
@@ -128,7 +124,7 @@ async def _server(node: Node, level: str) -> list[Verdict]:
     try:
         found = _durability(_parsed(await node.call("INFO")))
     except GatewayError as error:
-        found = [Verdict(level, "redis", _said(error))]
+        found = [Verdict(level, "redis", str(error))]
     return [Verdict(each.level, each.subject, f"{node.name}: {each.words}") for each in found]
 
 
@@ -169,11 +165,11 @@ async def _sentinels(url: str) -> list[Verdict]:
         words = f"{len(nodes)} Sentinel(s) named: name all, three at least, on own machines"
         found.append(Verdict("warning", "redis", words))
     for host, port in nodes:
-        store = Store(f"redis://{host}:{port}/")
+        store = Store(sentinel_url(url, host, port))
         try:
             await store.call("SENTINEL", "CKQUORUM", master)
         except Passing as error:
-            words = f"Sentinel {host}:{port}: {error.detail}"
+            words = f"Sentinel {host}:{port}: {error}"
             found.append(Verdict("warning", "redis", words))
         finally:
             await store.close()

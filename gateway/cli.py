@@ -40,6 +40,16 @@ def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_host = click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="GATEWAY_HOST",
+    show_envvar=True,
+    help="address to listen on; 0.0.0.0 = all of this machine",
+)
+
+
 class _OneLine(click.Group):
     """Shows our own errors as one line, and exits with a code of their own."""
 
@@ -59,9 +69,23 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
-@click.option("--port", default=8000, show_default=True, help="port to listen on; 0 = any free")
-@click.option("--workers", "count", default=1, show_default=True, help="processes; needs Redis")
+@_host
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    envvar="GATEWAY_PORT",
+    show_envvar=True,
+    help="port to listen on; 0 = any free",
+)
+@click.option(
+    "--workers",
+    "count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="processes; needs Redis",
+)
 @_flags
 def serve(host: str, port: int, count: int, **flags: str | None) -> None:
     """Run the gateway. Every setting is an option here, a variable or a line of the TOML file."""
@@ -159,7 +183,7 @@ def cookie_(subject: str, **flags: str | None) -> None:
 
 
 @main.command("upstream")
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@_host
 @click.option("--port", default=8001, show_default=True, help="port to listen on; 0 = any free")
 @click.option("--interval", default=0.05, show_default=True, help="seconds between two tokens")
 @click.option("--tokens", type=int, help="tokens of every answer; else as long as it comes")
@@ -188,7 +212,7 @@ def upstream_(
 
 
 @main.command("page")
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on")
+@_host
 @click.option("--port", default=8002, show_default=True, help="port to listen on; 0 = any free")
 @_flags
 def page_(host: str, port: int, **flags: str | None) -> None:

@@ -63,12 +63,15 @@ class Refusal(GatewayError):
 
 
 class Passing(GatewayError):
-    """A request that will pass later; `code` is a key of PASSING."""
+    """A request that will pass later; `code` is a key of PASSING.
+
+    `reason` is for operators: what a server said may name servers, which are no caller's business.
+    """
 
     status = 503
 
-    def __init__(self, code: str, detail: str = "") -> None:
-        super().__init__(detail or code)
+    def __init__(self, code: str, detail: str = "", *, reason: str = "") -> None:
+        super().__init__(reason or detail or code)
         self.code = code
         self.title = PASSING[code]
         self.detail = detail

@@ -70,7 +70,7 @@ class Follower:
                     await self._read(stale[start : start + _BATCH])
                 await self._withdraw()
             except Passing as error:
-                log.info("nothing can be read: %s", error.detail)
+                log.info("nothing can be read: %s", error)
 
     async def _announce_for_ever(self) -> None:
         while True:
@@ -78,7 +78,7 @@ class Follower:
             try:
                 await self.announce()
             except Passing as error:
-                log.info("presence cannot be shown: %s", error.detail)
+                log.info("presence cannot be shown: %s", error)
 
     async def announce(self) -> None:
         """Show presence, and send away who waits for what is lost; raises Passing."""

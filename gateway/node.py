@@ -9,13 +9,13 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from fakeredis import FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -27,6 +27,7 @@ log = logging.getLogger("gateway.node")
 
 TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
 CONNECTIONS = 4
+_OF_SENTINELS = frozenset(("sentinel_username", "sentinel_password"))
 _COMPLAINTS = 1.0  # Seconds between two lines in the log about commands that Redis refuses.
 
 
@@ -82,7 +83,7 @@ class Node:
         except (RedisError, OSError) as error:
             raise away(error) from error
         if isinstance(reply, ResponseError):
-            raise Passing("store_unavailable", str(reply)[:200])
+            raise Passing("store_unavailable", reason=str(reply)[:200])
         return reply
 
     async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
@@ -172,7 +173,10 @@ class Single:
 
 def away(error: Exception) -> Passing:
     """Return what a caller is told where Redis does not answer."""
-    return Passing("store_unavailable", f"{type(error).__name__}: {error}"[:200])
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, MasterNotFoundError):  # Its own words show all its clients, at length.
+        words = f"no Sentinel tells of the master: {str(error).rpartition(' - ')[2]}"
+    return Passing("store_unavailable", reason=words[:200])
 
 
 def pool(url: str) -> ConnectionPool:
@@ -192,9 +196,14 @@ def pool(url: str) -> ConnectionPool:
     if url.startswith("unix://"):
         del options["socket_keepalive"]
     try:
-        return ConnectionPool.from_url(url, **options)
-    except ValueError as error:
+        path = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
+        if path and not path.isdecimal():
+            raise ValueError(f"{path} is no number of a database")
+        made = ConnectionPool.from_url(url, **options)
+        made.make_connection()  # type: ignore[no-untyped-call]  # Says what no option is.
+    except (TypeError, ValueError) as error:
         raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
+    return made
 
 
 def addresses(hosts: str) -> list[tuple[str, int]]:
@@ -221,9 +230,16 @@ def _options() -> dict[str, Any]:
 def sentinels(url: str) -> tuple[list[tuple[str, int]], str, int]:
     """Return the Sentinels, the master's name and the database that a URL names.
 
-    It is `redis+sentinel://[user:password@]host:port,host:port/master[/db]`; raises SettingsError.
+    It is `redis+sentinel://[user:password@]host:port,host:port/master[/db]`, and for Sentinels with
+    a password of their own `?sentinel_username=…&sentinel_password=…`; raises SettingsError.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        unknown = parse_qs(parts.query, strict_parsing=bool(parts.query)).keys() - _OF_SENTINELS
+    except ValueError as error:
+        raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
+    if unknown:
+        raise SettingsError(f"GATEWAY_REDIS_URL: unknown: {', '.join(sorted(unknown))}")
     nodes = addresses(parts.netloc.rpartition("@")[2])
     master, _, db = parts.path.strip("/").partition("/")
     if not nodes or not master or not (db or "0").isdecimal():
@@ -231,14 +247,28 @@ def sentinels(url: str) -> tuple[list[tuple[str, int]], str, int]:
     return nodes, master, int(db or 0)
 
 
+def sentinel_url(url: str, host: str, port: int) -> str:
+    """Return the address of one of the Sentinels that a URL names."""
+    given = _of_sentinels(url)
+    login = f"{quote(given.get('username', ''), '')}:{quote(given.get('password', ''), '')}@"
+    return f"redis://{login * bool(given)}{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 def _from_sentinel(url: str) -> ConnectionPool:
     nodes, master, db = sentinels(url)
     parts = urlsplit(url)
-    sentinel = Sentinel(nodes, sentinel_kwargs=_short(len(nodes)))  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(
-        master, db=db, username=parts.username, password=parts.password, **_options()
-    )
+    asked = {**_short(len(nodes)), **_of_sentinels(url)}
+    sentinel = Sentinel(nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    login = {"username": unquote(parts.username or ""), "password": unquote(parts.password or "")}
+    given: dict[str, Any] = {name: value for name, value in login.items() if value}
+    client: Redis = sentinel.master_for(master, db=db, **given, **_options())
     return client.connection_pool
+
+
+def _of_sentinels(url: str) -> dict[str, str]:
+    """Return the username and password of the Sentinels themselves, where they are given."""
+    query = parse_qs(urlsplit(url).query)
+    return {name.removeprefix("sentinel_"): values[-1] for name, values in query.items()}
 
 
 def _short(count: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the README are made from it.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,7 +21,8 @@ from gateway.errors import SettingsError
 from gateway.presets import Preset
 
 PREFIX = "GATEWAY_"
-_OTHER_NAMES = {"GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
+_OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
 
 _DEFAULT = Preset.model_validate({})
 
@@ -97,14 +99,22 @@ class Settings(BaseSettings):
     @field_validator("upstream_url", "public_url")
     @classmethod
     def _url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
+        if value and not re.match("https?://[^/?#]", value):
+            raise ValueError("must start with http:// or https:// and a host")
         return value.rstrip("/") if value.count("/") == 3 else value
 
     @field_validator("public_url")
     @classmethod
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not _ORIGIN.fullmatch(value.rstrip("/")):
+                raise ValueError(f"{value} is no origin; expected https://host or http://host:port")
+        return tuple(value.rstrip("/") for value in values)
 
     @model_validator(mode="after")
     def _presets_have_a_url(self) -> "Settings":
@@ -172,8 +182,9 @@ def load(flags: dict[str, Any]) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
     from_file = _read(Path(path)) if path else {}
+    # An empty variable does not beat the file: compose passes on what nobody has set.
     from_environment = {
-        name for name in Settings.model_fields if os.environ.get(PREFIX + name.upper()) is not None
+        name for name in Settings.model_fields if os.environ.get(PREFIX + name.upper())
     }
     for name, value in from_file.items():
         if name not in from_environment:

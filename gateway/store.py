@@ -148,7 +148,7 @@ class Store:
                         elif node is not self._redis.anyone():
                             break  # It left the Cluster, or does not answer.
             except (RedisError, OSError) as error:
-                log.info("inbox lost: %s", error)
+                log.debug("inbox lost: %s", error)  # An outage, of which the beat tells, is many.
                 node.on_trouble(error)
                 await asyncio.sleep(0.2)
 
@@ -167,7 +167,7 @@ class Store:
         if not isinstance(error, ResponseError):
             return away(error)
         self._complaints.note(error)
-        return Passing("store_unavailable", str(error)[:200])
+        return Passing("store_unavailable", reason=str(error)[:200])
 
 
 async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:

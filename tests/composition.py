@@ -25,6 +25,7 @@ from tests.nginx import binary
 from tests.support import Process, free_port, process, redis_server, wait_for_port
 
 HOME = Path(__file__).parent.parent
+_DOCKERFILE = (HOME / "Dockerfile").read_text("utf-8")
 FILE = HOME / "compose.yaml"
 REPLICAS_BY_NAME = re.compile(r"resolver [^;]+; server (\S+) resolve ([^;]+);")
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+):-(?P<default>[^}]*)\})")
@@ -93,7 +94,7 @@ def networks(service: Service) -> set[str]:
 
 def instruction(name: str) -> list[str]:
     """Return the words of an instruction of the Dockerfile that is in exec form."""
-    text = (HOME / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+    text = _DOCKERFILE.replace("\\\n", "")
     found = re.search(rf"^{name} [^\[\n]*(\[.*\])$", text, re.MULTILINE)
     assert found is not None
     return [str(word) for word in json.loads(found[1])]
@@ -108,7 +109,8 @@ def port_of(service: Service) -> str:
     """Return where a service of ours listens; fails where other containers could not reach it."""
     name, *words = command(service)
     given = dict(pairwise(words))
-    assert given["--host"] == "0.0.0.0"
+    assert "--host" not in given  # The image says it, for whatever it is told to run.
+    assert re.search(r"^ENV (.*\\\n)* +GATEWAY_HOST=0\.0\.0\.0$", _DOCKERFILE, re.MULTILINE)
     default = {each.name: each.default for each in main.commands[name].params}["port"]
     return given.get("--port", str(default))
 
@@ -179,7 +181,7 @@ class Composition:
 
     def _ours(self, name: str) -> AbstractContextManager[Process]:
         service = self.services[name]
-        words = [word.replace("0.0.0.0", "127.0.0.1") for word in command(service)]
+        words = command(service)
         variables = {
             key.removeprefix("GATEWAY_").lower(): self._here(name, value)
             for key, value in service["environment"].items()

@@ -292,7 +292,12 @@ def test_a_replica_that_is_alive_but_not_ready_is_not_healthy(whole: Composition
     alive = whole.ports["upstream"]  # It has /healthz, and no /readyz.
     assert whole.healthy("upstream", alive)
     assert not whole.healthy("gateway", alive)
-    assert not whole.healthy("gateway", alive, ["CMD", *instruction("HEALTHCHECK")])
+
+
+def test_the_image_is_healthy_though_redis_is_away(whole: Composition) -> None:
+    """Where the unhealthy are killed, an outage that replicas go through would take them along."""
+    alive = whole.ports["upstream"]
+    assert whole.healthy("gateway", alive, ["CMD", *instruction("HEALTHCHECK")])
 
 
 async def test_no_ticket_is_in_what_nginx_writes(whole: Composition) -> None:

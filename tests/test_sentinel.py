@@ -2,10 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
-from tests.sentinels import Sentinels, ask, sentinels
-from tests.support import ScriptedUpstream, until
+import pytest
+
+from gateway.errors import Passing
+from gateway.store import Store
+from tests.sentinels import NAME, Sentinels, Watcher, ask, sentinels
+from tests.support import ScriptedUpstream, missing, redis_binary, redis_server, until
 from tests.test_promises import Paced
 from tests.test_redis_faults import Watched, watched
 
@@ -78,3 +84,42 @@ async def test_a_planned_failover_costs_no_stream_anything(tmp_path: Path) -> No
         await streams.all_whole()
         assert (await streams.at.read(0, url)).end["state"] == "done"
         assert len(upstream.calls) == STREAMS + 1
+
+
+async def test_passwords_may_have_any_character_and_sentinels_one_of_their_own(
+    tmp_path: Path,
+) -> None:
+    if redis_binary() is None:
+        missing("a Redis server")
+    of_the_server, of_the_sentinel = "p@ss:w/r#d?", "a&other=1"
+    folder = tmp_path / "sentinel"
+    folder.mkdir()
+    with redis_server(tmp_path, "--requirepass", of_the_server) as server:
+        path = folder / "sentinel.conf"
+        path.write_text(
+            f"sentinel monitor {NAME} 127.0.0.1 {server.port} 1\n"
+            f'sentinel auth-pass {NAME} "{of_the_server}"\nrequirepass "{of_the_sentinel}"\n'
+        )
+        watcher = Watcher(folder, path)
+        watcher.start()
+        try:
+            login = quote(of_the_server, "")
+            address = f"redis+sentinel://:{login}@127.0.0.1:{watcher.port}/{NAME}"
+            await until(partial(_answers, f"{address}?sentinel_password={quote(of_the_sentinel)}"))
+            store = Store(address)
+            with pytest.raises(Passing, match=r"no Sentinel tells of the master: .*Auth") as caught:
+                await store.call("PING")
+            await store.close()
+            assert caught.value.detail == ""  # A caller is told nothing of our servers.
+        finally:
+            watcher.kill()
+
+
+async def _answers(url: str) -> bool:
+    store = Store(url)
+    try:
+        return bool(await store.call("PING") == b"PONG")
+    except Passing:
+        return False  # It has not seen the master yet.
+    finally:
+        await store.close()

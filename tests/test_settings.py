@@ -93,19 +93,29 @@ def test_a_flag_names_another_file_than_the_variable(setenv: Setenv, toml: Write
     assert load(toml("drain = 8")).drain == 8
 
 
-@pytest.mark.parametrize("text", ["a,b", " a , b ", "a,,b,", ",a,b"])
+@pytest.mark.parametrize(
+    "text", ["a://a,b://b", " a://a , b://b ", "a://a,,b://b/,", ",a://a,b://b"]
+)
 def test_lists_are_split_at_commas(text: str, setenv: Setenv) -> None:
     setenv("secrets", text)
     setenv("allowed_origins", text)
     loaded = load({})
-    assert [each.get_secret_value() for each in loaded.secrets] == ["a", "b"]
-    assert loaded.allowed_origins == ("a", "b")
+    assert [each.get_secret_value().rstrip("/") for each in loaded.secrets] == ["a://a", "b://b"]
+    assert loaded.allowed_origins == ("a://a", "b://b")
+
+
+def test_an_empty_variable_does_not_beat_the_file(setenv: Setenv, toml: WriteToml) -> None:
+    for name in ("secrets", "allowed_origins", "public_url"):
+        setenv(name, "")
+    loaded = load(toml('secrets = "a"\nallowed_origins = "https://b"\npublic_url = "https://c"'))
+    assert [each.get_secret_value() for each in loaded.secrets] == ["a"]
+    assert (loaded.allowed_origins, loaded.public_url) == (("https://b",), "https://c")
 
 
 def test_lists_may_be_lists_in_the_file(toml: WriteToml) -> None:
-    loaded = load(toml('secrets = ["a,b", "c"]\nallowed_origins = "x, y"'))
+    loaded = load(toml('secrets = ["a,b", "c"]\nallowed_origins = "http://x, capacitor://y"'))
     assert [each.get_secret_value() for each in loaded.secrets] == ["a,b", "c"]
-    assert loaded.allowed_origins == ("x", "y")
+    assert loaded.allowed_origins == ("http://x", "capacitor://y")
 
 
 def test_settings_do_not_change() -> None:
@@ -130,6 +140,8 @@ WRONG = [
     *(("start_by", "ten"), ("max_streams", "0"), ("upstream_retries", "11")),
     *(("upstream_first_byte", "-1"), ("cookie_name", ""), ("subject_field", "")),
     *(("upstream_url", "localhost:80"), ("public_url", "gw.example"), ("log_level", "loud")),
+    *(("public_url", "https://"), ("allowed_origins", "app.example"), ("allowed_origins", "*")),
+    *(("allowed_origins", "https://app.example/a"), ("upstream_url", "http:///v1")),
 ]
 
 

@@ -35,7 +35,8 @@ def test_all_keys_of_a_stream_share_a_slot_of_a_cluster() -> None:
     [
         *("http://host", "host:6379", "redis://host:port/0"),
         *("redis+sentinel://host:1", "redis+sentinel://host/master"),
-        "redis+sentinel://h:1/master/x",
+        *("redis+sentinel://h:1/master/x", "redis+sentinel://[::1/m", "redis://h:1/abc"),
+        *("redis://h:1/0?wrong=1", "redis+sentinel://h:1/m?wrong=1", "redis+sentinel://h:1/m?x"),
     ],
 )
 def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
