@@ -186,15 +186,9 @@ class Beat:
     async def ask_to_cancel(self, stream_id: str, owner: str) -> None:
         """Tell an owner that a cancel is stored, now and should it miss the message."""
 
-        def ask(book: Book) -> Coroutine[Any, Any, Any]:
-            key = cancels_key(owner, book.tag)
-            return self._store.calls(
-                [
-                    ["SADD", key, stream_id],
-                    ["PEXPIRE", key, DAY],
-                    ["PUBLISH", inbox(owner), f"cancel {stream_id}"],
-                ]
-            )
+        async def ask(book: Book) -> None:
+            await self._store.script("ask", [cancels_key(owner, book.tag)], [DAY, stream_id])
+            await self._store.call("PUBLISH", inbox(owner), f"cancel {stream_id}")
 
         await self._ask(ask)
 

@@ -289,14 +289,15 @@ class Records:
 def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
     """Return the commands that let others find a stream should this replica die.
 
-    They see who has a beat: a Redis that has just forgotten it must not wait for the next one.
+    They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
+    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet.
     """
     beats, runs = BEATS + book, runs_key(replica, book)
     return [
-        ["SADD", runs, stream_id],
-        ["PEXPIRE", runs, DAY],
         ["HSETNX", beats, replica, 0],
         ["PEXPIRE", beats, DAY],
+        ["SADD", runs, stream_id],
+        ["PEXPIRE", runs, DAY],
     ]
 
 

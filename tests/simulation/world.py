@@ -347,12 +347,14 @@ class World:
             self.redis.traps.remove(trap)
 
     def _freeze(self, name: str, seconds: float) -> None:
-        host = next(each.host for each in self.replicas if each.host.name == name)
-        self._later(self._paused(host, seconds))
+        for each in self.replicas:  # It may be gone: commands of dead ones come late.
+            if each.host.name == name:
+                self._later(self._paused(each.host, seconds))
 
     def _murder(self, name: str, seconds: float) -> None:
-        replica = next(each for each in self.replicas if each.host.name == name)
-        self._later(self._killed(replica, seconds))
+        for each in self.replicas:
+            if each.host.name == name:
+                self._later(self._killed(each, seconds))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
