@@ -19,8 +19,13 @@ local before = tonumber(ARGV[4])
 -- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
 if r[4] and before ~= 0 then return {'fenced', ''} end
 if epoch < mine and before < 0 then return {'behind', tail} end
+local made = tonumber(redis.call('HGET', KEYS[1], 'issued'))
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
   unpack(ARGV, 5 + 3 * math.max(0, before)))
+-- By a clock set back, whoever asked again has a ticket that is older than the stream.
+if made and made < tonumber(redis.call('HGET', KEYS[1], 'issued') or made) then
+  redis.call('HSET', KEYS[1], 'issued', made)
+end
 redis.call('HDEL', KEYS[1], 'end_id', 'result')
 if epoch < mine then
   redis.call('DEL', KEYS[2])
