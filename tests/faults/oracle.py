@@ -111,7 +111,7 @@ class _Judge:
         elif ended:
             self._find("after the end", "no 204 in time")
         else:
-            shown = got.events[-1] if got.events else None
+            shown = _short(got.events[-1]) if got.events else "nothing"
             self._find("no end", f"still open after {got.connections} connections: {shown}")
 
     def _judge_order(self, events: list[Got]) -> None:
@@ -241,10 +241,11 @@ class _Judge:
         )
 
     def _forgets_still(self, got: Transcript) -> bool:
-        """Whether Redis forgot everything so lately that a viewer had to wait on, and did."""
-        young = 2 * self._lease + _LOOK
-        lately = any(e.kind == "empty" and got.ended - e.until < young for e in self._losses)
-        return lately and got.final == "unfinished"
+        """Whether Redis forgot everything, or went away, so lately that a viewer had to wait on."""
+        young = got.ended - 2 * self._lease - _LOOK
+        forgot = [each.until for each in self._losses if each.kind == "empty"]
+        away = [each.until for each in self._outages if each.at <= got.ended]
+        return bool(forgot) and max(forgot + away) > young and got.final == "unfinished"
 
     def _newest(self, loss: Loss) -> bool:
         return loss.at - _LAG <= self._story.posted <= loss.until

@@ -295,6 +295,17 @@ def test_who_waits_for_a_forgotten_stream_may_wait_as_long_as_redis_forgets_agai
     assert kinds(told, HIT, losses=(empty, Loss("empty", 49.0, 50.0))) == set()
 
 
+def test_nor_does_anybody_know_while_redis_goes_away_again_and_again() -> None:
+    """Whoever answers next may be another server, that knows less: two leases from then on."""
+    told, empty = forgotten(), Loss("empty", 5.5, 6.0)
+    for each in told.transcripts:
+        each.final, each.ended = "unfinished", 60.0
+    facts = Facts((HIT,), (empty,), (Outage(49.0, 50.0),), lease=2.0)
+    assert judge(told, facts).findings == []
+    assert judge(told, replace(facts, outages=(Outage(39.0, 40.0),))).findings
+    assert judge(told, replace(facts, losses=())).findings
+
+
 def test_an_owner_has_the_time_that_redis_answers_to_write_a_stream_again() -> None:
     empty, late = Loss("empty", 5.5, 6.0), replace(HIT, at=9.5, until=9.5)
     told = forgotten()
