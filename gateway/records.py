@@ -171,6 +171,16 @@ class Records:
         now = int(seconds) * 1000 + int(micros) // 1000
         return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
 
+    async def outlives_log(self, stream_id: str) -> bool:
+        """Whether a stream has ended and its log is gone.
+
+        Asked of one server: while another takes its place, one may have the end and one not.
+        """
+        state, log = await self.store.calls(
+            [["HGET", record_key(stream_id), "state"], ["EXISTS", log_key(stream_id)]]
+        )
+        return (state or b"").decode() in FINAL and not log
+
     async def request(self, stream_id: str) -> bytes:
         """Return the request of a stream that has not ended, b"" if there is none."""
         return await self.store.call("HGET", record_key(stream_id), "request") or b""

@@ -219,9 +219,8 @@ class Routes:
         viewer = await self._tails.attach(record.stream_id, owner, position)
         if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
             self._tails.detach(viewer)  # The log went before the record did.
-            again = await self._records.read(record.stream_id)
-            if again is None or again.state not in FINAL:
-                raise Passing("not_yet")  # A failover between the two looks lost the end.
+            if not await self._records.outlives_log(record.stream_id):
+                raise Passing("not_yet")  # A failover lies between the two looks, or is under way.
             _unless_reconnect(wanted)
             return nothing_more()
         text = request.query_params.get("format") == "text"

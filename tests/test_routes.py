@@ -422,6 +422,26 @@ async def test_another_replica_goes_on_wherever_the_first_was(shared_redis: Redi
 
 
 @pytest.mark.parametrize("reconnect", [True, False])
+async def test_a_record_that_knows_more_than_the_log_does_not_mean_that_the_log_is_gone(
+    reconnect: bool, own_redis: RedisServer
+) -> None:
+    """While one server takes another's place, the two may be read from one each."""
+    held = Held()
+    async with (
+        gateway(held, redis_url=own_redis.url) as (gate, _),
+        running(redis_url=own_redis.url) as other,
+    ):
+        url = await gate.ticket()
+        got = await gate.read(url, enough=events(1))
+        await gate.gateway.store.call(
+            "HSET", record_key(stream_id_of(gate, url)), "state", "interrupted"
+        )
+        back = await other.read(url, last_id=got.ids[0] if reconnect else "")
+        assert (back.status, back.events) == (200, [])
+        assert b": not_yet\n" in back.raw
+
+
+@pytest.mark.parametrize("reconnect", [True, False])
 async def test_an_end_lost_between_two_looks_at_redis_is_not_taken_for_an_expired_log(
     reconnect: bool, own_redis: RedisServer
 ) -> None:

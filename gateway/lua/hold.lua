@@ -19,12 +19,17 @@ local before = tonumber(ARGV[4])
 -- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
 if r[4] and before ~= 0 then return {'fenced', ''} end
 if epoch < mine and before < 0 then return {'behind', tail} end
-local made = tonumber(redis.call('HGET', KEYS[1], 'issued'))
+local was = redis.call('HMGET', KEYS[1], 'issued', 'attempts')
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
   unpack(ARGV, 5 + 3 * math.max(0, before)))
+local is = redis.call('HMGET', KEYS[1], 'issued', 'attempts')
 -- By a clock set back, whoever asked again has a ticket that is older than the stream.
-if made and made < tonumber(redis.call('HGET', KEYS[1], 'issued') or made) then
-  redis.call('HSET', KEYS[1], 'issued', made)
+if was[1] and is[1] and tonumber(was[1]) < tonumber(is[1]) then
+  redis.call('HSET', KEYS[1], 'issued', was[1])
+end
+-- This may be a late one, that knows of fewer attempts.
+if theirs == mine and was[2] and is[2] and tonumber(was[2]) > tonumber(is[2]) then
+  redis.call('HSET', KEYS[1], 'attempts', was[2])
 end
 redis.call('HDEL', KEYS[1], 'end_id', 'result')
 if epoch < mine then
