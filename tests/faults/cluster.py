@@ -75,7 +75,7 @@ class Cluster:
             old.resume()
         else:
             old.start()
-        wait(lambda: "master_link_status:up" in _replication(old), 30)
+        wait(lambda: _follows(old, heir), 30)
         wait(self._agreed)
         since = stopped if known is None else min(stopped, known)
         return since, time.monotonic() if frozen else chosen
@@ -102,6 +102,23 @@ class Cluster:
                 time.sleep(_STEP)
             self._cluster.end_move(slot, target)
         wait(self._agreed)
+
+
+def _follows(old: ClusterServer, heir: ClusterServer) -> bool:
+    """Whether one is the other's replica; it becomes so by itself only if that has all its slots.
+
+    If others have some of them, since they moved, it stays a master without any.
+    """
+    told = _replication(old)
+    if "role:master" in told and not _slots(old, old):
+        old.run("FLUSHALL")
+        old.run("CLUSTER", "REPLICATE", heir.id)
+    return "master_link_status:up" in told
+
+
+def _slots(teller: ClusterServer, master: ClusterServer) -> int:
+    """Return how many ranges of slots a master has, by what one server tells."""
+    return sum(at[1] == master.port for _, _, at, *_ in teller.run("CLUSTER", "SLOTS"))
 
 
 def _replication(server: ClusterServer) -> str:
