@@ -25,7 +25,7 @@ from tests.nginx import binary
 from tests.support import Process, free_port, process, redis_server, wait_for_port
 
 HOME = Path(__file__).parent.parent
-_DOCKERFILE = (HOME / "Dockerfile").read_text("utf-8")
+DOCKERFILE = (HOME / "Dockerfile").read_text("utf-8")
 FILE = HOME / "compose.yaml"
 REPLICAS_BY_NAME = re.compile(r"resolver [^;]+; server (\S+) resolve ([^;]+);")
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+):-(?P<default>[^}]*)\})")
@@ -94,7 +94,7 @@ def networks(service: Service) -> set[str]:
 
 def instruction(name: str) -> list[str]:
     """Return the words of an instruction of the Dockerfile that is in exec form."""
-    text = _DOCKERFILE.replace("\\\n", "")
+    text = DOCKERFILE.replace("\\\n", "")
     found = re.search(rf"^{name} [^\[\n]*(\[.*\])$", text, re.MULTILINE)
     assert found is not None
     return [str(word) for word in json.loads(found[1])]
@@ -110,7 +110,7 @@ def port_of(service: Service) -> str:
     name, *words = command(service)
     given = dict(pairwise(words))
     assert "--host" not in given  # The image says it, for whatever it is told to run.
-    assert re.search(r"^ENV (.*\\\n)* +GATEWAY_HOST=0\.0\.0\.0$", _DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^ENV (.*\\\n)* +GATEWAY_HOST=0\.0\.0\.0$", DOCKERFILE, re.MULTILINE)
     default = {each.name: each.default for each in main.commands[name].params}["port"]
     return given.get("--port", str(default))
 

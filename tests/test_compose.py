@@ -14,6 +14,7 @@ import pytest
 from gateway import __version__
 from gateway.settings import Settings, table
 from tests.composition import (
+    DOCKERFILE,
     FILE,
     HOME,
     Composition,
@@ -33,7 +34,6 @@ OURS = ("keys", "gateway", "upstream", "page")  # Whose image is built here.
 SETTINGS = {row.name for row in table()}
 OPEN = {"HTTPS_LISTEN": "0.0.0.0:443"}
 SECRET = "a secret of an operator, long enough"
-DOCKERFILE = (HOME / "Dockerfile").read_text("utf-8")
 TEMPLATE = (HOME / "nginx" / "gateway.conf.template").read_text("utf-8")
 
 

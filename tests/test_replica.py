@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ from tests.support import (
     until,
     whole,
 )
-from tests.test_eventlog import LOSE_REQUEST, proxied
+from tests.test_eventlog import LOSE_REQUEST, Proxy, proxied
 
 FIRST = sse(chunk("Hel"))
 REST = WHOLE.removeprefix(FIRST)
@@ -83,6 +84,20 @@ async def slow() -> AsyncIterator[tuple[Slow, ScriptedUpstream]]:
     script = Slow()
     async with scripted(script) as upstream:
         yield script, upstream
+
+
+@asynccontextmanager
+async def behind_a_proxy(
+    redis: RedisServer, **more: Any
+) -> AsyncIterator[tuple[Slow, ScriptedUpstream, Proxy, Served]]:
+    """Run a replica whose way to Redis can be disturbed; each script is one request."""
+    async with (
+        slow() as (script, upstream),
+        proxied(redis) as proxy,
+        running(redis_url=proxy.url, upstream_url=upstream.url, **more) as served,
+    ):
+        await know_scripts(served)
+        yield script, upstream, proxy, served
 
 
 def started(got: Transcript) -> bool:
@@ -411,12 +426,7 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
     own_redis: RedisServer,
 ) -> None:
     is_takeover, taken = script_is("takeover"), asyncio.Event()
-    async with (
-        slow() as (script, upstream),
-        proxied(own_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as heir,
-    ):
-        await know_scripts(heir)
+    async with behind_a_proxy(own_redis) as (script, upstream, proxy, heir):
 
         def judge(data: bytes) -> None:
             if is_takeover(data) and not taken.is_set():
@@ -461,12 +471,7 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
     """This replica may not have heard yet that it lost the stream; the heir has died since."""
     finish = {"default": Preset.model_validate({"on_leave": "finish"})}
     is_hold = script_is("hold")
-    async with (
-        slow() as (_, upstream),
-        proxied(own_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url, presets=finish) as zombie,
-    ):
-        await know_scripts(zombie)
+    async with behind_a_proxy(own_redis, presets=finish) as (_, upstream, proxy, zombie):
         url = await zombie.ticket()
         await start(zombie, url)
         (run,) = zombie.gateway.replica.active
@@ -493,12 +498,7 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
 async def test_a_takeover_whose_reply_is_lost_is_carried_through(own_redis: RedisServer) -> None:
     is_takeover = script_is("takeover")
     verdicts = iter([0, 0])
-    async with (
-        slow() as (_, upstream),
-        proxied(own_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as b,
-    ):
-        await know_scripts(b)
+    async with behind_a_proxy(own_redis) as (_, upstream, proxy, b):
         proxy.judge = lambda data: next(verdicts, None) if is_takeover(data) else None
         with process("serve", "--port", "0", **serve(own_redis, upstream)) as a:
             url = await b.ticket()
@@ -512,12 +512,7 @@ async def test_a_takeover_that_breaks_off_half_way_is_carried_through(
 ) -> None:
     """Redis goes away after the takeover and before the seal."""
     is_takeover, taken = script_is("takeover"), asyncio.Event()
-    async with (
-        slow() as (_, upstream),
-        proxied(own_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as b,
-    ):
-        await know_scripts(b)
+    async with behind_a_proxy(own_redis) as (_, upstream, proxy, b):
         cuts = iter([0, 0, 0, 0])
 
         def judge(data: bytes) -> int | None:

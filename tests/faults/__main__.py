@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.faults.harness import Report, new_seed, play
@@ -65,16 +67,10 @@ def _single_steps(given: argparse.Namespace) -> list[Step]:
     return first + draw(given.seed, Shape(streams // 3, calm, pause=(0.5, 3.0)), first=500_000)
 
 
-def _sentinel_steps(given: argparse.Namespace) -> list[Step]:
+def _failing_over(given: argparse.Namespace, faults: tuple[str, ...], first: int) -> list[Step]:
     common, streams = _common(given)
-    shape = Shape(streams, common | dict.fromkeys(SENTINEL_FAULTS, given.faults))
-    return draw(given.seed, shape, first=1_000_000)
-
-
-def _cluster_steps(given: argparse.Namespace) -> list[Step]:
-    common, streams = _common(given)
-    shape = Shape(streams, common | dict.fromkeys(CLUSTER_FAULTS, given.faults))
-    return draw(given.seed, shape, first=2_000_000)
+    shape = Shape(streams, common | dict.fromkeys(faults, given.faults))
+    return draw(given.seed, shape, first=first)
 
 
 def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
@@ -87,7 +83,11 @@ def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
 
 
 _BOTH = ("single", "sentinel")
-_STEPS = {"single": _single_steps, "sentinel": _sentinel_steps, "cluster": _cluster_steps}
+_STEPS: dict[str, Callable[[argparse.Namespace], list[Step]]] = {
+    "single": _single_steps,
+    "sentinel": partial(_failing_over, faults=SENTINEL_FAULTS, first=1_000_000),
+    "cluster": partial(_failing_over, faults=CLUSTER_FAULTS, first=2_000_000),
+}
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class World:
         self._redis = _SERVERS[kind](folder)
         self._redis_lock = asyncio.Lock()
         self._places = [Place(number) for number in range(3)]
-        self._nginx = self._front(folder / "nginx") if proxied else None
+        self._nginx = self._in_front(folder / "nginx") if proxied else None
         self._tasks: set[asyncio.Future[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._master: object = None
@@ -87,7 +87,7 @@ class World:
             "lease": str(lease),
         }
 
-    def _front(self, folder: Path) -> Nginx:
+    def _in_front(self, folder: Path) -> Nginx:
         size: dict[str, Any] = {"workers": 1, "connections": 4096, "patience": "3s"}
         return Nginx(folder, servers_at(*self.ports), **size, NGINX_ACCESS_LOG="/dev/null")
 

@@ -347,14 +347,16 @@ class World:
             self.redis.traps.remove(trap)
 
     def _freeze(self, name: str, seconds: float) -> None:
-        for each in self.replicas:  # It may be gone: commands of dead ones come late.
-            if each.host.name == name:
-                self._later(self._paused(each.host, seconds))
+        for each in self._named(name):
+            self._later(self._paused(each.host, seconds))
 
     def _murder(self, name: str, seconds: float) -> None:
-        for each in self.replicas:
-            if each.host.name == name:
-                self._later(self._killed(each, seconds))
+        for each in self._named(name):
+            self._later(self._killed(each, seconds))
+
+    def _named(self, name: str) -> list[Replica]:
+        """Return the one of a name; none if it is gone: commands of dead ones come late."""
+        return [each for each in self.replicas if each.host.name == name]
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
