@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Container, Iterable, Mapping
 
 from gateway.beat import Beat, inbox
-from gateway.runs import Ending, Run
+from gateway.endings import Ending
+from gateway.runs import Run
 from gateway.store import Store
 from gateway.tails import Tails
 

@@ -6,22 +6,24 @@ it. An ended stream is kept for two leases more, and written again if Redis come
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
 
 from gateway.beat import Beat
+from gateway.chat import Reading
+from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
 from gateway.grace import Grace
 from gateway.inbox import Inbox
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
 from gateway.records import Record, Records, new_id
-from gateway.runs import Caps, Ending, Run, ending_events, failure
+from gateway.runs import Caps, Run
 from gateway.tails import Tails
 from gateway.takeover import Start, Takeover, fields_of
-from gateway.upstream import Reading, Upstream
+from gateway.tasks import Tasks
+from gateway.upstream import Upstream
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.replica")
@@ -30,8 +32,6 @@ _CLAIM_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goe
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
 
 _LEVELS = {"done": logging.DEBUG, "cancelled": logging.INFO, "interrupted": logging.INFO}
-
-T = TypeVar("T")
 
 
 class Replica:
@@ -62,8 +62,7 @@ class Replica:
         self._inbox = Inbox(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._claims: dict[str, asyncio.Task[str]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._loops: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
 
     @property
     def active(self) -> list[Run]:
@@ -94,7 +93,7 @@ class Replica:
         if task is None:
             if self._count + len(self._claims) >= self._caps.streams:
                 raise Passing("overloaded")
-            task = self._spawn(self._claim(record, preset))
+            task = self._tasks.spawn(self._claim(record, preset))
             self._claims[record.stream_id] = task
             task.add_done_callback(lambda _: self._claims.pop(record.stream_id, None))
         done, _ = await asyncio.wait({task}, timeout=_CLAIM_WAIT)
@@ -136,7 +135,7 @@ class Replica:
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
         self._count += 1
-        self._spawn(self._live(run, start))
+        self._tasks.spawn(self._live(run, start))
 
     def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
         """Run what a dead replica ran, unless this one is full; return whether it does."""
@@ -209,11 +208,9 @@ class Replica:
 
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
-        loops = (
-            *(self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen),
-            self._tails.follow,
-        )
-        self._loops = [asyncio.create_task(_supervised(loop)) for loop in loops]
+        loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
+        for loop in (*loops, self._tails.follow):
+            self._tasks.repeat(loop)
 
     async def drain(self, deadline: float) -> None:
         """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
@@ -240,21 +237,10 @@ class Replica:
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
         idle = not (self._owes or self._takeover.busy)
-        tasks = left = {*self._loops, *self._tasks}
-        while left:  # A cancel can be lost, as by asyncio.wait_for of Python 3.11.
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=1)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
         if idle:
             with suppress(Passing):
                 await self._beat.stop()
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _beats(self) -> None:
         while True:
@@ -282,9 +268,9 @@ class Replica:
             return  # Who leaves adopts nothing.
         if self._takeover.adoption_due:
             held = (self._runs, self._claims)
-            self._spawn(self._takeover.adopt(lambda each: any(each in some for some in held)))
+            self._tasks.spawn(self._takeover.adopt(lambda each: any(each in some for some in held)))
         for name in dead:
-            self._spawn(self._takeover.bury(name, owners.get(name, [])))
+            self._tasks.spawn(self._takeover.bury(name, owners.get(name, [])))
 
     def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
         at = self._records.store.marker_of
@@ -334,16 +320,6 @@ class Replica:
                         run.stop(Ending("cancelled"))
             except Passing:
                 self._grace.anew(active)
-
-
-async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:
-    """Run a loop for ever: one that breaks is a fault of ours, but must not take the rest along."""
-    while True:
-        try:
-            await loop()
-        except Exception:
-            log.exception("a loop of the replica broke")
-        await asyncio.sleep(1)
 
 
 def _now() -> float:

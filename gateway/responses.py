@@ -14,11 +14,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.chat import text_of
 from gateway.errors import Passing, Refusal
 from gateway.sse import OURS, Event, encode, parse, retry
 from gateway.tail import Viewer
 from gateway.tails import Tails
-from gateway.upstream import text_of
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -41,8 +41,8 @@ from gateway.responses import (
     refusal,
     reply,
 )
-from gateway.runs import answer_of
 from gateway.settings import Settings
+from gateway.snapshot import answer_of
 from gateway.store import Store
 from gateway.tails import Tails
 from gateway.tickets import Ticket, Tickets

@@ -18,44 +18,25 @@ everything for two leases more, and writes it again if Redis comes back empty.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.chat import Reading, choices_of
+from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog import EventLog
-from gateway.positions import Entry
 from gateway.presets import Preset
-from gateway.records import FINAL
-from gateway.sse import OURS, Event, Parser, parse
+from gateway.sse import Event, Parser
 from gateway.tail import Tail
-from gateway.upstream import Asks, Reading, text_of
+from gateway.upstream import Asks
 
 log = logging.getLogger("gateway.runs")
 
 
-# Every state and where it may go. `streaming` is `starting` with an event in the log.
-MOVES: dict[str, frozenset[str]] = {
-    "cached": frozenset({"starting", "cancelled", "expired"}),
-    "starting": frozenset(
-        {"streaming", "cancelled", "truncated", "stalled", "failed", "interrupted"}
-    ),
-    "streaming": frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted"}),
-    **dict.fromkeys(FINAL, frozenset()),
-}
-
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
 _AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after the finish reason.
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a stream ends, and what the page is told about it."""
-
-    state: str
-    failure: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,54 +46,6 @@ class Caps:
     event: int
     log: int
     streams: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a log tells of its completion: the reading, the text of choice 0, the last id."""
-
-    reading: Reading
-    text: str
-    last_id: str | None
-
-
-async def answer_of(entries: list[Entry], choices: int = 1) -> Answer:
-    """Return what a log tells since its last `reset`; a long one lets others have their time."""
-    reading, last_id = Reading(choices), None
-    text: list[str] = []
-    for entry in entries:
-        for number, event in enumerate(parse(entry.frames)):
-            if event.name == b"reset":
-                reading, text = Reading(choices), []
-            elif event.name not in OURS:
-                reading.see(event)
-                text.append(text_of(event.data))
-            last_id = event.id.decode()
-            if number % 100 == 0:
-                await asyncio.sleep(0)
-    return Answer(reading, "".join(text), last_id)
-
-
-def failure(
-    code: str, message: str, *, retryable: bool, status: int | None = None
-) -> dict[str, Any]:
-    """Return the data of a `failure` event."""
-    data: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
-    return data if status is None else {**data, "status": status}
-
-
-def ending_events(
-    ending: Ending, reading: Reading, attempts: int
-) -> tuple[list[Event], Event, bytes]:
-    """Return the last events, the lone `end` if a cancel came first, and the record's result."""
-    # Who finished either told the price or does not count; who was broken off had no time to tell.
-    usage = reading.usage if ending.state == "done" else reading.estimate()
-    result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
-    last = [Event(_json({"state": ending.state, **result}), b"end")]
-    if ending.failure is not None:
-        last.insert(0, Event(_json(ending.failure), b"failure"))
-    cancelled = Event(_json({"state": "cancelled", **result}), b"end")
-    return last, cancelled, _json(result)
 
 
 class Run:
@@ -328,16 +261,6 @@ def _that_fit(events: list[Event], room: int) -> list[Event]:
             break
         fit.append(event)
     return fit
-
-
-def choices_of(request: bytes) -> int:
-    """Return how many choices a completion request asks for."""
-    wanted = json.loads(request or b"{}").get("n")
-    return wanted if isinstance(wanted, int) and wanted > 0 else 1
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _now() -> float:

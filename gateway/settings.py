@@ -1,7 +1,7 @@
 """Settings: one frozen object from flags, environment and a TOML file, in this order.
 
 The fields below are the one table of names, defaults and help texts; the command line's help and
-the README are made from it.
+docs/settings.md are made from it.
 """
 
 import difflib

@@ -25,15 +25,17 @@ from functools import partial
 from typing import Any
 
 from gateway.beat import Beat
+from gateway.chat import Reading, choices_of
+from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import read_all
 from gateway.positions import Entries, Entry
 from gateway.presets import Preset
 from gateway.records import VERSION, Record, Records
-from gateway.runs import Answer, Ending, answer_of, choices_of, ending_events, failure
+from gateway.snapshot import Answer, answer_of
 from gateway.sse import OURS, Event, parse
 from gateway.tails import Tails
-from gateway.upstream import Asks, Reading, Upstream
+from gateway.upstream import Asks, Upstream
 from gateway.writer import Writer
 
 log = logging.getLogger("gateway.takeover")

@@ -1,29 +1,17 @@
-"""Upstream: asking for a completion, and understanding just enough of the answer.
-
-The bytes go to the viewers untouched. What is read from them is the end and the price, and only
-from events whose bytes say that they hold one: no JSON is decoded for the rest.
-
-The end of a connection is not the end of a completion. That is a finish reason, or `[DONE]`, which
-some servers never send.
-"""
+"""Upstream: asking for a completion, and the way to the bytes of its answer."""
 
 import asyncio
-import json
-import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 
-from gateway.errors import UpstreamFailure
+from gateway.failures import broken, no_stream, refused, unanswered
 from gateway.presets import Preset
 from gateway.sse import Event
 from gateway.transport import Body, Message, Reply, Transport
 
-DONE = b"[DONE]"
 _HEADERS = {
     "Content-Type": "application/json",
     "Accept": "text/event-stream",
@@ -32,87 +20,7 @@ _HEADERS = {
 }
 _BODY_WAIT = 2.0  # Seconds for the body of a refusal.
 _BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
-_SECRET = 8  # Characters; what is shorter is a word.
-_MESSAGE = 500  # Characters of it that a page gets to see.
-_TELLING = re.compile(rb'"(?:finish_reason|usage|error)"\s*:\s*[^\sn]')
 _ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
-
-
-class Reading:
-    """What a streamed chat completion has told so far."""
-
-    def __init__(self, choices: int = 1) -> None:
-        self.finish_reason: str | None = None
-        self.usage: dict[str, Any] | None = None
-        self.error: dict[str, Any] | None = None
-        self.closed = False
-        self.pieces = 0
-        self._choices = choices
-        self._finished: set[int] = set()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the upstream said that the completion is whole."""
-        return self.error is None and (self.closed or len(self._finished) >= self._choices)
-
-    def see(self, event: Event) -> None:
-        """Take note of one event."""
-        data = event.data
-        if data == DONE:
-            self.closed = True
-            return
-        self.pieces += b'"content"' in data
-        if _TELLING.search(data):
-            self._read(_decoded(data))
-
-    def _read(self, chunk: dict[str, Any]) -> None:
-        if isinstance(chunk.get("usage"), dict):
-            self.usage = chunk["usage"]
-        for choice in _choices_of(chunk):
-            reason, index = choice.get("finish_reason"), choice.get("index", 0)
-            if reason and isinstance(index, int):
-                if reason == "error":  # Some say so instead of, or beside, an error object.
-                    self._fail(choice.get("error") or chunk.get("error") or {})
-                self._finished.add(index)
-                if index == 0:
-                    self.finish_reason = str(reason)
-        if chunk.get("error"):
-            self._fail(chunk["error"])
-
-    def _fail(self, error: Any) -> None:
-        if not self.finished:  # After a clean finish nothing can undo it.
-            self.error = error if isinstance(error, dict) else {"message": str(error)}
-
-    def estimate(self) -> dict[str, Any] | None:
-        """Return the usage, or a guess where the upstream never told it: a piece is a token."""
-        if self.usage is not None or not self.pieces:
-            return self.usage
-        return {"completion_tokens": self.pieces, "estimated": True}
-
-
-def text_of(data: bytes) -> str:
-    """Return the text that an event adds to choice 0; "" for anything else."""
-    if b'"content"' not in data:
-        return ""
-    for choice in _choices_of(_decoded(data)):
-        delta = choice.get("delta")
-        if choice.get("index", 0) == 0 and isinstance(delta, dict):
-            content = delta.get("content")
-            return content if isinstance(content, str) else ""
-    return ""
-
-
-def _decoded(data: bytes) -> dict[str, Any]:
-    try:
-        chunk = json.loads(data, parse_constant=lambda _: None)  # NaN would not be JSON for a page.
-    except (ValueError, RecursionError):
-        return {}
-    return chunk if isinstance(chunk, dict) else {}
-
-
-def _choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
-    choices = chunk.get("choices")
-    return [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
 
 
 class Asks(Protocol):
@@ -141,7 +49,7 @@ class Upstream:
         try:
             return await self._transport.send(self._message(preset), request, preset.connect)
         except _ERRORS as error:
-            raise _unanswered(error) from error
+            raise unanswered(error) from error
 
     def reattach(self, preset: Preset, seen: Iterable[Event]) -> Asks | None:
         """Return the way to an answer's rest, at no further price; None if there is none.
@@ -168,7 +76,7 @@ class Upstream:
             await reply.body.aclose()
             return reply.status
         except _ERRORS as error:
-            raise _unanswered(error) from error
+            raise unanswered(error) from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -216,10 +124,10 @@ async def _chunks(reply: Reply, preset: Preset) -> "Chunks":
     """Return the body of a stream; raises UpstreamFailure if it is none."""
     response = httpx.Response(reply.status, headers=reply.headers, stream=reply.body)
     if response.status_code != 200:
-        raise _refused(response, await _start_of(response, preset), preset)
+        raise refused(response, await _start_of(response, preset), preset)
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        raise _no_stream(kind, await _start_of(response, preset), preset)
+        raise no_stream(kind, await _start_of(response, preset), preset)
     encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
     return Chunks(reply.body, response.aiter_bytes() if encoded else None)
 
@@ -243,23 +151,14 @@ class Chunks:
         try:
             return await self._body.each(handle)
         except _ERRORS as error:
-            raise _broken() from error
+            raise broken() from error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._decoded or self._body:
                 yield chunk
         except _ERRORS as error:
-            raise _broken() from error
-
-
-def _broken() -> UpstreamFailure:
-    return UpstreamFailure(
-        "upstream_cut",
-        "The connection to the upstream broke before the completion was whole.",
-        state="truncated",
-        retryable=True,
-    )
+            raise broken() from error
 
 
 async def _start_of(response: httpx.Response, preset: Preset) -> bytes:
@@ -271,79 +170,3 @@ async def _start_of(response: httpx.Response, preset: Preset) -> bytes:
                 if len(body) >= _BODY_SHOWN:
                     break
     return body[:_BODY_SHOWN]
-
-
-def _unanswered(error: Exception) -> UpstreamFailure:
-    """Tell a connection that was never made from one that may have carried the request."""
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        return UpstreamFailure(
-            "upstream_unreachable",
-            "The upstream could not be reached.",
-            state="failed",
-            retryable=True,
-            sure=True,
-        )
-    if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError)):
-        return UpstreamFailure(
-            "upstream_misconfigured", "The upstream's address is wrong.", state="failed"
-        )
-    return UpstreamFailure(
-        "upstream_cut",
-        "The upstream took the request and closed the connection.",
-        state="truncated",
-        retryable=True,
-    )
-
-
-def _refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFailure:
-    status = response.status_code
-    again = status == 429 or status >= 500
-    return UpstreamFailure(
-        "upstream_refused",
-        _message(body, preset) or f"The upstream answered {status}.",
-        state="failed",
-        status=status,
-        retryable=again,
-        sure=again,
-        retry_after=_retry_after(response.headers),
-    )
-
-
-def _no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
-    said = _message(body, preset) if kind == "application/json" else ""
-    shown = kind or "something without a type"
-    return UpstreamFailure(
-        "upstream_not_a_stream",
-        said or f"The upstream answered with {shown} instead of an event stream.",
-        state="failed",
-        status=200,
-    )
-
-
-def _message(body: bytes, preset: Preset) -> str:
-    """Return an error body's message, bounded, and without our keys should it quote them."""
-    error = _decoded(body).get("error")
-    if isinstance(error, dict):
-        error = error.get("message")
-    if not isinstance(error, str):
-        text = body.decode("utf-8", "replace").strip()
-        error = "" if text.startswith("<") else text
-    for secret in (preset.api_key.get_secret_value(), *preset.headers.values()):
-        if len(secret) >= _SECRET:
-            error = error.replace(secret, "***").replace(secret.removeprefix("Bearer "), "***")
-    return error[:_MESSAGE]
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Return the seconds to wait (RFC 9110 §10.2.3: a number or a date), None if not told."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if not value:
-            return None
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

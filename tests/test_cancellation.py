@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.runs import BACKLOG, Ending, Run
+from gateway.endings import Ending
+from gateway.runs import BACKLOG, Run
 from gateway.store import cancels_key
 from tests.support import (
     OK,

@@ -471,7 +471,7 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
     """This replica may not have heard yet that it lost the stream; the heir has died since."""
     finish = {"default": Preset.model_validate({"on_leave": "finish"})}
     is_hold = script_is("hold")
-    async with behind_a_proxy(own_redis, presets=finish) as (_, upstream, proxy, zombie):
+    async with behind_a_proxy(own_redis, presets=finish) as (_, _upstream, proxy, zombie):
         url = await zombie.ticket()
         await start(zombie, url)
         (run,) = zombie.gateway.replica.active
@@ -750,7 +750,7 @@ async def test_stopping_ends_also_a_task_that_missed_its_first_cancel() -> None:
 
     gateway = Gateway(settings())
     async with gateway.running():
-        task = gateway.replica._spawn(deaf())
+        task = gateway.replica._tasks.spawn(deaf())
         await asyncio.sleep(0)
         stopping = asyncio.create_task(gateway.replica.stop())
         await asyncio.wait_for(missed.wait(), 2)

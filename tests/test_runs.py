@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.chat import Reading
+from gateway.endings import MOVES, Ending, ending_events, failure
 from gateway.records import FINAL
-from gateway.runs import MOVES, Ending, ending_events, failure
 from gateway.sse import Event
-from gateway.upstream import Reading
 from tests.support import (
     OK,
     WHOLE,

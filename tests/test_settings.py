@@ -1,4 +1,4 @@
-"""Settings: one table for flags, environment, file, help and README."""
+"""Settings: one table for flags, environment, file, help and docs."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gateway.cli import main
 from gateway.errors import SettingsError
 from gateway.settings import Row, Settings, as_variables, load, table, unknown_names
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 SECRET = "sk-a-secret-that-nobody-may-see"
 
 Setenv = Callable[[str, str], None]
@@ -359,7 +359,7 @@ def test_the_readme_shows_the_same_settings_as_the_code() -> None:
     row = re.compile(r"^\|\s*`(GATEWAY_[A-Z_]+)`\s*\|([^|]*)\|(.*?)\|\s*$", re.MULTILINE)
     shown = [
         Row(name, default.strip().strip("`"), words.strip())
-        for name, default, words in row.findall(README.read_text("utf-8"))
+        for name, default, words in row.findall(PAGE.read_text("utf-8"))
     ]
     assert shown == [
         each._replace(help=each.help.replace("|", r"\|")) for each in settings_.table()

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from gateway.chat import Reading, text_of
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.server import bind, url_of
 from gateway.sse import Event
-from gateway.upstream import Reading, Upstream, text_of
+from gateway.upstream import Upstream
 from tests.support import OK, WHOLE, Call, Script, chunk, free_port, scripted, until, whole
 
 KEY = "sk-very-secret-key"

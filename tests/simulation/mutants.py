@@ -8,12 +8,13 @@ from unittest.mock import patch
 
 from gateway import eventlog
 from gateway.beat import Beat, Book
+from gateway.endings import Ending
 from gateway.errors import Passing
 from gateway.eventlog import EventLog
 from gateway.node import Node
 from gateway.positions import Entry
 from gateway.records import Records
-from gateway.runs import Ending, Run
+from gateway.runs import Run
 from gateway.store import Store
 from gateway.writer import Rounds
 from tests.simulation import world

@@ -1,0 +1,47 @@
+"""Tasks: what runs beside the requests of a process, owned until it has ended."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+log = logging.getLogger("gateway.tasks")
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Tasks that one owner began and ends."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin a task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def repeat(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Begin a loop that runs until `stop`."""
+        self.spawn(_supervised(loop))
+
+    async def stop(self) -> None:
+        """End all of them."""
+        tasks = left = set(self._tasks)
+        while left:  # A cancel can be lost, as by asyncio.wait_for of Python 3.11.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop for ever: one that breaks is a fault of ours, but must not take the rest along."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("a loop of the replica broke")
+        await asyncio.sleep(1)
