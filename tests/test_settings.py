@@ -355,7 +355,7 @@ def test_the_table_shows_no_secret_object_and_no_tuple() -> None:
     assert not [row for row in table() if "Secret" in row.default or row.default in {"()", "''"}]
 
 
-def test_the_readme_shows_the_same_settings_as_the_code() -> None:
+def test_the_docs_show_the_same_settings_as_the_code() -> None:
     row = re.compile(r"^\|\s*`(GATEWAY_[A-Z_]+)`\s*\|([^|]*)\|(.*?)\|\s*$", re.MULTILINE)
     shown = [
         Row(name, default.strip().strip("`"), words.strip())
