@@ -167,7 +167,7 @@ def start_nginx(bench: Bench) -> Running:
     return Running(serve(bench, "nginx", port, nginx, "-p", bench.work, "-c", conf), Target(port))
 
 
-def start_gateway(bench: Bench, workers: int = 1) -> Running:
+def start_gateway(bench: Bench, workers: int = 1, tools: Path = PYTHON) -> Running:
     port = free_port()
     env = {
         "GATEWAY_REDIS_URL": f"redis://127.0.0.1:{bench.redis.port}/0",
@@ -175,12 +175,12 @@ def start_gateway(bench: Bench, workers: int = 1) -> Running:
         "GATEWAY_UPSTREAM_URL": bench.upstream_url,
         "GATEWAY_AUTH": "signed",
     }
-    command: Command = [PYTHON / "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command: Command = [tools / "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
     cores = SERVER_CORE if workers == 1 else set(CORES)
     command += ["--workers", str(workers)] if workers > 1 else []
     child = Child(f"gateway-{port}", command, port=port, cores=cores, work=bench.work, env=env)
     child.wait_ready(30)
-    cookie = ask(PYTHON / "gateway", "cookie", "bench", env=env).splitlines()[-1]
+    cookie = ask(tools / "gateway", "cookie", "bench", env=env).splitlines()[-1]
     target = Target(port, "/tickets", (f"Cookie: {cookie}",), "ticket", b"event: end")
     return Running(child, target)
 
@@ -249,6 +249,19 @@ def pip_version(folder: str, package: str) -> Callable[[], str]:
 def npm_version(package: str) -> Callable[[], str]:
     path = HOME / "node" / "node_modules" / package / "package.json"
     return lambda: ask("node", "-p", f"'{package} ' + require('{path}').version")
+
+
+def other_version(checkout: Path) -> Peer:
+    """The gateway of another checkout, which has a .venv: what it was before a change."""
+    tools = (checkout / ".venv" / "bin").resolve()
+    return Peer(
+        "before",
+        "this gateway before",
+        "every event",
+        lambda bench: start_gateway(bench, tools=tools),
+        lambda: ask("git", "-C", checkout, "describe", "--always", "--dirty"),
+        redis=True,
+    )
 
 
 def nginx_version() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.measures import Effort, measure
-from benchmarks.peers import HOME, PEERS, Bench, bench
+from benchmarks.peers import HOME, PEERS, Bench, bench, other_version
 from benchmarks.process import Absent
 
 NOT_QUICK = ("direct", "gateway-2")
@@ -23,12 +23,16 @@ def arguments() -> argparse.Namespace:
     cli.add_argument("--quick", action="store_true", help="one short round, about five minutes")
     cli.add_argument("--rounds", type=int, help="of which medians are taken (3; quick: 1)")
     cli.add_argument("--peers", default="", help=f"comma list of {', '.join(PEERS)}")
+    cli.add_argument("--before", type=Path, help="a checkout with a .venv, measured beside")
     cli.add_argument("--out", type=Path, default=HOME / "results")
     cli.add_argument("--no-install", action="store_true", help="leave out peers not installed yet")
     args = cli.parse_args()
     args.rounds = args.rounds or (1 if args.quick else 3)
     usual = [name for name in PEERS if not args.quick or name not in NOT_QUICK]
     args.peers = args.peers.split(",") if args.peers else usual
+    if args.before:
+        PEERS["before"] = other_version(args.before)
+        args.peers.insert(0, "before")
     if unknown := set(args.peers) - set(PEERS):
         cli.error(f"no such peer: {', '.join(sorted(unknown))}")
     return args
