@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {
         *("line", "node", "route", "cluster", "store", "majority", "records", "memory"),
         *("beat", "eventlog", "crew", "writer", "tail", "follower", "tails"),
     },
-    "upstream": {"upstream", "transport", "failures"},
+    "upstream": {"upstream", "transport", "failures", "words"},
     "run": {"endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"},
     "web": {"auth", "requests", "responses", "routes"},
     "program": {"app", "check", "workers", "server", "cli", "demo", "page", "__main__"},
