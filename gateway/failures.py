@@ -18,14 +18,12 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
 _DATE = 64  # Characters; all forms are shorter.
 
 
-def broken() -> UpstreamFailure:
-    """Return what becomes of an answer whose connection broke."""
-    return UpstreamFailure(
-        "upstream_cut",
-        "The connection to the upstream broke before the completion was whole.",
-        state="truncated",
-        retryable=True,
-    )
+def broken(error: Exception) -> UpstreamFailure:
+    """Return what becomes of an answer that breaks off, or cannot be read on."""
+    how = "The connection to the upstream broke before the completion was whole."
+    if isinstance(error, httpx.DecodingError):
+        how = "The upstream's compressed answer is corrupt, cut, or too large."
+    return UpstreamFailure("upstream_cut", how, state="truncated", retryable=True)
 
 
 def unanswered(error: Exception) -> UpstreamFailure:
@@ -42,23 +40,25 @@ def unanswered(error: Exception) -> UpstreamFailure:
         return UpstreamFailure(
             "upstream_misconfigured", "The upstream's address is wrong.", state="failed"
         )
+    said_no_http = isinstance(error, httpx.RemoteProtocolError)
     return UpstreamFailure(
         "upstream_cut",
-        "The upstream took the request and closed the connection.",
+        "The upstream took the request, and its answer is no HTTP that can be read."
+        if said_no_http
+        else "The upstream took the request and closed the connection.",
         state="truncated",
         retryable=True,
     )
 
 
-def refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFailure:
+def refused(status: int, headers: httpx.Headers, body: bytes, preset: Preset) -> UpstreamFailure:
     """Tell a refusal that cannot have been paid for from one that may have been."""
-    status, headers = response.status_code, response.headers
     # An upstream that knows better says so; that it may be asked again does not make it sure.
     told = headers.get("x-should-retry", "").strip().lower()
     sure = (status in SURE or status in preset.retry_on) and told != "false"
     return UpstreamFailure(
         "upstream_refused",
-        message_of(body, preset) or _answered(response, preset),
+        message_of(body, preset) or _answered(status, headers, preset),
         state="failed",
         status=status,
         retryable=told != "false" and (sure or status == 429 or status >= 500 or told == "true"),
@@ -67,23 +67,33 @@ def refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFa
     )
 
 
-def _answered(response: httpx.Response, preset: Preset) -> str:
-    words = f"The upstream answered {response.status_code}"
-    where = response.headers.get("location", "").partition("?")[0]
-    if where and 300 <= response.status_code < 400:
+def _answered(status: int, headers: httpx.Headers, preset: Preset) -> str:
+    words = f"The upstream answered {status}"
+    where = headers.get("location", "").partition("?")[0]
+    if where and 300 <= status < 400:
         words += f" and points to {said(where, preset)}; redirects are not followed"
     return words + "."
 
 
-def no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
+def no_stream(status: int, kinds: list[str], body: bytes, preset: Preset) -> UpstreamFailure:
     """Return what becomes of an answer that is no stream."""
-    words = message_of(body, preset) if kind == "application/json" else ""
-    shown = said(kind, preset) or "something without a type"
+    words = message_of(body, preset) if body.lstrip()[:1] in {b"{", b"["} else ""
+    shown = said(", ".join(kinds), preset) or "something without a type"
     return UpstreamFailure(
         "upstream_not_a_stream",
         words or f"The upstream answered with {shown} instead of an event stream.",
         state="failed",
-        status=200,
+        status=status,
+    )
+
+
+def not_readable(status: int, coding: str, preset: Preset) -> UpstreamFailure:
+    """Return what becomes of an answer in a coding that nobody here knows."""
+    return UpstreamFailure(
+        "upstream_not_a_stream",
+        f"The upstream answered in an encoding that cannot be read: {said(coding, preset)}.",
+        state="failed",
+        status=status,
     )
 
 

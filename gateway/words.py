@@ -12,13 +12,12 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from gateway.errors import one_line
 from gateway.presets import Preset
-from gateway.sse import parse
+from gateway.sse import FRAMES, parse
 
 _SECRET = 8  # Characters; what is shorter is a word.
 _LONGEST = 500  # Characters that a page gets to see.
 _LOOKED_AT = 4096  # Characters of which they are made; no key can be cut in two before that.
 _DEPTH = 6  # Objects in objects.
-_FRAMES = (b"data:", b"event:", b"id:", b"retry:", b":")
 _NAMES = ("error", "message", "detail", "msg", "errors", "error_description")
 
 
@@ -33,7 +32,7 @@ def said(value: Any, preset: Preset) -> str:
 def message_of(body: bytes, preset: Preset) -> str:
     """Return the words of a refusal's body: its message, or as it is; "" if it is a web page."""
     body = body.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if body.startswith(_FRAMES):  # As one that fails after it has decided to stream.
+    if body.startswith(FRAMES):  # As one that fails after it has decided to stream.
         body = b"\n".join([event.data for event in parse(body + b"\n\n")])
     elif body.startswith(b"<"):
         return ""

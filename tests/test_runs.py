@@ -365,7 +365,7 @@ async def test_a_refusal_is_told_although_its_body_never_ends() -> None:
         ("application/json", b'{"choices":[{"message":{"content":"Hi"}}]}'),
         ("application/json", MESSAGE),
         ("application/x-ndjson", b'{"done":true}\n'),
-        ("text/plain", sse(STOP, b"[DONE]")),
+        ("text/event-stream\r\nContent-Encoding: br", b"\x0b\x05\x80{}\x03"),
     ],
 )
 async def test_a_200_that_is_no_stream_fails_and_is_not_asked_again(kind: str, body: bytes) -> None:

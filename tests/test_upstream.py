@@ -1,13 +1,10 @@
 """Upstreams: what is asked of them, and what is understood of the answer."""
 
 import asyncio
-import gzip
 import json
 import socket
 import threading
-import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,14 +12,11 @@ import pytest
 
 from gateway.chat import Reading, text_of
 from gateway.errors import UpstreamFailure
-from gateway.presets import Preset
 from gateway.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream import Upstream
-from tests.support import OK, WHOLE, Call, Script, chunk, free_port, scripted, until, whole
-
-KEY = "sk-very-secret-key"
-
+from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
+from tests.support import OK, WHOLE, Call, chunk, free_port, scripted, until, whole
 
 # Reading
 
@@ -178,51 +172,6 @@ def test_the_text_is_that_of_the_first_choice(data: bytes, text: str) -> None:
 
 
 # Asking
-
-
-def preset(url: str, **members: Any) -> Preset:
-    """Return a preset for an upstream at this URL."""
-    return Preset.model_validate({"url": url, "api_key": KEY, "connect": 5, **members})
-
-
-@asynccontextmanager
-async def asking() -> AsyncIterator[Upstream]:
-    """Run an Upstream for the length of the block."""
-    upstream = Upstream()
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
-
-
-async def body_of(upstream: Upstream, to: Preset, request: bytes = b"{}") -> bytes:
-    """Return the whole body of one answer."""
-    async with upstream.ask(to, request) as chunks:
-        return b"".join([part async for part in chunks])
-
-
-async def failure_of(script: Script, **members: Any) -> UpstreamFailure:
-    """Return how asking a scripted upstream fails; it is asked once."""
-    async with scripted(script) as server, asking() as upstream:
-        with pytest.raises(UpstreamFailure) as caught:
-            await body_of(upstream, preset(server.url, **members))
-        assert len(server.calls) == 1
-    return caught.value
-
-
-def answering(status: str, body: bytes = b"", *headers: str) -> Script:
-    """Return the script of an answer in one piece."""
-
-    async def script(call: Call) -> None:
-        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
-        await call.send("\r\n".join(lines).encode(), body)
-
-    return script
-
-
-def streamed(*headers: str) -> bytes:
-    """Return the head of an event stream with more headers."""
-    return OK.removesuffix(b"\r\n") + "".join(f"{each}\r\n" for each in headers).encode() + b"\r\n"
 
 
 async def test_a_stream_arrives_byte_for_byte() -> None:
@@ -464,76 +413,6 @@ async def test_a_date_without_a_zone_is_no_reason_to_break() -> None:
     header = "Retry-After: Wed, 21 Oct 2065 07:28:00 -0000"
     failed = await failure_of(answering("503 Busy", b"", header))
     assert (failed.code, failed.status) == ("upstream_refused", 503)
-
-
-NO_STREAMS = {
-    "a page": (b"<p>Hi", ["Content-Type: text/html"], "text/html instead of an event stream"),
-    "a completion": (b'{"choices":[]}', ["Content-Type: application/json"], '{"choices":[]}'),
-    "an error": (b'{"error":"Not now."}', ["Content-Type: application/json"], "Not now."),
-    "nothing said": (b"", [], "something without a type"),
-    "a longer type": (b"", ["Content-Type: text/event-stream2"], "text/event-stream2"),
-}
-
-
-@pytest.mark.parametrize(("body", "headers", "says"), NO_STREAMS.values(), ids=NO_STREAMS)
-async def test_what_is_no_stream_failed_and_may_have_been_paid_for(
-    body: bytes, headers: list[str], says: str
-) -> None:
-    failed = await failure_of(answering("200 OK", body, *headers))
-    assert (failed.code, failed.state, failed.sure) == ("upstream_not_a_stream", "failed", False)
-    assert says in failed.message
-
-
-async def test_the_streams_type_may_be_in_capitals_and_have_parameters() -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream;charset=utf-8\r\n\r\n"
-    async with scripted(lambda call: call.send(head, WHOLE)) as server, asking() as upstream:
-        assert await body_of(upstream, preset(server.url)) == WHOLE
-
-
-@pytest.mark.parametrize("status", ["201 Created", "204 No Content", "206 Partial Content"])
-async def test_only_200_is_a_stream(status: str) -> None:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\n\r\n".encode()
-    failed = await failure_of(lambda call: call.send(head))
-    assert (failed.code, failed.sure) == ("upstream_refused", False)
-
-
-async def test_a_stream_that_is_compressed_all_the_same_is_decoded() -> None:
-    packed = gzip.compress(WHOLE)
-    head = streamed("Content-Encoding: gzip")
-    async with scripted(lambda call: call.send(head, packed)) as server, asking() as upstream:
-        assert await body_of(upstream, preset(server.url)) == WHOLE
-
-
-async def test_a_compressed_stream_goes_on_where_it_was_stopped() -> None:
-    packer, more = zlib.compressobj(wbits=31), asyncio.Event()
-
-    async def script(call: Call) -> None:
-        head = streamed("Content-Encoding: gzip")
-        await call.send(head, packer.compress(b"data: a\n\n") + packer.flush(zlib.Z_SYNC_FLUSH))
-        await more.wait()
-        await call.send(packer.compress(b"data: b\n\n") + packer.flush())
-
-    got: list[bytes] = []
-
-    def take(part: bytes) -> bool:
-        got.append(part)
-        return len(got) == 1  # As a run does while Redis does not take what it has.
-
-    async with (
-        scripted(script) as server,
-        asking() as upstream,
-        upstream.ask(preset(server.url), b"{}") as chunks,
-    ):
-        assert await chunks.each(take)
-        more.set()
-        assert not await chunks.each(take)
-    assert b"".join(got) == b"data: a\n\ndata: b\n\n"
-
-
-async def test_a_broken_compression_is_a_cut() -> None:
-    head = streamed("Content-Encoding: gzip")
-    failed = await failure_of(lambda call: call.send(head, b"no gzip at all"))
-    assert (failed.code, failed.state, failed.sure) == ("upstream_cut", "truncated", False)
 
 
 async def test_a_chunked_stream_is_read_without_its_framing() -> None:
