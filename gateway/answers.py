@@ -40,26 +40,26 @@ class Chunks:
 
     async def each(self, handle: Callable[[bytes], bool]) -> bool:
         """Hand over what comes until `handle` says stop; return whether it did."""
-        if self._unpacked is not None or self._first:
-            async for chunk in self:
-                if handle(chunk):
-                    return True
-                if self._unpacked is None:
-                    break
-            else:
+        while self._first or self._unpacked is not None:
+            chunk = await anext(self, None)
+            if chunk is None:
                 return False
+            if handle(chunk):
+                return True
         try:
             return await self._body.each(handle)
         except ERRORS as error:
             raise broken(error) from error
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
         if self._first:
             first, self._first = self._first, b""
-            yield first
+            return first
         try:
-            async for chunk in self._unpacked or self._body:
-                yield chunk
+            return await anext(self._unpacked or self._body)
         except ERRORS as error:
             raise broken(error) from error
 
@@ -70,7 +70,7 @@ async def opened(reply: Reply, preset: Preset) -> Chunks:
     codings = compressions([each for name in names for each in fields(reply.headers, name)])
     strange = unreadable(codings)
     if not 200 <= reply.status < 300 or reply.status in _EMPTY:
-        plain = unpacked(aiter(reply.body), codings) if codings and not strange else None
+        plain = unpacked(reply.body, codings) if codings and not strange else None
         body = b"" if strange else await _start_of(Chunks(reply.body, plain), preset)
         raise refused(reply.status, httpx.Headers(reply.headers), body, preset)
     if strange:
@@ -90,11 +90,11 @@ async def opened(reply: Reply, preset: Preset) -> Chunks:
 
 async def _looked_at(reply: Reply, codings: list[str]) -> tuple[Chunks, bytes]:
     """Return a body of which nothing is lost, and what it begins with."""
-    raw = await _beginning(aiter(reply.body))
+    raw = await _beginning(reply.body)
     begun = _first_line(raw)
     if not codings or begun.startswith(FRAMES):  # Unpacked on the way, as its head does not say.
         return Chunks(reply.body, None, raw), begun
-    plain = unpacked(_again(raw, reply.body), codings)
+    plain = unpacked(reply.body, codings, raw)
     first = await _beginning(plain)
     return Chunks(reply.body, plain, first), _first_line(first)
 
@@ -113,12 +113,6 @@ async def _beginning(chunks: AsyncIterator[bytes]) -> bytes:
 
 def _first_line(body: bytes) -> bytes:
     return body.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
-
-
-async def _again(first: bytes, rest: AsyncIterator[bytes] | Body) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
 
 
 async def _start_of(chunks: Chunks, preset: Preset) -> bytes:

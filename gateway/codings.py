@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-SLICE = 32 * 1024  # Bytes that come out at once.
+SLICE = 8 * 1024  # Bytes that come out at once: of the oddest events, some milliseconds.
 READABLE = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP = b"\x1f\x8b"
 _NONE = frozenset({"identity", "none", "utf-8", "utf8", "binary", "8bit", "chunked"})
 _PIECE = 4 * 1024  # Bytes that go in at once: what is left of them is copied for every slice.
 _MOST = 3  # Codings of one body.
-_FREE = 32 << 20  # Bytes that may come out whatever went in.
+_FREE = 16 << 20  # Bytes that may come out whatever went in.
 _RATIO = 100  # Bytes for each that went in, above that; events are below 30.
 
 
@@ -32,32 +32,55 @@ def unreadable(codings: list[str]) -> str:
     return unknown[0] if unknown else ", ".join(codings) if len(codings) > _MOST else ""
 
 
-def unpacked(body: AsyncIterator[bytes], codings: list[str]) -> AsyncIterator[bytes]:
-    """Return a body without its codings; raises httpx.DecodingError where it is corrupt or cut."""
+def unpacked(
+    body: AsyncIterator[bytes], codings: list[str], first: bytes = b""
+) -> AsyncIterator[bytes]:
+    """Return a body without its codings; `first` was read of it already.
+
+    What is returned raises httpx.DecodingError where the body is corrupt or cut.
+    """
     for each in reversed(codings):
-        body = _inflated(body, deflated=each == "deflate")
+        body, first = _Unpacked(body, each, first), b""
     return body
 
 
-async def _inflated(body: AsyncIterator[bytes], *, deflated: bool) -> AsyncIterator[bytes]:
-    member = _Member(deflated)
-    went_in = came_out = 0
-    async for chunk in body:
-        for at in range(0, len(chunk), _PIECE):
-            left, more = chunk[at : at + _PIECE], True
-            went_in += len(left)
-            while more:
-                part, left = member.slice(left)
-                came_out += len(part)
-                if came_out > max(_FREE, went_in * _RATIO):
-                    raise httpx.DecodingError("it is compressed too well to be an answer")
-                if part:
-                    yield part
-                more = bool(left) or len(part) == SLICE
-                if more or at:
-                    await asyncio.sleep(0)
-    if not member.whole:
-        raise httpx.DecodingError("the compressed body is cut")
+class _Unpacked:
+    """A body without one of its codings. No generator: nobody may read it to its end."""
+
+    def __init__(self, body: AsyncIterator[bytes], coding: str, first: bytes) -> None:
+        self._body = body
+        self._member = _Member(coding == "deflate")
+        self._chunk = first  # What came and did not go in.
+        self._piece = b""
+        self._more = False  # Is to come out of what went in.
+        self._went_in = self._came_out = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = b""
+        while not part:
+            if self._more or self._chunk:
+                await asyncio.sleep(0)
+            if not self._more:
+                await self._next_piece()
+            part, self._piece = self._member.slice(self._piece)
+            self._more = bool(self._piece) or len(part) == SLICE
+            self._came_out += len(part)
+            if self._came_out > max(_FREE, self._went_in * _RATIO):
+                raise httpx.DecodingError("it is compressed too well to be an answer")
+        return part
+
+    async def _next_piece(self) -> None:
+        try:
+            chunk = self._chunk or await anext(self._body)
+        except StopAsyncIteration:
+            if not self._member.whole:
+                raise httpx.DecodingError("the compressed body is cut") from None
+            raise
+        self._piece, self._chunk = chunk[:_PIECE], chunk[_PIECE:]
+        self._went_in += len(self._piece)
 
 
 class _Member:

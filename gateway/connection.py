@@ -183,9 +183,10 @@ class Connection(asyncio.Protocol):
         chunk = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._size = 0
-        if self._paused and self._transport is not None and not self._closed:
+        if self._paused and self._transport is not None:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
         return chunk
 
     def _hand_over_now(self) -> None:

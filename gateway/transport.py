@@ -134,8 +134,8 @@ class Transport:
         return self._tls
 
 
-class Body(httpx.AsyncByteStream):
-    """The body of a response, as it comes."""
+class Body:
+    """The body of a response, as it comes. No generator: nobody may read it to its end."""
 
     def __init__(self, connection: Connection, transport: Transport, origin: Origin) -> None:
         self._connection = connection
@@ -143,9 +143,13 @@ class Body(httpx.AsyncByteStream):
         self._origin = origin
         self._given_back = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while chunk := await self._connection.read():
-            yield chunk
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if chunk := await self._connection.read():
+            return chunk
+        raise StopAsyncIteration
 
     def each(self, handle: Callable[[bytes], bool]) -> Coroutine[None, None, bool]:
         """Hand over what comes, from within the socket's callback, until `handle` says stop.
