@@ -1,16 +1,19 @@
 """Upstream: asking for a completion, and the way to the bytes of its answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import httpx
 
-from gateway.failures import broken, no_stream, refused, unanswered
+from gateway.answers import ERRORS, Chunks, opened
+from gateway.failures import unanswered
 from gateway.presets import Preset
 from gateway.sse import Event
 from gateway.transport import Body, Message, Reply, Transport
+
+__all__ = ["Asking", "Asks", "Chunks", "Upstream"]
 
 _HEADERS = {
     "Content-Type": "application/json",
@@ -18,15 +21,12 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "sse-ticket-gateway",
 }
-_BODY_WAIT = 2.0  # Seconds for the body of a refusal.
-_BODY_SHOWN = 64 * 1024  # Bytes read of a refusal.
-_ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
 
 class Asks(Protocol):
     """What a run gets its answer from: a new request, or the rest of one that was sent before."""
 
-    def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager["Chunks"]:
+    def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager[Chunks]:
         """Yield the chunks of an answer; raises UpstreamFailure, also from them."""
 
 
@@ -48,7 +48,7 @@ class Upstream:
         """Send one request; raises UpstreamFailure."""
         try:
             return await self._transport.send(self._message(preset), request, preset.connect)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise unanswered(error) from error
 
     def reattach(self, preset: Preset, seen: Iterable[Event]) -> Asks | None:
@@ -75,7 +75,7 @@ class Upstream:
                 reply = await self._transport.send(sent, b"", preset.connect)
             await reply.body.aclose()
             return reply.status
-        except _ERRORS as error:
+        except ERRORS as error:
             raise unanswered(error) from error
 
     async def close(self) -> None:
@@ -87,7 +87,9 @@ def _request(preset: Preset, method: str) -> httpx.Request:
     headers = httpx.Headers(_HEADERS)
     if key := preset.api_key.get_secret_value():
         headers["Authorization"] = f"Bearer {key}"
-    headers.update(preset.headers)
+    # As bytes: httpx takes a text for ASCII.
+    latin = {name: value.encode("latin-1") for name, value in preset.headers.items()}
+    headers.update({name.encode(): value for name, value in latin.items()})
     return httpx.Request(method, httpx.URL(preset.url), headers=headers)
 
 
@@ -106,11 +108,11 @@ class Asking:
         self._request = request
         self._body: Body | None = None
 
-    async def __aenter__(self) -> "Chunks":
+    async def __aenter__(self) -> Chunks:
         reply = await self._upstream.send(self._preset, self._request)
         self._body = reply.body
         try:
-            return await _chunks(reply, self._preset)
+            return await opened(reply, self._preset)
         except BaseException:
             await reply.body.aclose()
             raise
@@ -118,55 +120,3 @@ class Asking:
     async def __aexit__(self, *_: object) -> None:
         assert self._body is not None
         await self._body.aclose()
-
-
-async def _chunks(reply: Reply, preset: Preset) -> "Chunks":
-    """Return the body of a stream; raises UpstreamFailure if it is none."""
-    response = httpx.Response(reply.status, headers=reply.headers, stream=reply.body)
-    if response.status_code != 200:
-        raise refused(response, await _start_of(response, preset), preset)
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "text/event-stream":
-        raise no_stream(kind, await _start_of(response, preset), preset)
-    encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-    return Chunks(reply.body, response.aiter_bytes() if encoded else None)
-
-
-class Chunks:
-    """The body of a stream, decoded if need be; raises UpstreamFailure where it breaks."""
-
-    __slots__ = ("_body", "_decoded")
-
-    def __init__(self, body: Body, decoded: AsyncIterator[bytes] | None) -> None:
-        self._body = body
-        self._decoded = decoded  # One for all calls: httpx lets a body be read by one only.
-
-    async def each(self, handle: Callable[[bytes], bool]) -> bool:
-        """Hand over what comes until `handle` says stop; return whether it did."""
-        if self._decoded is not None:
-            async for chunk in self:
-                if handle(chunk):
-                    return True
-            return False
-        try:
-            return await self._body.each(handle)
-        except _ERRORS as error:
-            raise broken() from error
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._decoded or self._body:
-                yield chunk
-        except _ERRORS as error:
-            raise broken() from error
-
-
-async def _start_of(response: httpx.Response, preset: Preset) -> bytes:
-    body = b""
-    with suppress(*_ERRORS):  # What came is enough: the status tells the story.
-        async with asyncio.timeout(min(_BODY_WAIT, preset.first_byte / 2)):
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) >= _BODY_SHOWN:
-                    break
-    return body[:_BODY_SHOWN]

@@ -29,7 +29,9 @@ FLOORS: dict[str, set[str]] = {
         *("line", "node", "route", "cluster", "store", "majority", "records", "memory"),
         *("beat", "eventlog", "crew", "writer", "tail", "follower", "tails"),
     },
-    "upstream": {"upstream", "transport", "failures"},
+    "upstream": {
+        *("upstream", "answers", "transport", "connection", "codings", "failures", "words"),
+    },
     "run": {"endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"},
     "web": {"auth", "requests", "responses", "routes"},
     "program": {"app", "check", "workers", "server", "cli", "demo", "page", "__main__"},
@@ -40,8 +42,8 @@ FENCES: dict[str, set[str]] = {
     "redis": {"store", "line", "node", "route", "cluster"},
     "fakeredis": {"node"},
     "hiredis": {"line"},
-    "httpx": {"upstream", "transport", "failures"},
-    "httptools": {"transport"},
+    "httpx": {"upstream", "answers", "transport", "connection", "codings", "failures"},
+    "httptools": {"connection"},
     "itsdangerous": {"tickets", "auth"},
     "pydantic": {"settings", "presets"},
     "pydantic_core": {"settings"},
@@ -57,6 +59,8 @@ TESTED_IN = {
     "__init__": "cli",
     "__main__": "cli",
     "chat": "upstream",
+    "codings": "answers",
+    "connection": "transport",
     "endings": "runs",
     "failures": "upstream",
     "snapshot": "runs",
@@ -75,7 +79,6 @@ TESTED_IN = {
     "route": "cluster",
     "tails": "tail",
     "server": "cli",
-    "transport": "upstream",
     "writer": "eventlog",
 }
 

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 import time
 import zlib
 from collections.abc import Iterator
@@ -364,7 +365,7 @@ async def test_a_refusal_is_told_although_its_body_never_ends() -> None:
         ("application/json", b'{"choices":[{"message":{"content":"Hi"}}]}'),
         ("application/json", MESSAGE),
         ("application/x-ndjson", b'{"done":true}\n'),
-        ("text/plain", sse(STOP, b"[DONE]")),
+        ("text/event-stream\r\nContent-Encoding: br", b"\x0b\x05\x80{}\x03"),
     ],
 )
 async def test_a_200_that_is_no_stream_fails_and_is_not_asked_again(kind: str, body: bytes) -> None:
@@ -464,13 +465,37 @@ def busy(status: str = "503 Busy", *more: str) -> bytes:
     return answers(status, b"{}", "application/json", *(more or ("Retry-After: 0",)))
 
 
-@pytest.mark.parametrize("status", ["429 Slow", "500 Oops", "503 Busy"])
+@pytest.mark.parametrize("status", ["429 Slow", "503 Busy", "529 Overloaded"])
 async def test_a_sure_refusal_is_followed_by_another_attempt(status: str, redis_url: str) -> None:
     script = refuses(2, busy(status))
     got, upstream = await ended(script, upstream_retries=2, redis_url=redis_url)
     assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("done", 3, 3)
     assert len({call.body for call in upstream.calls}) == 1
     assert "failure" not in got.names
+
+
+FORGED = b'{"error":{"message":"busy\\n2026 ERROR gateway: \\u001b[31mforged %s"}}' % KEY.encode()
+
+
+async def test_an_upstreams_words_forge_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gateway")
+    got, _ = await ended(sends(answers("503 Busy", FORGED)), upstream_retries=1)
+    in_stream, _ = await ended(sends(OK, sse(FORGED)))
+    for words in (*caplog.messages, got.failure["message"], in_stream.failure["message"]):
+        assert words.isprintable()
+        assert KEY not in words
+    assert sum("forged" in line for line in caplog.messages) == 3  # Each attempt and both ends.
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "502 Bad", "504 Late", "520 Odd", "524 Late"])
+async def test_what_a_gateway_says_after_its_provider_was_paid_is_not_asked_again(
+    status: str,
+) -> None:
+    got, upstream = await ended(refuses(9, busy(status)), upstream_retries=2)
+    assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("failed", 1, 1)
+    assert got.failure["retryable"]
 
 
 async def test_attempts_have_a_bound() -> None:

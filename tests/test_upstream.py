@@ -1,29 +1,22 @@
 """Upstreams: what is asked of them, and what is understood of the answer."""
 
 import asyncio
-import gzip
 import json
 import socket
 import threading
-import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
 from gateway.chat import Reading, text_of
 from gateway.errors import UpstreamFailure
-from gateway.presets import Preset
 from gateway.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream import Upstream
-from tests.support import OK, WHOLE, Call, Script, chunk, free_port, scripted, until, whole
-
-KEY = "sk-very-secret-key"
-
+from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
+from tests.support import OK, WHOLE, Call, chunk, free_port, scripted, until, whole
 
 # Reading
 
@@ -181,51 +174,6 @@ def test_the_text_is_that_of_the_first_choice(data: bytes, text: str) -> None:
 # Asking
 
 
-def preset(url: str, **members: Any) -> Preset:
-    """Return a preset for an upstream at this URL."""
-    return Preset.model_validate({"url": url, "api_key": KEY, "connect": 5, **members})
-
-
-@asynccontextmanager
-async def asking() -> AsyncIterator[Upstream]:
-    """Run an Upstream for the length of the block."""
-    upstream = Upstream()
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
-
-
-async def body_of(upstream: Upstream, to: Preset, request: bytes = b"{}") -> bytes:
-    """Return the whole body of one answer."""
-    async with upstream.ask(to, request) as chunks:
-        return b"".join([part async for part in chunks])
-
-
-async def failure_of(script: Script, **members: Any) -> UpstreamFailure:
-    """Return how asking a scripted upstream fails; it is asked once."""
-    async with scripted(script) as server, asking() as upstream:
-        with pytest.raises(UpstreamFailure) as caught:
-            await body_of(upstream, preset(server.url, **members))
-        assert len(server.calls) == 1
-    return caught.value
-
-
-def answering(status: str, body: bytes = b"", *headers: str) -> Script:
-    """Return the script of an answer in one piece."""
-
-    async def script(call: Call) -> None:
-        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
-        await call.send("\r\n".join(lines).encode(), body)
-
-    return script
-
-
-def streamed(*headers: str) -> bytes:
-    """Return the head of an event stream with more headers."""
-    return OK.removesuffix(b"\r\n") + "".join(f"{each}\r\n" for each in headers).encode() + b"\r\n"
-
-
 async def test_a_stream_arrives_byte_for_byte() -> None:
     odd = b": hi\r\ndata: \xff\0\r\n\r\n" + WHOLE
     async with scripted(lambda call: call.send(OK, odd)) as server, asking() as upstream:
@@ -289,6 +237,10 @@ async def test_a_presets_headers_are_sent() -> None:
     assert (sent["api-key"], sent["openai-project"]) == (["azure"], ["p"])
 
 
+async def test_a_presets_header_is_sent_in_latin_1() -> None:
+    assert b"\r\nx-title: Caf\xe9\r\n" in (await asked(headers={"x-title": "Caf\xe9"})).head
+
+
 @pytest.mark.parametrize("name", ["User-Agent", "user-agent"])
 async def test_a_presets_header_replaces_ours_however_it_is_written(name: str) -> None:
     assert headers_of(await asked(headers={name: "mine"}))["user-agent"] == ["mine"]
@@ -313,26 +265,64 @@ async def test_a_redirect_is_not_followed() -> None:
         assert elsewhere.calls == []
 
 
-REFUSED: dict[str, tuple[str, bool]] = {
-    "400 Bad Request": ("failed", False),
-    "401 Unauthorized": ("failed", False),
-    "404 Not Found": ("failed", False),
-    "429 Too Many Requests": ("failed", True),
-    "500 Internal Server Error": ("failed", True),
-    "503 Service Unavailable": ("failed", True),
-    "529 Overloaded": ("failed", True),
+# Each with whether nothing can have been paid for, and whether a new ticket may fare better.
+REFUSED: dict[str, tuple[bool, bool]] = {
+    "400 Bad Request": (False, False),
+    "401 Unauthorized": (False, False),
+    "404 Not Found": (False, False),
+    "408 Request Timeout": (False, False),
+    "429 Too Many Requests": (True, True),
+    "500 Internal Server Error": (False, True),
+    "502 Bad Gateway": (False, True),
+    "503 Service Unavailable": (True, True),
+    "504 Gateway Timeout": (False, True),
+    "520 ": (False, True),
+    "524 A Timeout Occurred": (False, True),
+    "529 Overloaded": (True, True),
 }
 
 
 @pytest.mark.parametrize(("status", "expected"), REFUSED.items())
 async def test_a_refusal_says_its_status_and_whether_to_ask_again(
-    status: str, expected: tuple[str, bool]
+    status: str, expected: tuple[bool, bool]
 ) -> None:
     failed = await failure_of(answering(status, b'{"error": {"message": "Not now."}}'))
-    state, again = expected
     assert (failed.code, failed.message) == ("upstream_refused", "Not now.")
-    assert (failed.state, failed.status) == (state, int(status[:3]))
-    assert failed.sure == failed.retryable == again
+    assert (failed.state, failed.status) == ("failed", int(status[:3]))
+    assert (failed.sure, failed.retryable) == expected
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "504 Late", "408 Late"])
+async def test_a_preset_may_know_of_more_statuses_that_cost_nothing(status: str) -> None:
+    failed = await failure_of(answering(status), retry_on=[500, 504, 408])
+    assert (failed.sure, failed.retryable) == (True, True)
+    assert not (await failure_of(answering("502 Bad"), retry_on=[500])).sure
+
+
+SHOULD_RETRY: dict[tuple[str, str], tuple[bool, bool]] = {
+    ("429 Slow", "false"): (False, False),
+    ("503 Busy", "False"): (False, False),
+    ("500 Oops", "true"): (False, True),
+    ("409 Conflict", "true"): (False, True),
+    ("429 Slow", "maybe"): (True, True),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), SHOULD_RETRY.items())
+async def test_an_upstream_that_says_not_to_ask_again_is_believed(
+    answer: tuple[str, str], expected: tuple[bool, bool]
+) -> None:
+    status, told = answer
+    failed = await failure_of(answering(status, b"", f"X-Should-Retry: {told}"))
+    assert (failed.sure, failed.retryable) == expected
+
+
+async def test_a_redirect_says_where_to() -> None:
+    where = f"Location: http://other/v1?key={KEY}"
+    failed = await failure_of(answering("302 Found", b"", where))
+    assert "302 and points to http://other/v1" in failed.message
+    assert failed.message.isprintable()
+    assert KEY not in failed.message
 
 
 MESSAGES: dict[bytes, str] = {
@@ -380,6 +370,17 @@ RETRY_AFTER: dict[str, tuple[str, float | None]] = {
     "garbage milliseconds": ("Retry-After-Ms: soon", None),
     "a negative number": ("Retry-After: -5", None),
     "digits of another script": ("Retry-After: ²", None),
+    "an infinite number": ("Retry-After: inf", None),
+    "no number": ("Retry-After: nan", None),
+    "an exponent": ("Retry-After: 1e9", None),
+    "garbage milliseconds beside seconds": ("Retry-After-Ms: soon\r\nRetry-After: 7", 7),
+    "negative milliseconds beside seconds": ("Retry-After-Ms: -5\r\nRetry-After: 7", 7),
+    "infinite milliseconds beside seconds": ("Retry-After-Ms: inf\r\nRetry-After: 7", 7),
+    "milliseconds beside seconds": ("Retry-After-Ms: 250\r\nRetry-After: 7", 0.25),
+    "both twice": ("Retry-After: 7\r\nRetry-After: 7", 7),
+    "far too many digits": ("Retry-After: " + "9" * 400, float("inf")),
+    "a date that is none": ("Retry-After: Sat, 99 Nov 2026 99:99:99 GMT", None),
+    "a year out of range": ("Retry-After: Sat, 28 Nov 99999 00:00:00 GMT", None),
 }
 
 
@@ -389,9 +390,20 @@ async def test_retry_after_is_told_in_seconds(header: str, seconds: float | None
     assert failed.retry_after == seconds
 
 
+DATES = {
+    "IMF": "%a, %d %b %Y %H:%M:%S GMT",
+    "RFC 850": "%A, %d-%b-%y %H:%M:%S GMT",
+    "asctime": "%a %b %e %H:%M:%S %Y",
+    "another zone": "%a, %d %b %Y %H:%M:%S +0000",
+}
+
+
+@pytest.mark.parametrize("form", DATES.values(), ids=DATES)
 @pytest.mark.parametrize(("ahead", "low", "high"), [(60, 50, 60), (-60, 0, 0)])
-async def test_retry_after_may_be_a_date(ahead: int, low: float, high: float) -> None:
-    when = format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True)
+async def test_retry_after_may_be_a_date_of_any_form(
+    form: str, ahead: int, low: float, high: float
+) -> None:
+    when = (datetime.now(UTC) + timedelta(seconds=ahead)).strftime(form)
     failed = await failure_of(answering("503 Busy", b"", f"Retry-After: {when}"))
     assert failed.retry_after is not None
     assert low <= failed.retry_after <= high
@@ -401,76 +413,6 @@ async def test_a_date_without_a_zone_is_no_reason_to_break() -> None:
     header = "Retry-After: Wed, 21 Oct 2065 07:28:00 -0000"
     failed = await failure_of(answering("503 Busy", b"", header))
     assert (failed.code, failed.status) == ("upstream_refused", 503)
-
-
-NO_STREAMS = {
-    "a page": (b"<p>Hi", ["Content-Type: text/html"], "text/html instead of an event stream"),
-    "a completion": (b'{"choices":[]}', ["Content-Type: application/json"], '{"choices":[]}'),
-    "an error": (b'{"error":"Not now."}', ["Content-Type: application/json"], "Not now."),
-    "nothing said": (b"", [], "something without a type"),
-    "a longer type": (b"", ["Content-Type: text/event-stream2"], "text/event-stream2"),
-}
-
-
-@pytest.mark.parametrize(("body", "headers", "says"), NO_STREAMS.values(), ids=NO_STREAMS)
-async def test_what_is_no_stream_failed_and_may_have_been_paid_for(
-    body: bytes, headers: list[str], says: str
-) -> None:
-    failed = await failure_of(answering("200 OK", body, *headers))
-    assert (failed.code, failed.state, failed.sure) == ("upstream_not_a_stream", "failed", False)
-    assert says in failed.message
-
-
-async def test_the_streams_type_may_be_in_capitals_and_have_parameters() -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream;charset=utf-8\r\n\r\n"
-    async with scripted(lambda call: call.send(head, WHOLE)) as server, asking() as upstream:
-        assert await body_of(upstream, preset(server.url)) == WHOLE
-
-
-@pytest.mark.parametrize("status", ["201 Created", "204 No Content", "206 Partial Content"])
-async def test_only_200_is_a_stream(status: str) -> None:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\n\r\n".encode()
-    failed = await failure_of(lambda call: call.send(head))
-    assert (failed.code, failed.sure) == ("upstream_refused", False)
-
-
-async def test_a_stream_that_is_compressed_all_the_same_is_decoded() -> None:
-    packed = gzip.compress(WHOLE)
-    head = streamed("Content-Encoding: gzip")
-    async with scripted(lambda call: call.send(head, packed)) as server, asking() as upstream:
-        assert await body_of(upstream, preset(server.url)) == WHOLE
-
-
-async def test_a_compressed_stream_goes_on_where_it_was_stopped() -> None:
-    packer, more = zlib.compressobj(wbits=31), asyncio.Event()
-
-    async def script(call: Call) -> None:
-        head = streamed("Content-Encoding: gzip")
-        await call.send(head, packer.compress(b"data: a\n\n") + packer.flush(zlib.Z_SYNC_FLUSH))
-        await more.wait()
-        await call.send(packer.compress(b"data: b\n\n") + packer.flush())
-
-    got: list[bytes] = []
-
-    def take(part: bytes) -> bool:
-        got.append(part)
-        return len(got) == 1  # As a run does while Redis does not take what it has.
-
-    async with (
-        scripted(script) as server,
-        asking() as upstream,
-        upstream.ask(preset(server.url), b"{}") as chunks,
-    ):
-        assert await chunks.each(take)
-        more.set()
-        assert not await chunks.each(take)
-    assert b"".join(got) == b"data: a\n\ndata: b\n\n"
-
-
-async def test_a_broken_compression_is_a_cut() -> None:
-    head = streamed("Content-Encoding: gzip")
-    failed = await failure_of(lambda call: call.send(head, b"no gzip at all"))
-    assert (failed.code, failed.state, failed.sure) == ("upstream_cut", "truncated", False)
 
 
 async def test_a_chunked_stream_is_read_without_its_framing() -> None:

@@ -7,6 +7,7 @@ ever; what `finally` would do never reaches anybody).
 
 import asyncio
 import heapq
+import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
@@ -86,6 +87,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         host.stopped = False
         held, host.held = host.held, []
         self._ready.extendleft(reversed(held))
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        """Return a name as its own address."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
 
     async def create_connection(
         self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any
