@@ -9,11 +9,13 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import redis.utils
 from redis.asyncio.connection import AbstractConnection
 
 import gateway
@@ -481,6 +483,9 @@ class _Faults(logging.Handler):
             self._world.broken.append(words)
         self._world.say(f"    {record.name}: {words}")
 
+
+# Redis's client asks the file system for it at each connection: a third of all time here.
+redis.utils.get_lib_version = lru_cache(redis.utils.get_lib_version)
 
 # What the gateway keeps in sets: their order is that of the hashes, which are addresses else.
 _IN_SETS = (Viewer, EventLog, AbstractConnection)
