@@ -201,6 +201,7 @@ class World:
         await asyncio.gather(*self._reactions)
         self.say("everything has come to its end")
         await self._settled()
+        await self._look_at_what_was_lost()
         self.oracle.judge_streams()
         await self._stop_all()
         gc.collect(0)  # What was dropped with an error says so now.
@@ -213,6 +214,13 @@ class World:
         if act["act"] not in {"view", "trap"}:
             self.say(" ".join(f"{key}={value}" for key, value in act.items() if key != "at"))
         await work(act, number)
+
+    async def _look_at_what_was_lost(self) -> None:
+        """Ask once for what Redis forgot the owner of: nobody else could know of it."""
+        for name in self.oracle.open():
+            if self.oracle.touched(self.streams[name].stream_id):
+                await self._completion({"stream": name, "host": 0}, 0)
+        await self._settled()
 
     async def _settled(self) -> None:
         # What Redis forgot is written again at a beat.
