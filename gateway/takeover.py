@@ -234,13 +234,7 @@ class Takeover:
             how = "asked again" if start.events else "re-attached"
             log.warning("%s: %s in place of a dead replica", record.stream_id, how)
             return True
-        try:
-            await self._seal(record, left, answer)
-        except (Passing, Fenced):
-            raise
-        except Exception:
-            log.exception("%s: is ended without what its log tells", record.stream_id)
-            await self._seal(record, left, _nothing_told())
+        await self._seal(record, left, answer)
         return False
 
     async def _told(self, stream_id: str, entries: list[Entry], request: bytes) -> Answer:
@@ -248,7 +242,7 @@ class Takeover:
             return await answer_of(entries, choices_of(request))
         except Exception:  # It is somebody else's, and the stream must end all the same.
             log.exception("%s: what its log tells is not understood", stream_id)
-            return _nothing_told()
+            return Answer(Reading(), "", None)
 
     def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
         """Return how a stream goes on, None if it ends."""
@@ -276,7 +270,11 @@ class Takeover:
     async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
         stream_id = record.stream_id
         ending = Ending("done") if answer.reading.finished else _lost()
-        events, end, result = ending_events(ending, answer.reading, record.attempts)
+        try:
+            events, end, result = ending_events(ending, answer.reading, record.attempts)
+        except Exception:
+            log.exception("%s: ends without what its log tells", stream_id)
+            events, end, result = ending_events(ending, Reading(), record.attempts)
         fields = {**fields_of(record), "request": left.request}
         journal = self._writer.open(stream_id, left.epoch, Entries(left.entries), fields)
         try:
@@ -300,10 +298,6 @@ def _seen(entries: list[Entry]) -> Iterator[Event]:
     for event in events[resets[-1] if resets else 0 :]:
         if event.name not in OURS:
             yield event
-
-
-def _nothing_told() -> Answer:
-    return Answer(Reading(), "", None)
 
 
 def _complain(words: str, error: Exception) -> None:
