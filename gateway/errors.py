@@ -110,12 +110,12 @@ class Fenced(GatewayError):
     """The stream has another owner; whatever this one still holds must not be written."""
 
 
-def with_cause(words: str, error: BaseException | None) -> str:
-    """Return what to tell an operator: in one line, and with what an error was raised from.
+def one_line(words: str) -> str:
+    """Return words for a log: no terminal or log must take somebody else's for more than words."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in " ".join(words.split()))
 
-    The words may be an upstream's: no terminal or log must take them for more than words.
-    """
+
+def with_cause(words: str, error: BaseException | None) -> str:
+    """Return what to tell an operator: in one line, and with what an error was raised from."""
     cause = error.__cause__ if error else None
-    more = f" ({type(cause).__name__}: {cause})" if cause else ""
-    line = " ".join(f"{words}{more}".split())
-    return "".join(each if each.isprintable() else "\ufffd" for each in line)
+    return one_line(f"{words} ({type(cause).__name__}: {cause})" if cause else words)

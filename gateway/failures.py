@@ -5,12 +5,9 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from gateway.chat import decoded
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
-
-_SECRET = 8  # Characters; what is shorter is a word.
-_MESSAGE = 500  # Characters of it that a page gets to see.
+from gateway.words import message_of, said
 
 
 def broken() -> UpstreamFailure:
@@ -51,7 +48,7 @@ def refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFa
     again = status == 429 or status >= 500
     return UpstreamFailure(
         "upstream_refused",
-        _message(body, preset) or f"The upstream answered {status}.",
+        message_of(body, preset) or f"The upstream answered {status}.",
         state="failed",
         status=status,
         retryable=again,
@@ -62,28 +59,14 @@ def refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFa
 
 def no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
     """Return what becomes of an answer that is no stream."""
-    said = _message(body, preset) if kind == "application/json" else ""
-    shown = kind or "something without a type"
+    words = message_of(body, preset) if kind == "application/json" else ""
+    shown = said(kind, preset) or "something without a type"
     return UpstreamFailure(
         "upstream_not_a_stream",
-        said or f"The upstream answered with {shown} instead of an event stream.",
+        words or f"The upstream answered with {shown} instead of an event stream.",
         state="failed",
         status=200,
     )
-
-
-def _message(body: bytes, preset: Preset) -> str:
-    """Return an error body's message, bounded, and without our keys should it quote them."""
-    error = decoded(body).get("error")
-    if isinstance(error, dict):
-        error = error.get("message")
-    if not isinstance(error, str):
-        text = body.decode("utf-8", "replace").strip()
-        error = "" if text.startswith("<") else text
-    for secret in (preset.api_key.get_secret_value(), *preset.headers.values()):
-        if len(secret) >= _SECRET:
-            error = error.replace(secret, "***").replace(secret.removeprefix("Bearer "), "***")
-    return error[:_MESSAGE]
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -10,7 +10,8 @@ is closed whatever await it was in; the seal itself is not cancelled but by the 
 At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
 stream to one owner. The owner asks only if nobody can have declared it dead since then
 (`Beat.steady`), else it asserts its ownership first. It asks again only after a sure refusal: no
-connection, or 429 or 5xx before any body.
+connection, 429, 503 or 529 before any body, or a status that its preset adds: others come also from
+gateways whose provider was paid.
 
 A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
 late writes) and goes on with it or ends it: see `takeover`. The owner of an ended stream keeps
@@ -31,6 +32,7 @@ from gateway.presets import Preset
 from gateway.sse import Event, Parser
 from gateway.tail import Tail
 from gateway.upstream import Asks
+from gateway.words import said
 
 log = logging.getLogger("gateway.runs")
 
@@ -241,8 +243,8 @@ class Run:
 
     def _natural_end(self) -> Ending:
         if self._reading.error is not None:
-            words = str(self._reading.error.get("message") or "The upstream reported an error.")
-            return Ending("failed", failure("upstream_error", words[:500], retryable=True))
+            words = said(self._reading.error, self.preset) or "The upstream reported an error."
+            return Ending("failed", failure("upstream_error", words, retryable=True))
         if self._reading.finished:
             return Ending("done")
         words = "The upstream ended the stream before the completion was whole."

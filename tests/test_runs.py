@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 import time
 import zlib
 from collections.abc import Iterator
@@ -471,6 +472,21 @@ async def test_a_sure_refusal_is_followed_by_another_attempt(status: str, redis_
     assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("done", 3, 3)
     assert len({call.body for call in upstream.calls}) == 1
     assert "failure" not in got.names
+
+
+FORGED = b'{"error":{"message":"busy\\n2026 ERROR gateway: \\u001b[31mforged %s"}}' % KEY.encode()
+
+
+async def test_an_upstreams_words_forge_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gateway")
+    got, _ = await ended(sends(answers("503 Busy", FORGED)), upstream_retries=1)
+    in_stream, _ = await ended(sends(OK, sse(FORGED)))
+    for words in (*caplog.messages, got.failure["message"], in_stream.failure["message"]):
+        assert words.isprintable()
+        assert KEY not in words
+    assert sum("forged" in line for line in caplog.messages) == 3  # Each attempt and both ends.
 
 
 async def test_attempts_have_a_bound() -> None:
