@@ -1,5 +1,6 @@
 """Failures: how an upstream request can end badly, and what a page may be told of it."""
 
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -8,6 +9,13 @@ import httpx
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.words import message_of, said
+
+# Refusals before anything was paid for. Other statuses come also from gateways and CDNs that had
+# asked their provider by then: who knows that his do not lists them in `retry_on`.
+SURE = frozenset({429, 503, 529})
+
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
+_DATE = 64  # Characters; all forms are shorter.
 
 
 def broken() -> UpstreamFailure:
@@ -44,17 +52,27 @@ def unanswered(error: Exception) -> UpstreamFailure:
 
 def refused(response: httpx.Response, body: bytes, preset: Preset) -> UpstreamFailure:
     """Tell a refusal that cannot have been paid for from one that may have been."""
-    status = response.status_code
-    again = status == 429 or status >= 500
+    status, headers = response.status_code, response.headers
+    # An upstream that knows better says so; that it may be asked again does not make it sure.
+    told = headers.get("x-should-retry", "").strip().lower()
+    sure = (status in SURE or status in preset.retry_on) and told != "false"
     return UpstreamFailure(
         "upstream_refused",
-        message_of(body, preset) or f"The upstream answered {status}.",
+        message_of(body, preset) or _answered(response, preset),
         state="failed",
         status=status,
-        retryable=again,
-        sure=again,
-        retry_after=_retry_after(response.headers),
+        retryable=told != "false" and (sure or status == 429 or status >= 500 or told == "true"),
+        sure=sure,
+        retry_after=_retry_after(headers),
     )
+
+
+def _answered(response: httpx.Response, preset: Preset) -> str:
+    words = f"The upstream answered {response.status_code}"
+    where = response.headers.get("location", "").partition("?")[0]
+    if where and 300 <= response.status_code < 400:
+        words += f" and points to {said(where, preset)}; redirects are not followed"
+    return words + "."
 
 
 def no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
@@ -71,14 +89,22 @@ def no_stream(kind: str, body: bytes, preset: Preset) -> UpstreamFailure:
 
 def _retry_after(headers: httpx.Headers) -> float | None:
     """Return the seconds to wait (RFC 9110 §10.2.3: a number or a date), None if not told."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if not value:
-            return None
-        if value.replace(".", "", 1).isdigit():
+    for value in headers.get_list("retry-after-ms"):
+        if _NUMBER.fullmatch(value.strip()):
+            return float(value) / 1000
+    for value in headers.get_list("retry-after"):
+        if _NUMBER.fullmatch(value.strip()):
             return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+        if (seconds := _until(value.strip())) is not None:
+            return seconds
+    return None
+
+
+def _until(date: str) -> float | None:
+    """Return the seconds until an HTTP date, all three forms of RFC 9110 §5.6.7."""
+    try:
+        when = parsedate_to_datetime(date[:_DATE])
+        when = when.replace(tzinfo=when.tzinfo or UTC)  # That of asctime has none, and means UTC.
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None

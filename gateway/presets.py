@@ -4,11 +4,52 @@ A preset is a `[presets.NAME]` table of the TOML file; what it leaves out (or se
 the settings of the same name. Without a file there is one preset, `default`.
 """
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+)
 
 from gateway.errors import Refusal
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FRAMING = {"transfer-encoding", "upgrade", "expect"}
+
+Status = Annotated[int, Field(strict=True, ge=400, le=599)]
+
+
+def tidy(value: Any) -> Any:
+    """Return a text without the line's end that a mounted secret has, and anything else as it is.
+
+    Raises ValueError where a control character is inside: it would end a header, or the request.
+    """
+    if isinstance(value, SecretStr):
+        return SecretStr(tidy(value.get_secret_value()))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(tidy, value))
+    if not isinstance(value, str):
+        return value
+    value = value.strip("\ufeff \t\r\n\f\v")
+    if _CONTROL.search(value):
+        raise ValueError("has a control character, as a line's end, inside")
+    return value
+
+
+def _can_be_sent(key: SecretStr) -> SecretStr:
+    if not key.get_secret_value().isascii():
+        raise ValueError("has a character that no key has, as a typographic quote")
+    return key
+
+
+Key = Annotated[SecretStr, BeforeValidator(tidy), AfterValidator(_can_be_sent)]
 
 
 class Preset(BaseModel):
@@ -17,14 +58,19 @@ class Preset(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str = Field("", description="full URL of the completion endpoint")
-    api_key: SecretStr = Field(SecretStr(""), description="sent as a bearer token")
+    api_key: Key = Field(SecretStr(""), description="sent as a bearer token")
     headers: dict[str, str] = Field({}, repr=False, description="further request headers")
     models: list[str] = Field([], description="models allowed; empty allows all")
     defaults: dict[str, Any] = Field({}, description="body members added where missing")
     force: dict[str, Any] = Field({}, description="body members set whatever was asked")
     include_usage: bool = Field(True, description="ask the upstream for token counts")
     retries: int = Field(2, ge=0, le=10, description="further attempts after a sure refusal")
-    retry_after_max: float = Field(20, ge=0, description="longest Retry-After waited for")
+    retry_on: frozenset[Status] = Field(
+        frozenset(), description="further statuses that are a sure refusal: nothing was paid"
+    )
+    retry_after_max: float = Field(
+        20, ge=0, allow_inf_nan=False, description="longest Retry-After waited for"
+    )
     on_leave: Literal["cancel", "finish"] = Field(
         "cancel", description="what becomes of a run whose last viewer left"
     )
@@ -39,6 +85,30 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _tidy(cls, value: Any) -> Any:
+        return tidy(value)
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _tidy_headers(cls, value: Any) -> Any:
+        return {tidy(k): tidy(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for number, (name, value) in enumerate(headers.items(), 1):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the name of header {number} is none")
+            if name.lower() in _FRAMING:
+                raise ValueError(f"{name} is not to be set: it frames the request")
+            try:
+                value.encode("latin-1")
+            except UnicodeEncodeError:
+                raise ValueError(f"the value of {name} has a character outside Latin-1") from None
+        return headers
 
     def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Refusal where it is not allowed."""

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
-from gateway.presets import Preset
+from gateway.presets import Key, Preset, tidy
 
 PREFIX = "GATEWAY_"
 _OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     )
     secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")
     upstream_url: str = Field("", description="completion endpoint of the default preset")
-    upstream_api_key: SecretStr = Field(SecretStr(""), description="sent to it as a bearer token")
+    upstream_api_key: Key = Field(SecretStr(""), description="sent to it as a bearer token")
     auth: str = Field(
         "signed", description="signed (Starlette's session cookie) or module:callable"
     )
@@ -81,6 +81,11 @@ class Settings(BaseSettings):
     upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
     log_level: str = Field("info", description="debug, info, warning or error")
     presets: Annotated[dict[str, Preset], NoDecode] = Field({}, description="in the TOML file only")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tidy(cls, value: Any) -> Any:
+        return tidy(value)
 
     @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
     @classmethod

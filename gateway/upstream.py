@@ -87,7 +87,9 @@ def _request(preset: Preset, method: str) -> httpx.Request:
     headers = httpx.Headers(_HEADERS)
     if key := preset.api_key.get_secret_value():
         headers["Authorization"] = f"Bearer {key}"
-    headers.update(preset.headers)
+    # As bytes: httpx takes a text for ASCII.
+    latin = {name: value.encode("latin-1") for name, value in preset.headers.items()}
+    headers.update({name.encode(): value for name, value in latin.items()})
     return httpx.Request(method, httpx.URL(preset.url), headers=headers)
 
 

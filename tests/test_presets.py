@@ -111,6 +111,13 @@ def test_stream_options_that_are_no_object_are_refused(options: Any) -> None:
     "wrong",
     [
         *({"modles": []}, {"retries": -1}, {"retries": 11}, {"on_leave": "stay"}, {"stall": -1}),
+        *(
+            {"retry_on": [200]},
+            {"retry_on": [399, 500]},
+            {"retry_on": [600]},
+            {"retry_on": ["500"]},
+        ),
+        *({"retry_on": [True]}, {"retry_on": 500}, {"retry_after_max": float("inf")}),
         *({"on_crash": "retry"}, {"crash_restarts": 0}, {"crash_restarts": 11}),
     ],
 )
@@ -122,3 +129,34 @@ def test_a_wrong_member_is_refused_when_the_preset_is_read(wrong: dict[str, Any]
 def test_a_preset_does_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         preset().url = "http://elsewhere/"
+
+
+# What goes into the head of a request
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " ", "\n\n"])
+def test_the_end_of_a_mounted_secrets_line_is_no_part_of_it(end: str) -> None:
+    headers = {f"api-key{end}": f"azure{end}", "x-title": f"Caf\xe9{end}"}
+    got = preset(api_key=f"\ufeffsk-1{end}", headers=headers, url=f"http://u/v1{end}")
+    assert (got.api_key.get_secret_value(), got.url) == ("sk-1", "http://u/v1")
+    assert got.headers == {"api-key": "azure", "x-title": "Caf\xe9"}
+
+
+SMUGGLED = ["sk-1\r\nX-Smuggled: 1", "sk-1\nsk-2", "sk\0-1", "sk\x1b[31m-1", "sk\x7f-1", "a\tb"]
+UNSENDABLE = [
+    *({"api_key": each} for each in SMUGGLED),
+    *({"headers": {"api-key": each}} for each in SMUGGLED),
+    *({"headers": {each: "x"}} for each in [*SMUGGLED, "", "a b", "a:", "\xe9"]),
+    *({"url": f"http://u/{each}"} for each in SMUGGLED),
+    *({"api_key": "\u201csk-1\u201d"}, {"headers": {"x": "sk-1\u20ac"}}),
+    {"headers": {"Transfer-Encoding": "chunked"}},
+]
+
+
+@pytest.mark.parametrize("wrong", UNSENDABLE, ids=range(len(UNSENDABLE)))
+def test_what_cannot_be_sent_in_one_line_is_refused_and_not_shown(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        preset(**wrong)
+    (error,) = caught.value.errors(include_input=False)
+    assert error["loc"][0] in wrong
+    assert "sk" not in error["msg"]

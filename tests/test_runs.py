@@ -465,7 +465,7 @@ def busy(status: str = "503 Busy", *more: str) -> bytes:
     return answers(status, b"{}", "application/json", *(more or ("Retry-After: 0",)))
 
 
-@pytest.mark.parametrize("status", ["429 Slow", "500 Oops", "503 Busy"])
+@pytest.mark.parametrize("status", ["429 Slow", "503 Busy", "529 Overloaded"])
 async def test_a_sure_refusal_is_followed_by_another_attempt(status: str, redis_url: str) -> None:
     script = refuses(2, busy(status))
     got, upstream = await ended(script, upstream_retries=2, redis_url=redis_url)
@@ -487,6 +487,15 @@ async def test_an_upstreams_words_forge_no_line_of_the_log(
         assert words.isprintable()
         assert KEY not in words
     assert sum("forged" in line for line in caplog.messages) == 3  # Each attempt and both ends.
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "502 Bad", "504 Late", "520 Odd", "524 Late"])
+async def test_what_a_gateway_says_after_its_provider_was_paid_is_not_asked_again(
+    status: str,
+) -> None:
+    got, upstream = await ended(refuses(9, busy(status)), upstream_retries=2)
+    assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("failed", 1, 1)
+    assert got.failure["retryable"]
 
 
 async def test_attempts_have_a_bound() -> None:

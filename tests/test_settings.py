@@ -217,6 +217,36 @@ def test_a_secret_is_not_shown_by_what_is_wrong_with_it(text: str, toml: WriteTo
     assert SECRET not in wrong(**toml(text))
 
 
+NAMES = ["upstream_api_key", "secrets", "cookie_secrets", "upstream_url", "public_url", "redis_url"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n\n"])
+def test_the_end_of_a_mounted_secrets_line_is_no_part_of_it(
+    name: str, end: str, setenv: Setenv
+) -> None:
+    value = "https://gw.example/x" if name.endswith("url") else SECRET
+    setenv(name, value + end)
+    bare = {name: value}
+    assert getattr(load({}), name) == getattr(load(bare), name) != ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("inside", ["\r\nX-Smuggled: 1\r\n", "\n", "\x00", "\x1b[31m"])
+def test_a_control_character_inside_stops_the_start_and_is_not_shown(
+    name: str, inside: str
+) -> None:
+    value = f"https://{SECRET}{inside}x" if name.endswith("url") else f"{SECRET}{inside}x"
+    said = wrong(**{name: value})
+    assert said.startswith(f"GATEWAY_{name.upper()}: ")
+    assert SECRET not in said
+
+
+def test_a_list_may_have_an_item_a_line(setenv: Setenv) -> None:
+    setenv("secrets", "one,\ntwo\n")
+    assert [each.get_secret_value() for each in load({}).secrets] == ["one", "two"]
+
+
 # Unknown variables
 
 

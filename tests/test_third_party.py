@@ -151,7 +151,7 @@ async def test_a_429_for_good_is_failed_with_its_status(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "status", "attempts"), [("broken", 500, 2), ("refused", 404, 1)]
+    ("prompt", "status", "attempts"), [("broken", 500, 1), ("refused", 404, 1)]
 )
 async def test_an_error_is_failed_with_its_status_and_words(
     mock: Mock, prompt: str, status: int, attempts: int

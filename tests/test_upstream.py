@@ -9,7 +9,6 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -289,6 +288,10 @@ async def test_a_presets_headers_are_sent() -> None:
     assert (sent["api-key"], sent["openai-project"]) == (["azure"], ["p"])
 
 
+async def test_a_presets_header_is_sent_in_latin_1() -> None:
+    assert b"\r\nx-title: Caf\xe9\r\n" in (await asked(headers={"x-title": "Caf\xe9"})).head
+
+
 @pytest.mark.parametrize("name", ["User-Agent", "user-agent"])
 async def test_a_presets_header_replaces_ours_however_it_is_written(name: str) -> None:
     assert headers_of(await asked(headers={name: "mine"}))["user-agent"] == ["mine"]
@@ -313,26 +316,64 @@ async def test_a_redirect_is_not_followed() -> None:
         assert elsewhere.calls == []
 
 
-REFUSED: dict[str, tuple[str, bool]] = {
-    "400 Bad Request": ("failed", False),
-    "401 Unauthorized": ("failed", False),
-    "404 Not Found": ("failed", False),
-    "429 Too Many Requests": ("failed", True),
-    "500 Internal Server Error": ("failed", True),
-    "503 Service Unavailable": ("failed", True),
-    "529 Overloaded": ("failed", True),
+# Each with whether nothing can have been paid for, and whether a new ticket may fare better.
+REFUSED: dict[str, tuple[bool, bool]] = {
+    "400 Bad Request": (False, False),
+    "401 Unauthorized": (False, False),
+    "404 Not Found": (False, False),
+    "408 Request Timeout": (False, False),
+    "429 Too Many Requests": (True, True),
+    "500 Internal Server Error": (False, True),
+    "502 Bad Gateway": (False, True),
+    "503 Service Unavailable": (True, True),
+    "504 Gateway Timeout": (False, True),
+    "520 ": (False, True),
+    "524 A Timeout Occurred": (False, True),
+    "529 Overloaded": (True, True),
 }
 
 
 @pytest.mark.parametrize(("status", "expected"), REFUSED.items())
 async def test_a_refusal_says_its_status_and_whether_to_ask_again(
-    status: str, expected: tuple[str, bool]
+    status: str, expected: tuple[bool, bool]
 ) -> None:
     failed = await failure_of(answering(status, b'{"error": {"message": "Not now."}}'))
-    state, again = expected
     assert (failed.code, failed.message) == ("upstream_refused", "Not now.")
-    assert (failed.state, failed.status) == (state, int(status[:3]))
-    assert failed.sure == failed.retryable == again
+    assert (failed.state, failed.status) == ("failed", int(status[:3]))
+    assert (failed.sure, failed.retryable) == expected
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "504 Late", "408 Late"])
+async def test_a_preset_may_know_of_more_statuses_that_cost_nothing(status: str) -> None:
+    failed = await failure_of(answering(status), retry_on=[500, 504, 408])
+    assert (failed.sure, failed.retryable) == (True, True)
+    assert not (await failure_of(answering("502 Bad"), retry_on=[500])).sure
+
+
+SHOULD_RETRY: dict[tuple[str, str], tuple[bool, bool]] = {
+    ("429 Slow", "false"): (False, False),
+    ("503 Busy", "False"): (False, False),
+    ("500 Oops", "true"): (False, True),
+    ("409 Conflict", "true"): (False, True),
+    ("429 Slow", "maybe"): (True, True),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), SHOULD_RETRY.items())
+async def test_an_upstream_that_says_not_to_ask_again_is_believed(
+    answer: tuple[str, str], expected: tuple[bool, bool]
+) -> None:
+    status, told = answer
+    failed = await failure_of(answering(status, b"", f"X-Should-Retry: {told}"))
+    assert (failed.sure, failed.retryable) == expected
+
+
+async def test_a_redirect_says_where_to() -> None:
+    where = f"Location: http://other/v1?key={KEY}"
+    failed = await failure_of(answering("302 Found", b"", where))
+    assert "302 and points to http://other/v1" in failed.message
+    assert failed.message.isprintable()
+    assert KEY not in failed.message
 
 
 MESSAGES: dict[bytes, str] = {
@@ -380,6 +421,17 @@ RETRY_AFTER: dict[str, tuple[str, float | None]] = {
     "garbage milliseconds": ("Retry-After-Ms: soon", None),
     "a negative number": ("Retry-After: -5", None),
     "digits of another script": ("Retry-After: ²", None),
+    "an infinite number": ("Retry-After: inf", None),
+    "no number": ("Retry-After: nan", None),
+    "an exponent": ("Retry-After: 1e9", None),
+    "garbage milliseconds beside seconds": ("Retry-After-Ms: soon\r\nRetry-After: 7", 7),
+    "negative milliseconds beside seconds": ("Retry-After-Ms: -5\r\nRetry-After: 7", 7),
+    "infinite milliseconds beside seconds": ("Retry-After-Ms: inf\r\nRetry-After: 7", 7),
+    "milliseconds beside seconds": ("Retry-After-Ms: 250\r\nRetry-After: 7", 0.25),
+    "both twice": ("Retry-After: 7\r\nRetry-After: 7", 7),
+    "far too many digits": ("Retry-After: " + "9" * 400, float("inf")),
+    "a date that is none": ("Retry-After: Sat, 99 Nov 2026 99:99:99 GMT", None),
+    "a year out of range": ("Retry-After: Sat, 28 Nov 99999 00:00:00 GMT", None),
 }
 
 
@@ -389,9 +441,20 @@ async def test_retry_after_is_told_in_seconds(header: str, seconds: float | None
     assert failed.retry_after == seconds
 
 
+DATES = {
+    "IMF": "%a, %d %b %Y %H:%M:%S GMT",
+    "RFC 850": "%A, %d-%b-%y %H:%M:%S GMT",
+    "asctime": "%a %b %e %H:%M:%S %Y",
+    "another zone": "%a, %d %b %Y %H:%M:%S +0000",
+}
+
+
+@pytest.mark.parametrize("form", DATES.values(), ids=DATES)
 @pytest.mark.parametrize(("ahead", "low", "high"), [(60, 50, 60), (-60, 0, 0)])
-async def test_retry_after_may_be_a_date(ahead: int, low: float, high: float) -> None:
-    when = format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True)
+async def test_retry_after_may_be_a_date_of_any_form(
+    form: str, ahead: int, low: float, high: float
+) -> None:
+    when = (datetime.now(UTC) + timedelta(seconds=ahead)).strftime(form)
     failed = await failure_of(answering("503 Busy", b"", f"Retry-After: {when}"))
     assert failed.retry_after is not None
     assert low <= failed.retry_after <= high

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from gateway.failures import SURE
 from tests.faults.schedule import Answer
 from tests.support import until
 
@@ -42,11 +43,12 @@ class Call:
     finished: bool = False
     outcome: str = ""
     ended: float = 0.0
+    unsure: bool = False  # Refused as by a gateway whose provider may have been paid.
 
     @property
     def paid(self) -> bool:
         """Whether it was anything but a sure refusal."""
-        return self.outcome != "refused" or bool(self.sent)
+        return self.outcome != "refused" or self.unsure or bool(self.sent)
 
 
 class Upstream:
@@ -158,6 +160,7 @@ class _Play:
     async def refuse(self, status: int) -> None:
         """Refuse, and count it."""
         self._fault("refused")
+        self._call.unsure = status >= 500 and status not in SURE
         body = b'{"error": {"message": "not now"}}'
         head = f"HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nRetry-After: 0.3\r\n"
         await self._write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)

@@ -93,7 +93,7 @@ class _Peer:
         self._upstream.calls.append(call)
         self._upstream.say(f"upstream call {len(self._upstream.calls)} for {stream} from {host}")
         self._call = call
-        call.paid = not 400 <= script["status"] < 600
+        call.paid = script["status"] not in {400, 401, 429, 503}  # A 500 may have been.
         steps = _steps(script, len(self._upstream.calls), stream)
         self._next(call, steps)
 
