@@ -36,6 +36,7 @@ log = logging.getLogger("gateway.eventlog")
 
 READ_COUNT = 500  # Entries fetched at once.
 _REPAIR_BATCH = 64
+_BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended by adoption.
 
 
 async def read(
@@ -106,6 +107,7 @@ class EventLog:
         self._pending_bytes = 0
         self._drained: asyncio.Future[None] | None = None
         self._sealed: Seal | None = None
+        self._breaks = 0
 
     @property
     def backlog(self) -> int:
@@ -175,18 +177,27 @@ class EventLog:
         return End(state, ids[-1].decode(), len(events), b"".join(frames))
 
     async def _store_seal(self, seal: Seal) -> str:
+        breaks = 0
         while True:
-            with suppress(Passing):
+            try:
                 verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
-                if verdict == "sealed":
-                    return state
-                if verdict == "fenced":
-                    self.fence()
-                    raise Fenced(self.stream_id)
-                self.doubt()
-                await self.drained()
+            except Passing:
+                await asyncio.sleep(0.2)
                 continue
-            await asyncio.sleep(0.2)
+            except Exception:
+                breaks += 1
+                if breaks == _BREAKS:
+                    raise
+                log.exception("%s: the seal broke", self.stream_id)
+                await asyncio.sleep(0.2)
+                continue
+            if verdict == "sealed":
+                return state
+            if verdict == "fenced":
+                self.fence()
+                raise Fenced(self.stream_id)
+            self.doubt()
+            await self.drained()
 
     async def _wake_watchers(self) -> None:
         if commands := wake_ups([self]):
@@ -205,6 +216,14 @@ class EventLog:
         self.flying = None
         self._settle()
         self.on_fence()
+
+    def broke(self, error: BaseException) -> None:
+        """Note a fault of ours in the writing; one that stays is left for adoption to end."""
+        log.error("%s: its writing broke", self.stream_id, exc_info=error)
+        self._breaks += 1
+        self.doubt()
+        if self._breaks >= _BREAKS:
+            self.fence()
 
     # What follows is for the Writer.
 
@@ -283,6 +302,7 @@ class EventLog:
         self.in_doubt = False
         if self.flying is not None:
             self.landed()
+        self._breaks = 0
         self._settle()
 
     def _settle(self) -> None:

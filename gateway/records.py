@@ -24,8 +24,9 @@ FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "inter
 DAY = 86_400_000  # In milliseconds, as all times here.
 
 _DRAWS = 64
+_NAMED = 1 << 32  # More than any count of beats.
 
-_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel")
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
@@ -46,6 +47,7 @@ class Record:
     epoch: int
     attempts: int
     cancel: int
+    buried: int  # How often it was named by a dead replica, and nobody owned it yet.
     end_id: str
     result: bytes
     now: int
@@ -86,7 +88,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What came of a claim: claimed, attach, expired or missing."""
+    """What came of a claim: claimed, attach, expired, missing or unnamed."""
 
     verdict: str
     epoch: int = 0
@@ -185,9 +187,12 @@ class Records:
         """Return the request of a stream that has not ended, b"" if there is none."""
         return await self.store.call("HGET", record_key(stream_id), "request") or b""
 
-    async def claim(self, stream_id: str, nonce: str) -> Claim:
-        """Become the owner of a cached stream; the same nonce again gives the same answer."""
-        args = [self.replica, nonce, self._running_ttl]
+    async def claim(self, stream_id: str, nonce: str, buried: int = 0) -> Claim:
+        """Become the owner of a cached stream; the same nonce again gives the same answer.
+
+        `buried` is the record's, as it was read before the stream was named as run here.
+        """
+        args = [self.replica, nonce, self._running_ttl, buried]
         verdict, *more = await self.store.script("claim", _keys(stream_id), args)
         if verdict == b"claimed":
             return Claim("claimed", int(more[0]), more[1] or b"")
@@ -300,11 +305,13 @@ def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
     """Return the commands that let others find a stream should this replica die.
 
     They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
-    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet.
+    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet. It is a
+    sign of life like the beat, by another number than any of those: what is named while a burial
+    is under way stays on the list.
     """
     beats, runs = BEATS + book, runs_key(replica, book)
     return [
-        ["HSETNX", beats, replica, 0],
+        ["HINCRBY", beats, replica, _NAMED],
         ["PEXPIRE", beats, DAY],
         ["SADD", runs, stream_id],
         ["PEXPIRE", runs, DAY],

@@ -6,7 +6,7 @@ it. An ended stream is kept for two leases more, and written again if Redis come
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -16,10 +16,12 @@ from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
 from gateway.grace import Grace
 from gateway.inbox import Inbox
+from gateway.ownership import Ownership
 from gateway.positions import Entry, Position
 from gateway.presets import Preset
 from gateway.records import Record, Records, new_id
 from gateway.runs import Caps, Run
+from gateway.suspects import Suspects
 from gateway.tails import Tails
 from gateway.takeover import Start, Takeover, fields_of
 from gateway.tasks import Tasks
@@ -58,6 +60,9 @@ class Replica:
         parts = (records, beat, self._writer, tails, upstream, presets)
         self._takeover = Takeover(*parts, self._adopt)
         self._grace = Grace(records, beat)
+        self._ownership = Ownership(records, beat, interval)
+        # Longer than a death takes to be seen.
+        self._suspects = Suspects(3 * beat.lease, tails.owners)
         self._runs: dict[str, Run] = {}
         self._inbox = Inbox(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
@@ -77,6 +82,19 @@ class Replica:
         """Whether a stream is to be written again here, should Redis have forgotten it."""
         run = self._runs.get(stream_id)
         return run is not None and (run.active or run.log.unsure)
+
+    def saw(self, record: Record) -> None:
+        """Note what somebody looked at: whoever looks at a stream without a living owner ends it.
+
+        Its owner may be this replica, which does not know: then it is adopted.
+        """
+        if record.running and record.owner != self._records.replica:
+            self._suspects.note(record.stream_id, record.owner)
+        elif record.running and not self._holds(record.stream_id):
+            self._takeover.orphan(record.stream_id)
+
+    def _holds(self, stream_id: str) -> bool:
+        return stream_id in self._runs or stream_id in self._claims
 
     # Redeeming and cancelling
 
@@ -102,14 +120,26 @@ class Replica:
         return task.result()
 
     async def _claim(self, record: Record, preset: Preset) -> str:
+        try:
+            return await self._claimed(record, preset)
+        except Exception:  # What Redis has given to this replica must come to an end.
+            log.exception("%s: the claim broke", record.stream_id)
+            self._tails.disown(record.stream_id)
+            self._takeover.orphan(record.stream_id)
+            return ""
+
+    async def _claimed(self, record: Record, preset: Preset) -> str:
         nonce, deadline, sent = new_id(), _now() + _CLAIM_WAIT, False
         while True:
             asked = _now()
             try:
                 await self._beat.enter(record.stream_id)
                 sent = True
-                claim = await self._records.claim(record.stream_id, nonce)
-                break
+                claim = await self._records.claim(record.stream_id, nonce, record.buried)
+                if claim.verdict != "unnamed":
+                    break
+                record = await self._records.read(record.stream_id) or record
+                continue
             except Passing:
                 if not sent and _now() > deadline:
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
@@ -147,51 +177,34 @@ class Replica:
     async def _live(self, run: Run, start: Start) -> None:
         stream_id = run.log.stream_id
         try:
-            permit = partial(self._permit, start.claimed)
+            permit = partial(self._ownership.permit, start.claimed)
             state = await run.main(start.ask or self._upstream, permit)
             level = _LEVELS.get(state, logging.WARNING)
             log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
         except Fenced:
-            log.warning("%s: another replica took it over", stream_id)
-            self._tails.disown(stream_id)
-            self._writer.close(run.log)
-            self._runs.pop(stream_id, None)
-            await self._takeover.follow(stream_id)
+            log.warning("%s: another replica took it over, or its log broke", stream_id)
+            await self._let_go(run)
+        except Exception:
+            log.exception("%s: the run broke, and is ended anew", stream_id)
+            await self._let_go(run)
         finally:
             run.finished_at = _now()
             self._count -= 1
+
+    async def _let_go(self, run: Run) -> None:
+        """Follow a stream that is another one's; adoption ends what Redis says is ours."""
+        stream_id = run.log.stream_id
+        self._tails.disown(stream_id)
+        self._writer.close(run.log)
+        if self._runs.get(stream_id) is run:
+            del self._runs[stream_id]
+        await self._takeover.follow(stream_id)
 
     async def _leave(self, stream_id: str) -> None:
         with suppress(Passing):
             await self._beat.leave(stream_id)
             await self._beat.cancelled(stream_id)
-
-    async def _permit(self, claimed: float, run: Run) -> None:
-        """Return when this replica may ask the upstream; raises Fenced.
-
-        One that was late since its claim may have been declared dead, though it is well again: its
-        claim is then no right to spend money.
-        A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
-        then stops it: between a death and this run there was nobody to be woken.
-        """
-        again = run.attempts > 1 or run.log.inherited
-        if again:
-            await run.log.drained()
-        while again or not self._beat.steady(claimed):
-            asked = _now()
-            with suppress(Passing):
-                verdict, _ = await run.log.hold()
-                if verdict != "ours":
-                    run.log.fence()  # Which cancels this task: not in the midst of what follows.
-                    await asyncio.sleep(0)
-                    raise Fenced(run.log.stream_id)
-                record = await self._records.read(run.log.stream_id)
-                if record is not None and record.cancelled:
-                    run.stop(Ending("cancelled"))  # Which ends this task at its next await.
-                elif self._beat.steady(asked) and record and record.epoch == run.log.epoch:
-                    return  # Else it was taken over since the hold: a pause lies between.
-            await asyncio.sleep(self._interval)
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
@@ -245,7 +258,7 @@ class Replica:
     async def _beats(self) -> None:
         while True:
             try:
-                owners = self._tails.owners()
+                owners = self._suspects.owners()
                 paused = not self._beat.fresh
                 news = await self._beat.renew([run.log.stream_id for run in self.active], owners)
                 self._writer.look_at_connection()
@@ -263,12 +276,11 @@ class Replica:
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
 
-    def _bury(self, dead: Iterable[str], owners: dict[str, list[str]]) -> None:
+    def _bury(self, dead: Iterable[str], owners: Mapping[str, list[str]]) -> None:
         if self.draining:
             return  # Who leaves adopts nothing.
         if self._takeover.adoption_due:
-            held = (self._runs, self._claims)
-            self._tasks.spawn(self._takeover.adopt(lambda each: any(each in some for some in held)))
+            self._tasks.spawn(self._takeover.adopt(self._holds))
         for name in dead:
             self._tasks.spawn(self._takeover.bury(name, owners.get(name, [])))
 
@@ -296,7 +308,7 @@ class Replica:
         until = self._beat.renewed - 2 * self._beat.lease
         for stream_id, run in list(self._runs.items()):
             if not late:
-                run.check(now)
+                self._check(run, now)
             end = run.finished_at
             over = end is not None and (end < until or run.log.fenced)
             if over and not run.log.unsure and not run.tail.viewers:
@@ -304,6 +316,14 @@ class Replica:
                 self._writer.close(run.log)
                 if self._tails.get(stream_id) is run.tail:
                     self._tails.forget(stream_id)
+
+    def _check(self, run: Run, now: float) -> None:
+        try:
+            run.check(now)
+        except Exception:  # One that breaks must not keep the others from being looked at.
+            log.exception("%s: the look at it broke", run.log.stream_id)
+            why = failure("internal", "The gateway made a mistake.", retryable=True)
+            run.stop(Ending("failed", why))
 
     async def _looks(self) -> None:
         """Look for cancels whose message was lost, and for runs that nobody watches any more."""

@@ -323,6 +323,7 @@ class Routes:
         if record is not None and record.subject != subject:
             raise Refusal("ticket_not_found")
         if record is not None and record.issued <= ticket.issued:
+            self.replica.saw(record)
             return record
         # A younger one: the key was used again, after this ticket had run out or was forgotten.
         lives = record is None and self.replica.owes(ticket.stream_id)

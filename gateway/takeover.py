@@ -19,7 +19,6 @@ stream, and a third one goes on.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -81,17 +80,24 @@ class Takeover:
         self._inheriting: set[str] = set()
         self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
         self._generation = 0
+        self._orphans: set[str] = set()
+        self._adopting = 0
 
     @property
     def busy(self) -> bool:
         """Whether streams are being taken over, or may have to be: others must find them then."""
-        return bool(self._burying) or self.adoption_due
+        return bool(self._burying or self._adopting) or self.adoption_due
 
     @property
     def adoption_due(self) -> bool:
         """Whether streams may name this replica that it does not know: it broke off while burying,
         or a connection is a new one, and may lead to a server that knows less."""
-        return not self._burying and self._generation != self._records.store.generation
+        stale = self._generation != self._records.store.generation
+        return not self._burying and (stale or bool(self._orphans))
+
+    def orphan(self, stream_id: str) -> None:
+        """Look at the next adoption whether a stream names this replica that does not run it."""
+        self._orphans.add(stream_id)
 
     async def bury(self, dead: str, watched: list[str]) -> None:
         """Take over what a dead replica named as run by it, and what is watched here of it."""
@@ -104,8 +110,8 @@ class Takeover:
             await self._by_home(left, partial(self._inherit_some, dead))
             while left := await self._beat.bury(dead):
                 await self._by_home(left, partial(self._inherit_some, dead))
-        except Passing as error:
-            log.info("%s is not buried yet: %s", dead, error)
+        except Exception as error:
+            _complain(f"{dead} is not buried yet", error)
             self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
             self._burying.discard(dead)
@@ -120,14 +126,21 @@ class Takeover:
                 raise failed
 
     async def _inherit_some(self, dead: str, stream_ids: list[str]) -> None:
+        broken: list[BaseException] = []  # One that breaks must not keep the others from an end.
         for start in range(0, len(stream_ids), _AT_ONCE):
             batch = stream_ids[start : start + _AT_ONCE]
             inherits = (self._inherit(each, dead) for each in batch)
-            for result in await asyncio.gather(*inherits, return_exceptions=True):
-                if isinstance(result, BaseException):
-                    raise result
+            results = await asyncio.gather(*inherits, return_exceptions=True)
+            failed = [result for result in results if result is not None]
             # A burial that breaks off goes on from here; and one that lives keeps the rest.
-            await self._beat.took(dead, batch)
+            took = [each for each, result in zip(batch, results, strict=True) if result is None]
+            if took:
+                await self._beat.took(dead, took)
+            broken.extend(failed)
+            if any(isinstance(each, Passing) for each in failed):
+                break
+        if broken:
+            raise broken[0]
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Passing."""
@@ -165,14 +178,19 @@ class Takeover:
         nothing else does: nobody died, so nothing is to be paid again.
         """
         self._generation = self._records.store.generation
+        orphans, self._orphans = self._orphans, set()
+        self._adopting += 1
         try:
-            named = await self._beat.streams_of(self._beat.replica)
-            await self._by_home(named, partial(self._adopt_some, held))
+            named = {*await self._beat.streams_of(self._beat.replica), *orphans}
+            await self._by_home([*named], partial(self._adopt_some, held))
             if not self._burying:
                 self._broken_off.clear()
-        except Passing as error:
-            log.info("what was lost here is not ended yet: %s", error)
+        except Exception as error:
+            _complain("what was lost here is not ended yet", error)
             self._generation = -1
+            self._orphans |= orphans
+        finally:
+            self._adopting -= 1
 
     async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
         me = self._beat.replica
@@ -185,11 +203,16 @@ class Takeover:
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""
-        with suppress(Passing):
+        try:
             record = await self._records.read(stream_id)
             self._follow(stream_id, record)
-            if stream_id not in self._inheriting and not _is_of(record, self._beat.replica):
+            if _is_of(record, self._beat.replica):
+                self.orphan(stream_id)  # Its run broke.
+            elif stream_id not in self._inheriting:
                 await self._beat.leave(stream_id)  # Else it stays on the list for ever.
+        except Exception as error:
+            _complain(f"{stream_id} is not followed yet", error)
+            self.orphan(stream_id)
 
     def _follow(self, stream_id: str, record: Record | None) -> None:
         # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
@@ -203,7 +226,7 @@ class Takeover:
         if not entries or entries[-1].last.epoch != epoch:
             # Its owner may live, and write it again: a log must not get two ends.
             raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
-        answer = await answer_of(entries, choices_of(request))
+        answer = await self._told(record.stream_id, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._beat.replica else None
         start = preset and self._rung(record, preset, left, answer)
@@ -213,6 +236,13 @@ class Takeover:
             return True
         await self._seal(record, left, answer)
         return False
+
+    async def _told(self, stream_id: str, entries: list[Entry], request: bytes) -> Answer:
+        try:
+            return await answer_of(entries, choices_of(request))
+        except Exception:  # It is somebody else's, and the stream must end all the same.
+            log.exception("%s: what its log tells is not understood", stream_id)
+            return Answer(Reading(), "", None)
 
     def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
         """Return how a stream goes on, None if it ends."""
@@ -240,7 +270,11 @@ class Takeover:
     async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
         stream_id = record.stream_id
         ending = Ending("done") if answer.reading.finished else _lost()
-        events, end, result = ending_events(ending, answer.reading, record.attempts)
+        try:
+            events, end, result = ending_events(ending, answer.reading, record.attempts)
+        except Exception:
+            log.exception("%s: ends without what its log tells", stream_id)
+            events, end, result = ending_events(ending, Reading(), record.attempts)
         fields = {**fields_of(record), "request": left.request}
         journal = self._writer.open(stream_id, left.epoch, Entries(left.entries), fields)
         try:
@@ -264,6 +298,12 @@ def _seen(entries: list[Entry]) -> Iterator[Event]:
     for event in events[resets[-1] if resets else 0 :]:
         if event.name not in OURS:
             yield event
+
+
+def _complain(words: str, error: Exception) -> None:
+    """Say why something is left for later: a fault of ours needs its traceback."""
+    level, fault = (logging.INFO, None) if isinstance(error, Passing) else (logging.ERROR, error)
+    log.log(level, "%s: %s", words, error, exc_info=fault)
 
 
 def _lost() -> Ending:

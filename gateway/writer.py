@@ -113,6 +113,9 @@ class Rounds:
         except Passing as error:
             log.info("nothing can be written: %s", error)
             await asyncio.sleep(0.1)
+        except Exception:  # Of no log's own; each is in doubt if it was touched.
+            log.exception("a round of the writer broke")
+            await asyncio.sleep(1)
         finally:
             for each in logs:
                 if each.unsaid:
@@ -150,15 +153,18 @@ class Rounds:
             if self._of(each.stream_id) is not self:
                 each.doubt()
 
-    async def _repair(self, logs: list[EventLog]) -> BaseException | None:
+    async def _repair(self, logs: list[EventLog]) -> Passing | None:
         """Repair what is in doubt; return a failure, which must not hold up the other logs."""
-        failed: BaseException | None = None
+        failed: Passing | None = None
         for start in range(0, len(logs), _REPAIRS):
             batch = logs[start : start + _REPAIRS]
             repairs = (each.repair() for each in batch)
-            for result in await asyncio.gather(*repairs, return_exceptions=True):
-                if isinstance(result, BaseException):
+            results = await asyncio.gather(*repairs, return_exceptions=True)
+            for each, result in zip(batch, results, strict=True):
+                if isinstance(result, Passing):
                     failed = result
+                elif result is not None:
+                    each.broke(result)
         return failed
 
     async def _commit(self, logs: list[EventLog]) -> None:
@@ -174,5 +180,8 @@ class Rounds:
         for each, reply in zip(logs, replies, strict=False):
             if reply is None:
                 each.in_doubt = True
-            else:
+                continue
+            try:
                 each.landed()
+            except Exception as error:  # The others have landed too, and must not be sent again.
+                each.broke(error)

@@ -199,12 +199,13 @@ async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: Store) -> N
 
 
 async def test_a_burial_is_not_over_while_a_stream_is_named(store: Store) -> None:
-    """It may have been named since, or in a book that was not heard at first."""
+    """It may be named in a book that was not heard at first."""
     paused, heir = beat(store), beat(store)
     await paused.renew(["stream"], [])
     await seen_dead(heir, paused.replica)
     await heir.left_by(paused.replica)
-    await paused.enter("new")
+    for book in store.books:
+        await store.call("SADD", runs_key(paused.replica, book), "new")
     await heir.took(paused.replica, ["stream"])
     assert await heir.bury(paused.replica) == ["new"]
     assert paused.replica in (await heir.renew([], [])).dead
@@ -337,6 +338,18 @@ async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
     await alive.renew([], [])
     for key in keys:
         await until(partial(dated, key))
+
+
+async def test_what_is_named_during_a_burial_stays_on_the_list(store: Store) -> None:
+    watcher, woken = beat(store), beat(store)
+    await woken.enter("s1")
+    await woken.renew([], [])
+    await seen_dead(watcher, woken.replica)
+    assert await watcher.left_by(woken.replica) == ["s1"]
+    await woken.enter("s1")
+    with pytest.raises(Passing):
+        await watcher.took(woken.replica, ["s1"])
+    assert await watcher.streams_of(woken.replica) == ["s1"]
 
 
 async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(store: Store) -> None:

@@ -30,7 +30,8 @@ class Proxy:
 
     `judge` sees the bytes of each request: None lets it pass; LOSE_REQUEST cuts the connection
     before Redis has it; n >= 0 cuts it after n bytes of the reply. While `answering` is not set,
-    replies wait; each is late by `delay` seconds. `requests` keeps what passed.
+    replies wait; each is late by `delay` seconds. `requests` keeps what passed. `garble` and
+    `misread` change what Redis is asked and what it answers: none of our servers does so.
     """
 
     def __init__(self, port: int) -> None:
@@ -38,6 +39,8 @@ class Proxy:
         self.answering = asyncio.Event()
         self.answering.set()
         self.delay: Callable[[], float] = lambda: 0.0
+        self.garble: Callable[[bytes], bytes] = lambda data: data
+        self.misread: Callable[[bytes], bytes] = lambda data: data
         self.requests: list[bytes] = []
         self.url = ""
         self.port = port
@@ -80,7 +83,7 @@ class Proxy:
             if verdict is not None:
                 left[0] = verdict
             self.requests.append(data)
-            onward.write(data)
+            onward.write(self.garble(data))
             await onward.drain()
 
     async def _replies(
@@ -90,6 +93,7 @@ class Proxy:
             await self.answering.wait()
             if late := self.delay():
                 await asyncio.sleep(late)
+            data = self.misread(data)
             bound = left[0]
             writer.write(data if bound is None else data[:bound])
             await writer.drain()
@@ -625,6 +629,54 @@ async def test_a_fenced_log_does_not_keep_others_from_being_written(any_redis_ur
             each.append(numbered(1, 1))
         await alive.drained()
         assert numbers(await read_all(writing.store, alive.stream_id)) == [1]
+
+
+async def test_a_log_whose_writing_breaks_holds_up_no_other(shared_redis: RedisServer) -> None:
+    async with proxied(shared_redis) as proxy, owner(proxy.url) as writing:
+        broken, alive = await writing.log(), await writing.log()
+        proxy.garble = await nonsense(writing.store, "hold")
+        broken.doubt()
+        broken.append(numbered(1, 1))
+        with pytest.raises(Fenced):
+            await broken.drained()
+        proxy.garble = lambda data: data
+        alive.append(numbered(1, 1))
+        await alive.drained()
+        assert numbers(await stored(shared_redis.url, alive)) == [1]
+
+
+async def test_a_log_that_cannot_be_shown_is_written_all_the_same_and_holds_up_no_other(
+    shared_redis: RedisServer,
+) -> None:
+    async with owner(shared_redis.url) as writing:
+        logs = [await writing.log() for _ in range(3)]
+
+        def breaks() -> None:
+            raise ValueError("a fault of ours")
+
+        logs[1].on_commit = breaks
+        for count in (1, 2, 3):
+            for each in logs:
+                each.append(numbered(count, count))
+            for each in logs:
+                await each.drained()
+        for each in logs:
+            assert numbers(await stored(shared_redis.url, each)) == [1, 2, 3]
+            assert numbers(each.entries) == [1, 2, 3]
+
+
+async def nonsense(store: Store, script: str, times: int = 1000) -> Callable[[bytes], bytes]:
+    """Return what makes Redis answer nonsense instead of running a script, for some times."""
+    other = await store.call("SCRIPT", "LOAD", "return 1")
+    await store.call("SCRIPT", "LOAD", store._scripts[script][1])
+    digest, left = store._scripts[script][0].encode(), iter(range(times))
+
+    def garble(data: bytes) -> bytes:
+        return (
+            data.replace(digest, other) if digest in data and next(left, None) is not None else data
+        )
+
+    return garble
 
 
 END = Event(b'{"state":"done"}', b"end")

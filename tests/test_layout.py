@@ -32,7 +32,10 @@ FLOORS: dict[str, set[str]] = {
     "upstream": {
         *("upstream", "answers", "transport", "connection", "codings", "failures", "words"),
     },
-    "run": {"endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"},
+    "run": {
+        *("endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"),
+        *("ownership", "suspects"),
+    },
     "web": {"auth", "requests", "responses", "routes"},
     "program": {"app", "check", "workers", "server", "cli", "demo", "page", "__main__"},
 }
@@ -74,9 +77,11 @@ TESTED_IN = {
     "majority": "beat",
     "memory": "beat",
     "node": "store",
+    "ownership": "replica",
     "positions": "eventlog",
     "requests": "responses",
     "route": "cluster",
+    "suspects": "takeover",
     "tails": "tail",
     "server": "cli",
     "writer": "eventlog",

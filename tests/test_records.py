@@ -162,6 +162,18 @@ async def test_a_claim_is_repeated_only_by_its_own_attempt(store: Store, other: 
     assert (await again.claim(stream_id, "other" if other == "nonce" else "nonce")).epoch == 0
 
 
+async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: Store) -> None:
+    """What it named is off all lists: should it die now, nobody would find the stream."""
+    late, heir = replica(store), replica(store)
+    stream_id = await cached(late)
+    before = await found(late, stream_id)
+    assert await heir.takeover(stream_id, late.replica, new_id()) is None
+    assert (await late.claim(stream_id, "nonce", before.buried)).verdict == "unnamed"
+    after = await found(late, stream_id)
+    assert after.state == "cached"
+    assert (await late.claim(stream_id, "nonce", after.buried)).verdict == "claimed"
+
+
 async def test_a_ticket_that_ran_out_is_not_claimed(store: Store) -> None:
     records = replica(store)
     stream_id = await ran_out(records)

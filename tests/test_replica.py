@@ -17,6 +17,7 @@ import pytest
 from gateway import store as store_module
 from gateway.app import Gateway
 from gateway.presets import Preset
+from gateway.records import Records
 from gateway.store import BEATS, Store, log_key, record_key, runs_key
 from tests.support import (
     OK,
@@ -41,7 +42,7 @@ from tests.support import (
     until,
     whole,
 )
-from tests.test_eventlog import LOSE_REQUEST, Proxy, proxied
+from tests.test_eventlog import LOSE_REQUEST, Proxy, nonsense, proxied
 
 FIRST = sse(chunk("Hel"))
 REST = WHOLE.removeprefix(FIRST)
@@ -493,6 +494,65 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
         proxy.judge = lambda _: None
         await ends(zombie, url, "interrupted")
         await direct.close()
+
+
+@pytest.mark.parametrize("times", [1, 4, 8])
+async def test_a_seal_that_breaks_keeps_no_stream_from_its_end(
+    own_redis: RedisServer, times: int
+) -> None:
+    async with behind_a_proxy(own_redis) as (script, upstream, proxy, served):
+        url = await served.ticket()
+        viewer = asyncio.create_task(served.read(url))
+        await until(lambda: upstream.calls, "it is asked")
+        proxy.garble = await nonsense(served.gateway.store, "seal", times)
+        script.go.set()
+        got = await asyncio.wait_for(viewer, 15)
+        assert got.end["state"] == "done"
+        await ends(served, url, "done")
+        assert len(upstream.calls) == 1
+
+
+async def test_a_claim_whose_answer_is_not_understood_comes_to_an_end(
+    own_redis: RedisServer,
+) -> None:
+    async with behind_a_proxy(own_redis) as (_, upstream, proxy, served):
+        url = await served.ticket()
+        claimed = re.compile(rb"(\$7\r\nclaimed\r\n\$13\r\n)\d")
+        proxy.misread = lambda data: claimed.sub(rb"\1x", data)
+        assert not (await served.read(url)).events
+        proxy.misread = lambda data: data
+        await ends(served, url, "interrupted")
+        assert not upstream.calls
+
+
+@pytest.mark.parametrize("look", ["completion", "viewer", "DELETE"])
+@pytest.mark.parametrize("whose", ["a dead replica's", "ours"])
+async def test_a_stream_that_nobody_names_is_ended_by_whoever_looks(
+    own_redis: RedisServer, look: str, whose: str
+) -> None:
+    """Its owner died, and Redis forgot its list."""
+    async with running(redis_url=own_redis.url) as served:
+        url = await served.ticket()
+        gateway = served.gateway
+        stream_id = gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        times = {"start_by": 60, "log_ttl": 600, "max_run": 600, "lease": 1}
+        owner = gateway.name if whose == "ours" else "gone"
+        assert (await Records(gateway.store, owner, **times).claim(stream_id, "n")).epoch
+        if look == "completion":
+            assert await state_of(served, url) == "starting"
+        elif look == "DELETE":
+            answer = await served.http.delete(url, headers=served.cookie())
+            assert answer.json() == {"state": "cancelled"}
+        else:
+            await served.read(url, enough=lambda got: True)
+
+        async def state() -> bytes:
+            return bytes(await gateway.store.call("HGET", record_key(stream_id), "state"))
+
+        async def has_ended() -> bool:
+            return await state() == (b"cancelled" if look == "DELETE" else b"interrupted")
+
+        await until(has_ended, "it has ended", 6)
 
 
 async def test_a_takeover_whose_reply_is_lost_is_carried_through(own_redis: RedisServer) -> None:

@@ -1,11 +1,13 @@
 -- Takes a stream from an owner that was seen to be dead, and fences it: from the fence entry on,
--- Redis refuses the old owner's ids.
+-- Redis refuses the old owner's ids. A stream that nobody owns yet may have been named for a claim
+-- that is still under way: it is counted, as that claim is not valid any more.
 -- KEYS: 1 record, 2 log
 -- ARGV: 1 old owner, 2 new owner, 3 nonce of this attempt, 4 TTL (ms)
 -- Returns {verdict, epoch}; verdict: taken or no
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'nonce')
+if r[1] == 'cached' then redis.call('HINCRBY', KEYS[1], 'buried', 1) end
 if r[1] ~= 'starting' then return {'no'} end
 if r[2] == ARGV[2] and r[4] == ARGV[3] then return {'taken', r[3]} end
 if r[2] ~= ARGV[1] then return {'no'} end

@@ -6,11 +6,11 @@ ever; what `finally` would do never reaches anybody).
 """
 
 import asyncio
-import heapq
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ class Host:
         self.name = name
         self.stopped = False  # Paused, or killed: to the outside it is the same.
         self.dead = False
-        self.held: list[asyncio.Handle] = []
+        self.held: list[Call] = []
 
     def context(self) -> Context:
         """Return a context whose callbacks run on this host."""
@@ -58,6 +58,33 @@ class Task(asyncio.Task[Any]):
         return self is other
 
 
+class Call(asyncio.Handle):
+    """A callback that is due; it asks the loop for nothing: there are thousands in a schedule."""
+
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], loop: Any, context: Any
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+
+
+class Timer(Call, asyncio.TimerHandle):
+    """A callback that is due at a time, and dropped only then if it was cancelled."""
+
+    def __init__(self, when: float, *call: Any) -> None:
+        Call.__init__(self, *call)
+        self._when = when
+        self._scheduled = True
+
+    def cancel(self) -> None:
+        """Do nothing when it is due."""
+        asyncio.Handle.cancel(self)
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """See the module."""
 
@@ -69,8 +96,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.numbers = count()
         self._now = 0.0
         self._clock_resolution = 1e-9
-        self._ready: deque[asyncio.Handle]
-        self._scheduled: list[asyncio.TimerHandle]
+        self._ready: deque[Call]
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._set = 0  # Timers so far: of those due at once the first that was set is the first.
         self.set_task_factory(_task)  # type: ignore[arg-type]
         self.set_exception_handler(self._note)
 
@@ -81,6 +109,23 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def world(self, when: float, callback: Callable[..., Any], *args: Any) -> asyncio.Handle:
         """Call something that belongs to no host at a time, whoever asks for it."""
         return self.call_at(when, callback, *args, context=_WORLD)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call something at the next turn."""
+        handle = Call(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call something at a time."""
+        timer = Timer(when, callback, args, self, context)
+        self._set += 1
+        heappush(self._timers, (when, self._set, timer))
+        return timer
 
     def release(self, host: Host) -> None:
         """Let a host's callbacks run again, those that waited first."""
@@ -103,25 +148,27 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return transport, transport.get_protocol()
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._scheduled
-        while timers and (not ready or timers[0].when() <= self._now or timers[0].cancelled()):
-            if not ready and not timers[0].cancelled():
-                self._now = max(self._now, timers[0].when())
-            if timers[0].when() > self._now and not timers[0].cancelled():
-                break
-            handle = heapq.heappop(timers)
-            handle._scheduled = False  # type: ignore[attr-defined]
-            if not handle.cancelled():
-                ready.append(handle)
+        ready, timers = self._ready, self._timers
+        while timers:
+            when, _, timer = timers[0]
+            if timer._cancelled:
+                heappop(timers)
+                continue
+            if when > self._now:
+                if ready:
+                    break
+                self._now = when
+            heappop(timers)
+            ready.append(timer)
         if not ready:
             raise RuntimeError("nothing will ever happen again")
         for _ in range(len(ready)):
-            handle = ready.popleft()  # type: ignore[assignment]
-            if not handle.cancelled():
+            handle = ready.popleft()
+            if not handle._cancelled:
                 self._step(handle)
 
-    def _step(self, handle: asyncio.Handle) -> None:
-        host = handle._context.get(HOST)  # type: ignore[attr-defined]
+    def _step(self, handle: Call) -> None:
+        host = handle._context.get(HOST)
         if host is not None and host.stopped:
             host.held.append(handle)
             return
@@ -129,10 +176,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self.steps > STEPS:
             raise RuntimeError(f"no end after {STEPS} callbacks")
         self._now += _TICK
-        handle._run()
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass  # They are dropped when they are due.
+        try:
+            handle._context.run(handle._callback, *handle._args)
+        except Exception as error:
+            words = {"message": "a callback broke", "exception": error, "handle": handle}
+            self.call_exception_handler(words)
 
     def _write_to_self(self) -> None:
         raise AssertionError("no threads here")

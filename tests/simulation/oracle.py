@@ -75,7 +75,7 @@ class Oracle:
             viewer.seen.clear()
             viewer.gaps.append(self._world.loop.time())
             self._world.say(f"{viewer.name} got {block!r}")
-            if not self._touched(stream_id):
+            if not self.touched(stream_id):
                 self.accuse("one order", f"a gap for {viewer.name} although nothing was lost")
             viewer.after_gap = Position.parse(event_id)
             return
@@ -104,12 +104,13 @@ class Oracle:
 
     # At the end
 
-    def open(self) -> bool:
-        """Whether something has not come to its end yet."""
-        return any(
-            self._world.redis.record(each.stream_id).get(b"state") == b"starting"
-            for each in self._world.streams.values()
-        )
+    def open(self) -> list[str]:
+        """Return the streams that have not come to their end yet."""
+        return [
+            name
+            for name, each in self._world.streams.items()
+            if self._world.redis.record(each.stream_id).get(b"state") == b"starting"
+        ]
 
     def judge_streams(self) -> None:
         """Judge what everybody has seen, and what was paid."""
@@ -138,7 +139,8 @@ class Oracle:
     def _lost(self, stream_id: str, what: str) -> int:
         return sum(stream_id in getattr(loss, what) for loss in self._world.redis.losses)
 
-    def _touched(self, stream_id: str) -> bool:
+    def touched(self, stream_id: str) -> bool:
+        """Whether Redis had acknowledged something of a stream, and forgot it."""
         return self._lost(stream_id, "touched") > 0
 
     def _calls(self, stream: "Stream") -> list[Call]:
@@ -151,7 +153,7 @@ class Oracle:
             self.accuse("one paid call", f"{stream.name} was paid {paid} times, {allowed} allowed")
         ended = self._ended.get(stream.stream_id, float("inf"))
         for call in self._calls(stream):
-            if call.at > ended and not self._touched(stream.stream_id):
+            if call.at > ended and not self.touched(stream.stream_id):
                 self.accuse("one paid call", f"{stream.name} was asked for after its end")
         most = allowed * (self._world.settings.upstream_retries + 1)
         if len(self._calls(stream)) > most:
@@ -251,7 +253,7 @@ class Oracle:
         if state == "cancelled" and not stream.cancels:
             self._judge_grace(stream)
         sent = len(self._calls(stream))
-        if said["attempts"] < sent and not self._touched(stream.stream_id):
+        if said["attempts"] < sent and not self.touched(stream.stream_id):
             self.accuse("one paid call", f"{stream.name} says {said}, {sent} were sent")
 
     def _judge_grace(self, stream: "Stream") -> None:
@@ -283,7 +285,7 @@ class Oracle:
         return [(each, position) for each, position in found if position is not None]
 
     def _judge_cancels(self, stream: "Stream") -> None:
-        if self._touched(stream.stream_id):
+        if self.touched(stream.stream_id):
             return
         state = self._world.redis.record(stream.stream_id).get(b"state", b"").decode()
         for _, answer in stream.cancels:
@@ -303,7 +305,7 @@ class Oracle:
         ]
         if viewer.outcome and not re.match("204|410 (ticket|log)_expired", viewer.outcome):
             self.accuse("contract", f"{viewer.name} was told {viewer.outcome}")
-        if self._touched(stream_id):
+        if self.touched(stream_id):
             if not self._whole_again(stream) or self._told_before_the_owner_came(viewer):
                 return
             known = sorted(number for _, number in self._numbers(stream_id))

@@ -14,7 +14,7 @@ Args = list[bytes]
 Reply = Any  # bytes, int, None, list, Status or RedisError (never raised to the outside).
 Id = tuple[int, int]
 
-DENIED_WHEN_FULL = {b"SET", b"HSET", b"HSETNX", b"SADD", b"XADD"}
+DENIED_WHEN_FULL = {b"SET", b"HSET", b"HSETNX", b"HINCRBY", b"SADD", b"XADD"}
 _OOM = "OOM command not allowed when used memory > 'maxmemory'."
 
 
@@ -140,6 +140,11 @@ class Redis:
         new = field not in fields
         fields.setdefault(field, value)
         return int(new)
+
+    def _hincrby(self, key: bytes, field: bytes, by: bytes) -> Reply:
+        fields = self._make(key, dict)
+        fields[field] = b"%d" % (int(fields.get(field, b"0")) + int(by))
+        return int(fields[field])
 
     def _hget(self, key: bytes, field: bytes) -> Reply:
         return (self.value(key, dict) or {}).get(field)
@@ -345,6 +350,7 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"HGETALL": Redis._hgetall,
     b"HMGET": Redis._hmget,
     b"HSET": Redis._hset,
+    b"HINCRBY": Redis._hincrby,
     b"HSETNX": Redis._hsetnx,
     b"PEXPIRE": Redis._pexpire,
     b"PING": Redis._ping,

@@ -74,7 +74,11 @@ def _command(rng: random.Random, epoch: int) -> list[Any]:
     return rng.choice(
         [
             *(["HSET", record, field, number], ["HGET", record, field], ["HDEL", record, field]),
-            *(["HSETNX", record, field, number], ["HMGET", record, b"f", b"g", b"state"]),
+            *(
+                ["HSETNX", record, field, number],
+                ["HINCRBY", record, b"n", number],
+                ["HMGET", record, b"f", b"g", b"state"],
+            ),
             *(["XADD", log, f"{epoch}-{number}", number, b"frames"], ["EXISTS", record, log]),
             *(["XADD", log, "NOMKSTREAM", f"{epoch}-{number}", number, b"frames"],),
             *(["XRANGE", log, "-", "+", "COUNT", 3], ["XRANGE", log, f"({epoch}-1", "+"]),
@@ -94,7 +98,7 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     return rng.choice(
         [
             ("create", [rng.choice([0, 60_000]), 90_000, "digest", "request", b"{}"]),
-            ("claim", [owner, nonce, 90_000]),
+            ("claim", [owner, nonce, 90_000, rng.randrange(2)]),
             ("takeover", [owner, rng.choice(OWNERS), nonce, 90_000]),
             ("hold", [owner, epoch, 90_000, *rng.choice(before), "subject", "alice"]),
             ("seal", [owner, epoch, last, 90_000, b"{}", *ends]),
