@@ -104,10 +104,10 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             command = [*_self(), "serve", "--host", host, "--port", str(actual)]
             url = url_of(reserved)
             sys.exit(workers.supervise(command, count, settings.as_variables(flags), url))
-    if loaded.embedded:
-        log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
     gateway = Gateway(loaded)
     with bind(host, port, shared=workers.inside()) as listener:
+        if loaded.embedded:
+            log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
         run(
             gateway.app,
             listener,

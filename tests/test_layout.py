@@ -31,7 +31,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "upstream": {"upstream", "transport", "failures"},
     "run": {"endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"},
-    "web": {"auth", "requests", "responses", "routes"},
+    "web": {"cookies", "threads", "auth", "requests", "responses", "routes"},
     "program": {
         *("app", "check", "workers", "debts", "protocol", "server", "cli", "demo", "page"),
         "__main__",
@@ -80,6 +80,7 @@ TESTED_IN = {
     "requests": "responses",
     "route": "cluster",
     "tails": "tail",
+    "threads": "auth",
     "server": "cli",
     "transport": "upstream",
     "writer": "eventlog",
