@@ -147,7 +147,22 @@ def _allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def reserve(host: str, port: int) -> socket.socket:
+    """Return an address for workers to share, and for nobody else; raises SettingsError.
+
+    Whoever shares a port gets a part of its connections, and any process of the same user may that
+    asks to: another gateway's workers too. So it has to be had alone first, and is then held by a
+    socket that does not listen, against whom a port without a listener would be free.
+    """
+    with bind(host, port) as alone:
+        actual = alone.getsockname()[1]
+    try:
+        return bind(host, actual, shared=True, reuse=False)
+    except SettingsError:  # What a server without workers has left, for a minute.
+        return bind(host, actual, shared=True)
+
+
+def bind(host: str, port: int, *, shared: bool = False, reuse: bool = True) -> socket.socket:
     """Return a listening address; raises SettingsError if it is not to be had."""
     if not 0 <= port <= 65535:
         raise SettingsError(f"cannot listen on {host}:{port}: no such port")
@@ -159,7 +174,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
