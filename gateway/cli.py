@@ -17,7 +17,7 @@ from gateway.app import Gateway
 from gateway.auth import signed_cookie, usable
 from gateway.errors import Refusal, SettingsError
 from gateway.page import page
-from gateway.server import bind, run, url_of
+from gateway.server import bind, reserve, run, url_of
 from gateway.settings import Settings
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
@@ -97,17 +97,18 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             "GATEWAY_REDIS_URL: missing; the embedded store is of one process, not of "
             f"--workers {count}"
         )
+    workers.outlive_terminal()
     if count > 1:
         Gateway(loaded)  # A wrong setting is to be said once, not by every worker.
-        with bind(host, port, shared=True) as reserved:
+        with reserve(host, port) as reserved:
             _, actual = reserved.getsockname()[:2]
             command = [*_self(), "serve", "--host", host, "--port", str(actual)]
             url = url_of(reserved)
             sys.exit(workers.supervise(command, count, settings.as_variables(flags), url))
-    if loaded.embedded:
-        log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
     gateway = Gateway(loaded)
     with bind(host, port, shared=workers.inside()) as listener:
+        if loaded.embedded:
+            log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
         run(
             gateway.app,
             listener,

@@ -11,6 +11,7 @@ Codes are part of the contract: a client may switch on them.
 """
 
 REFUSALS = {
+    "bad_request": (400, "The request cannot be read"),
     "not_json": (400, "The body is not JSON"),
     "not_an_object": (400, "The body is not a JSON object"),
     "stream_required": (400, "Completions are only streamed here"),
@@ -25,11 +26,13 @@ REFUSALS = {
     "preset_not_found": (404, "No such preset"),
     "method_not_allowed": (405, "The method is not allowed here"),
     "not_acceptable": (406, "The answer is an event stream"),
+    "request_timeout": (408, "The request came too slowly"),
     "ticket_expired": (410, "The ticket was not redeemed in time"),
     "log_expired": (410, "The stream is not kept any more"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body is not application/json"),
     "idempotency_mismatch": (422, "The Idempotency-Key was used for another body"),
+    "head_too_large": (431, "The URL and headers are too large"),
     "internal": (500, "The gateway made a mistake"),
 }
 

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.requests import cookies_of
+
 STATIC: Final = Path(__file__).parent / "static"
 FILES: Final = ("demo.html", "demo.css", "demo.js", "gateway.js")
 
@@ -30,7 +32,7 @@ def page(cookie: Callable[[str], str], cut: Callable[[str], int] | None = None) 
             return Response(status_code=404)
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         # The page posts where its cookie is refused: signed by an earlier demo, its secret gone.
-        if session not in request.cookies or request.method == "POST":
+        if session not in cookies_of(request) or request.method == "POST":
             # The header is the client's to forge, and all it can spoil is its own cookie.
             secure = request.headers.get("x-forwarded-proto") == "https"
             subject = f"demo-{secrets.token_hex(6)}"

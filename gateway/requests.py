@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from gateway.cookies import Cookies
 from gateway.errors import Refusal
 
 
@@ -25,6 +26,11 @@ def accepts(request: Request) -> tuple[bool, bool]:
     if named is not None:
         return named, named
     return False, ranges.get("*/*", False)
+
+
+def cookies_of(request: Request) -> Cookies:
+    """Return the cookies, not parsed yet."""
+    return Cookies(request.headers.getlist("cookie"))
 
 
 def last_event_id(request: Request) -> str:
@@ -60,7 +66,10 @@ async def body_of(request: Request, limit: int) -> dict[str, Any]:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
     too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
-    if int(request.headers.get("content-length") or 0) > limit:
+    length = request.headers.get("content-length") or "0"
+    if not (length.isascii() and length.isdigit()):
+        raise Refusal("bad_request", "Its Content-Length is no number.")
+    if len(length) > 18 or int(length) > limit:
         raise too_large
     body = b""
     async for chunk in request.stream():

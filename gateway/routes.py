@@ -27,6 +27,7 @@ from gateway.replica import Replica
 from gateway.requests import (
     accepts,
     body_of,
+    cookies_of,
     idempotency_key,
     keyed_stream,
     last_event_id,
@@ -295,7 +296,7 @@ class Routes:
     # Checks
 
     async def _subject(self, request: Request) -> str:
-        subject = await self._authenticator.subject(request.headers, request.cookies)
+        subject = await self._authenticator.subject(request.headers, cookies_of(request))
         if subject is None:
             raise Refusal("not_authenticated", "Log in, then try again.")
         return subject

@@ -1,25 +1,17 @@
-"""Server: uvicorn's, with an orderly end and with what a stream wants from its socket.
-
-What it lends to a response, in the scope's extensions: `gateway.abort` cuts the connection,
-`gateway.write` writes a part of the body if there is room, `gateway.closed` tells of the end. Under
-another server these are missing, and a stream does without.
-"""
+"""Server: uvicorn's, with an orderly end, over connections that owe nothing for long."""
 
 import asyncio
 import gc
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 try:
     import resource
@@ -28,53 +20,15 @@ except ImportError:  # Windows
 
 from gateway import workers
 from gateway.app import Gateway
+from gateway.debts import Debts, Terms
 from gateway.errors import SettingsError
+from gateway.protocol import Protocol
+from gateway.settings import Settings
 
 _FILES = 1 << 20  # Where the system names no limit.
 _LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
 
 log = logging.getLogger("gateway")
-
-
-class Closed:
-    """Whom to tell that a connection has ended; who comes late is told at once."""
-
-    def __init__(self) -> None:
-        self._lost = False
-        self._calls: set[Callable[[], None]] = set()
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Call this at the end."""
-        self._calls.add(call)
-        if self._lost:
-            call()
-
-    def discard(self, call: Callable[[], None]) -> None:
-        """Do not: the response has ended before its connection."""
-        self._calls.discard(call)
-
-    def tell(self) -> None:
-        """Tell all."""
-        self._lost = True
-        for call in list(self._calls):
-            call()
-
-
-class Few(list[Any]):
-    """A deque of what is nearly always nothing: an empty one of those takes 600 bytes."""
-
-    def appendleft(self, item: Any) -> None:
-        """Add before the first."""
-        self.insert(0, item)
-
-
-def _event(*, done: bool = False) -> asyncio.Event:
-    """Return an event that keeps its waiters in a list; see `Few`."""
-    event = asyncio.Event()
-    event._waiters = []  # type: ignore[assignment]
-    if done:
-        event.set()
-    return event
 
 
 class Front:
@@ -89,50 +43,13 @@ class Front:
         return self._exact.get(scope.get("path", ""), self._app)(scope, receive, send)
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, which lends its socket to the application, and keeps less for an open stream."""
-
-    def on_message_begin(self) -> None:
-        """Lend the transport's abort to the response: a close would wait for the reader."""
-        super().on_message_begin()
-        self.scope["extensions"] = {"gateway.abort": self.transport.abort}  # type: ignore[dict-item]
-
-    def on_headers_complete(self) -> None:
-        """Lend a way to write a part of the body at once, where there is room for it."""
-        super().on_headers_complete()
-        self.cycle.message_event = _event()  # Its task has not run yet.
-        extensions: Any = self.scope["extensions"]
-        extensions["gateway.write"] = partial(_write, self.cycle, self.transport, self.flow)
-        extensions["gateway.closed"] = self._closed
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to keep who wants to know of the end: a task that waits for it costs memory."""
-        super().connection_made(transport)
-        self.pipeline = Few()  # type: ignore[assignment]
-        self.flow._is_writable_event = _event(done=True)
-        self._closed = Closed()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell them."""
-        super().connection_lost(exc)
-        self._closed.tell()
-
-
-def _write(
-    cycle: RequestResponseCycle, transport: asyncio.Transport, flow: FlowControl, body: bytes
-) -> bool:
-    """Write a chunk as `cycle.send` would, unless that would have to wait; say whether."""
-    if flow.write_paused or transport.is_closing() or not cycle.chunked_encoding:
-        return False
-    transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-    return True
-
-
 class Server(uvicorn.Server):
     """uvicorn's, with an orderly end: the listener first, then viewers, then runs, then exit 0."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway | None) -> None:
         super().__init__(config)
+        self._debts = Debts(_terms(gateway.settings) if gateway else Terms())
+        config.http = partial(Protocol, debts=self._debts)  # type: ignore[assignment]
         self.linger = _LINGER
         self._gateway = gateway
         self.ready = ""
@@ -145,7 +62,8 @@ class Server(uvicorn.Server):
             print(self.ready, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
-        """Look whether to end; a worker whose supervisor was killed does."""
+        """Look who owes us something, and whether to end; with its supervisor, a worker does."""
+        self._debts.collect()
         orphaned = self._parent is not None and os.getppid() != self._parent
         return await super().on_tick(counter) or orphaned
 
@@ -178,6 +96,7 @@ class Server(uvicorn.Server):
             if self.force_exit:
                 drained.cancel()
                 break
+            self._debts.collect()
             await asyncio.sleep(0.05)
         with suppress(asyncio.CancelledError):
             await drained
@@ -189,7 +108,6 @@ def run(
     """Serve on a bound socket until a signal, then drain."""
     config = uvicorn.Config(
         app if gateway is None else Front(app, gateway.routes.exact()),
-        http=Protocol,
         interface="asgi3",
         proxy_headers=False,  # Nothing here asks who the client is; a caller could lie about it.
         ws="none",
@@ -209,6 +127,16 @@ def run(
     server.run([listener])
 
 
+def _terms(given: Settings) -> Terms:
+    return Terms(
+        size=given.max_head,
+        head=given.head_timeout,
+        body=given.body_timeout,
+        idle=given.idle_timeout,
+        reading=given.write_timeout,
+    )
+
+
 def _allow_files() -> None:
     """Allow as many open files as may be: a stream takes two, and a usual limit is 1,024."""
     if resource is None:
@@ -219,7 +147,22 @@ def _allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def reserve(host: str, port: int) -> socket.socket:
+    """Return an address for workers to share, and for nobody else; raises SettingsError.
+
+    Whoever shares a port gets a part of its connections, and any process of the same user may that
+    asks to: another gateway's workers too. So it has to be had alone first, and is then held by a
+    socket that does not listen, against whom a port without a listener would be free.
+    """
+    with bind(host, port) as alone:
+        actual = alone.getsockname()[1]
+    try:
+        return bind(host, actual, shared=True, reuse=False)
+    except SettingsError:  # What a server without workers has left, for a minute.
+        return bind(host, actual, shared=True)
+
+
+def bind(host: str, port: int, *, shared: bool = False, reuse: bool = True) -> socket.socket:
     """Return a listening address; raises SettingsError if it is not to be had."""
     if not 0 <= port <= 65535:
         raise SettingsError(f"cannot listen on {host}:{port}: no such port")
@@ -231,7 +174,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error}") from None
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse))
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)

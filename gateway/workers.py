@@ -4,16 +4,29 @@ A listener that is shared would go on taking connections for a worker that drain
 closes with it, and the kernel gives new connections to the others.
 """
 
+import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
 _MARK = "GATEWAY_WORKER"
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none.
 _PAUSE = 1.0  # Seconds before a worker that died is started again.
+
+log = logging.getLogger("gateway")
+
+
+def outlive_terminal() -> None:
+    """Go on when the terminal goes away, and without it."""
+    if _HANGUP is not None:
+        signal.signal(_HANGUP, _say)
+
+
+def _say(sig: int, frame: FrameType | None) -> None:
+    log.warning("SIGHUP: settings are read at the start only; this process goes on")
 
 
 def inside() -> bool:
@@ -75,7 +88,7 @@ class _Supervisor:
                     self._forward(signal.SIGTERM, None)
                     worst = code
                 else:
-                    print(f"a worker ended with {code}; starting another", file=sys.stderr)
+                    log.warning("a worker ended with %d; starting another", code)
                     time.sleep(_PAUSE)
                     if not self._stopping:
                         self._workers.append(self._start())

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import Gateway
 from gateway.auth import signed_cookie
-from gateway.server import Protocol, Server, bind, url_of
+from gateway.server import Server, bind, url_of
 from gateway.settings import Settings
 from gateway.sse import OURS, Event, Parser
 from gateway.upstream import Upstream
@@ -167,7 +167,6 @@ async def served(app: ASGIApp, gateway: Gateway | None = None) -> AsyncIterator[
     with bind("127.0.0.1", 0) as listener:
         config = uvicorn.Config(
             app,
-            http=Protocol,
             ws="none",
             log_config=None,
             access_log=False,

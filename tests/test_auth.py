@@ -1,6 +1,11 @@
 """Authenticators: from a cookie, or an app's own callable, to the one who calls."""
 
+import asyncio
 import json
+import logging
+import sys
+import threading
+import time as clock
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +23,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.auth import Authenticator, SignedCookie, authenticator, signed_cookie, usable
+from gateway.cookies import Cookies
 from gateway.errors import Passing, SettingsError
-from tests.support import settings
+from tests.support import SECRET, Process, ask, process, running, settings, until
 
 OLD, NEW = "the app's old secret", "the app's new secret"
 
@@ -181,6 +187,48 @@ async def test_the_newest_secret_signs() -> None:
     assert await said(reader(OLD), cookie) is None
 
 
+# Several cookies of one name
+
+
+FORGED = signed(b64encode(b'{"sub": "mallory"}'), "somebody else's secret")
+GOOD = made({"sub": "alice"})
+SEVERAL: dict[str, tuple[list[str], str | None]] = {
+    "a forged one before": ([FORGED, GOOD], "alice"),
+    "a forged one after": ([GOOD, FORGED], "alice"),
+    "an empty one after": ([GOOD, ""], "alice"),
+    "several forged ones": ([FORGED, FORGED, "x", GOOD, "", "y"], "alice"),
+    "the same again": ([GOOD, GOOD], "alice"),
+    "another of the same caller": ([GOOD, made({"sub": "alice", "a": 1})], "alice"),
+    "one of another caller": ([GOOD, made({"sub": "bob"})], None),
+    "one of another caller between": ([GOOD, FORGED, made({"sub": "bob"})], None),
+    "only forged ones": ([FORGED, "x"], None),
+}
+
+
+@pytest.mark.parametrize(("values", "subject"), SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize("lines", [False, True])
+async def test_a_forged_cookie_hides_no_good_one_and_two_callers_are_nobody(
+    values: list[str], subject: str | None, lines: bool
+) -> None:
+    each = [f"session={value}" for value in values]
+    cookies = Cookies(each if lines else ["; ".join(each)])
+    assert await reader().subject({}, cookies) == subject
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+async def test_a_forged_cookie_beside_a_good_one_does_not_log_its_owner_out(quoted: bool) -> None:
+    async with running(upstream_url="http://127.0.0.1:9/") as served:
+        good = served.cookie()["Cookie"]
+        if quoted:
+            good = good.replace("=", '="', 1) + '"'
+        for line in (f"session={FORGED}; {good}", f"a=1; {good}; session={FORGED}"):
+            answer = await served.http.post("/tickets", json=ask(), headers={"Cookie": line})
+            assert answer.status_code == 201, answer.text
+        both = f"{served.cookie()['Cookie']}; {served.cookie('bob')['Cookie']}"
+        answer = await served.http.post("/tickets", json=ask(), headers={"Cookie": both})
+        assert (answer.status_code, answer.json()["code"]) == (401, "not_authenticated")
+
+
 async def test_settings_name_the_cookie_its_secrets_field_and_age() -> None:
     given = settings(
         cookie_name="sid", cookie_secrets="s1,s2", subject_field="user.id", cookie_max_age=60
@@ -235,6 +283,186 @@ async def test_a_plain_callable_says_who_calls(value: str, subject: str | None) 
 async def test_a_callable_may_say_that_it_will_pass() -> None:
     with pytest.raises(Passing, match="auth_unavailable"):
         await named("unable").subject({}, {})
+
+
+def only_alice(headers: Headers, cookies: Headers) -> str | None:
+    """One that looks at a cookie of its own, and breaks at what it cannot read."""
+    name, sign, _ = cookies["who"].partition(":ok")
+    if not sign:
+        raise ValueError(cookies["who"])
+    return name
+
+
+@pytest.mark.parametrize(
+    ("line", "subject"),
+    [
+        ("who=alice:ok; who=alice", "alice"),
+        ("who=x; who=alice:ok", "alice"),
+        ("who=alice:ok; who=bob:ok", None),
+        ("who=alice:ok; other=1; other=2", "alice"),
+        ("who=a; who=b", None),
+    ],
+)
+async def test_a_callable_is_shown_each_cookie_of_a_name(line: str, subject: str | None) -> None:
+    assert await named("only_alice").subject({}, Cookies([line])) == subject
+
+
+def slow(headers: Headers, cookies: Headers) -> str:
+    """One that asks a database, without the loop."""
+    clock.sleep(0.5)
+    return "alice"
+
+
+async def test_a_plain_callable_that_takes_its_time_stops_nobody_else() -> None:
+    async with running(auth=f"{__name__}:slow", cookie_secrets=SECRET) as served:
+        asked = [asyncio.create_task(served.post()) for _ in range(8)]
+        worst, started = 0.0, clock.monotonic()
+        while not all(each.done() for each in asked):
+            before = clock.monotonic()
+            assert (await served.http.get("/healthz")).status_code == 200
+            worst = max(worst, clock.monotonic() - before)
+        took = clock.monotonic() - started
+    assert [each.result().status_code for each in asked] == [201] * 8
+    assert worst < 0.4
+    assert took < 3
+
+
+GO = threading.Event()
+
+
+def stuck(headers: Headers, cookies: Headers) -> str:
+    """One whose database does not answer."""
+    GO.wait()
+    return "alice"
+
+
+async def test_a_callable_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.auth._PATIENCE", 0.2)
+    with pytest.raises(Passing, match="TimeoutError"):
+        await named("stuck").subject({}, {})
+    GO.set()
+
+
+async def test_only_so_many_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.auth._THREADS", 2)
+    monkeypatch.setattr("gateway.auth._WAITING", 3)
+    GO.clear()
+    by = named("stuck")
+    before = threading.active_count()
+    asked = [asyncio.create_task(by.subject({}, {})) for _ in range(5)]
+    await until(lambda: threading.active_count() == before + 2)
+    with pytest.raises(Passing, match="too many"):
+        await by.subject({}, {})
+    GO.set()
+    assert await asyncio.gather(*asked) == ["alice"] * 5
+    assert await by.subject({}, {}) == "alice"
+
+
+def in_a_thread(headers: Headers, cookies: Headers) -> Any:
+    """One that says what is to be awaited."""
+    return asynchronous(headers, cookies)
+
+
+class Object:
+    """One that is an object."""
+
+    async def __call__(self, headers: Headers, cookies: Headers) -> str:
+        """Say who calls, if this is the loop."""
+        return "alice" if asyncio.get_running_loop() else "nobody"
+
+
+an_object = Object()
+
+
+@pytest.mark.parametrize("name", ["in_a_thread", "an_object"])
+async def test_a_callable_may_be_async_in_any_way(name: str) -> None:
+    assert await named(name).subject({"x-user": "alice"}, {}) == "alice"
+
+
+def leaves(headers: Headers, cookies: Headers) -> str:
+    """One that exits."""
+    sys.exit(1)
+
+
+async def leaves_too(headers: Headers, cookies: Headers) -> str:
+    """Another."""
+    sys.exit(1)
+
+
+def stops(headers: Headers, cookies: Headers) -> str:
+    """One whose error no future may hold."""
+    raise StopIteration
+
+
+async def breaks(headers: Headers, cookies: Headers) -> str:
+    """One with a bug that is shown a credential."""
+    return str(int(cookies["session"])) + "\n"
+
+
+@pytest.mark.parametrize("name", ["leaves", "leaves_too", "stops", "breaks"])
+async def test_one_that_raises_lets_nobody_in_and_says_so_in_one_line(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"Cookie": "session=a-credential-of-alice\n"}
+    async with running(auth=f"{__name__}:{name}", cookie_secrets=SECRET) as served:
+        for _ in range(3):
+            answer = await served.http.post(
+                "/tickets", json=ask(), headers={"Cookie": headers["Cookie"].strip()}
+            )
+            assert (answer.status_code, answer.json()["code"]) == (401, "not_authenticated")
+    told = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(told) == 1
+    line = told[0].getMessage()
+    assert f"{__name__}:{name}" in line
+    assert "test_auth.py:" in line
+    assert "\n" not in line
+    assert told[0].exc_info is None
+    assert "a-credential" not in line
+
+
+def test_a_module_is_found_beside_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth_beside_us.py").write_text("def who(headers, cookies): return 'alice'")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.chdir(tmp_path)
+    assert authenticator(settings(auth="auth_beside_us:who"))
+    assert authenticator(settings(auth="auth_beside_us:who"))
+    assert sys.path.count(str(tmp_path)) == 1
+    assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit('a\\nb')", "def f(:", "import no_such_thing"])
+def test_a_wrong_module_stops_the_start_with_one_line(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth_that_is_wrong.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    ended = Process(
+        "serve", secrets=SECRET, upstream_url="http://u/v1", auth="auth_that_is_wrong:who"
+    )
+    assert ended.wait() == 78
+    output, errors = ended.process.communicate()
+    assert (output, errors.count("\n")) == ("", 1)
+    assert errors.startswith("gateway: GATEWAY_AUTH: cannot load auth_that_is_wrong:who")
+
+
+async def test_one_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "auth_that_hangs.py").write_text(
+        "import time\ndef who(headers, cookies): print('asked', flush=True); time.sleep(600)"
+    )
+    monkeypatch.chdir(tmp_path)
+    given = {"secrets": SECRET, "upstream_url": "http://u/v1", "auth": "auth_that_hangs:who"}
+    with process("serve", "--port", "0", **given) as served:
+        async with httpx.AsyncClient(base_url=served.url, timeout=20) as http:
+            asked = asyncio.create_task(http.post("/tickets", json=ask()))
+            assert served.process.stdout is not None
+            assert await asyncio.to_thread(served.process.stdout.readline) == "asked\n"
+            served.signal(15)
+            assert await asyncio.to_thread(served.wait, 30) == 0
+            await asyncio.gather(asked, return_exceptions=True)
 
 
 @pytest.mark.parametrize("auth", ["", "jwx", "no_such_module:x", f"{__name__}:nothing", ":x", "a:"])

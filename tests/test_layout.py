@@ -36,8 +36,11 @@ FLOORS: dict[str, set[str]] = {
         *("endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"),
         *("ownership", "suspects"),
     },
-    "web": {"auth", "requests", "responses", "routes"},
-    "program": {"app", "check", "workers", "server", "cli", "demo", "page", "__main__"},
+    "web": {"cookies", "threads", "auth", "requests", "responses", "routes"},
+    "program": {
+        *("app", "check", "workers", "debts", "protocol", "server", "cli", "demo", "page"),
+        "__main__",
+    },
 }
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
@@ -46,13 +49,15 @@ FENCES: dict[str, set[str]] = {
     "fakeredis": {"node"},
     "hiredis": {"line"},
     "httpx": {"upstream", "answers", "transport", "connection", "codings", "failures"},
-    "httptools": {"connection"},
+    "httptools": {"connection", "protocol"},
     "itsdangerous": {"tickets", "auth"},
     "pydantic": {"settings", "presets"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
-    "starlette": {"requests", "responses", "routes", "app", "demo", "page", "server", "cli"},
-    "uvicorn": {"server"},
+    "starlette": {
+        *("requests", "responses", "routes", "app", "demo", "page", "protocol", "server", "cli"),
+    },
+    "uvicorn": {"server", "protocol"},
     "click": {"cli"},
 }
 STANDARD = sys.stdlib_module_names
@@ -64,6 +69,7 @@ TESTED_IN = {
     "chat": "upstream",
     "codings": "answers",
     "connection": "transport",
+    "debts": "protocol",
     "endings": "runs",
     "failures": "upstream",
     "snapshot": "runs",
@@ -83,6 +89,7 @@ TESTED_IN = {
     "route": "cluster",
     "suspects": "takeover",
     "tails": "tail",
+    "threads": "auth",
     "server": "cli",
     "writer": "eventlog",
 }

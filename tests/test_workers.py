@@ -182,3 +182,117 @@ def test_no_secret_is_in_a_workers_command_line(shared_redis: RedisServer) -> No
         parent.process.wait(20)
     assert "serve" in shown
     assert SECRET not in shown
+
+
+# A port of one's own
+
+
+def refused_on(port: int, redis: RedisServer, *workers: str) -> str:
+    """Return what a gateway says that cannot listen."""
+    given = {"redis_url": redis.url, "secrets": SECRET, "upstream_url": "http://u/v1"}
+    ended = Process("serve", *workers, "--port", str(port), **given)
+    try:
+        assert ended.wait() == 78
+    finally:
+        errors = ended.stop()
+    assert errors.count("\n") == 1
+    assert errors.startswith(f"gateway: cannot listen on 127.0.0.1:{port}")
+    return errors
+
+
+@pytest.mark.parametrize("second", [("--workers", "2"), ()], ids=["workers", "one process"])
+async def test_no_stranger_shares_the_port_of_workers(
+    second: tuple[str, ...], shared_redis: RedisServer
+) -> None:
+    async with supervised(shared_redis) as parent:
+        port = int(parent.url.rpartition(":")[2])
+        await until(lambda: listeners(port) == 2)
+        await asyncio.to_thread(refused_on, port, shared_redis, *second)
+        assert [await completed(parent.url) for _ in range(4)] == ["done"] * 4
+
+
+@pytest.mark.parametrize("second", [("--workers", "2"), ()], ids=["workers", "one process"])
+async def test_nobody_takes_the_port_while_no_worker_listens(
+    second: tuple[str, ...], shared_redis: RedisServer
+) -> None:
+    """Both may have died, and the next ones need a moment."""
+    async with supervised(shared_redis) as parent:
+        port = int(parent.url.rpartition(":")[2])
+        pids = children(parent.process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # Nobody replaces those who do not end.
+        parent.signal(signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: listeners(port) == 0)
+        await asyncio.to_thread(refused_on, port, shared_redis, *second)
+        parent.signal(signal.SIGCONT)
+        await until(lambda: listeners(port) == 2)
+        assert await completed(parent.url) == "done"
+
+
+async def test_workers_do_not_share_the_port_of_one_process(shared_redis: RedisServer) -> None:
+    given = {"redis_url": shared_redis.url, "secrets": SECRET, "upstream_url": "http://u/v1"}
+    with process("serve", "--port", "0", **given) as served:
+        port = int(served.url.rpartition(":")[2])
+        await until(lambda: ready(served.url))
+        await asyncio.to_thread(refused_on, port, shared_redis, "--workers", "2")
+        assert await ready(served.url)
+
+
+async def test_workers_follow_one_process_on_its_port_at_once(shared_redis: RedisServer) -> None:
+    """What is left of its connections takes a minute to go."""
+    given = {"redis_url": shared_redis.url, "secrets": SECRET, "upstream_url": "http://u/v1"}
+    with process("serve", "--port", "0", **given) as served:
+        port = served.url.rpartition(":")[2]
+        await until(lambda: ready(served.url))
+        async with client(served.url) as http:
+            await http.get("/healthz")
+            served.signal(signal.SIGTERM)  # It closes first.
+            assert await asyncio.to_thread(served.wait) == 0
+    for _ in range(2):
+        with process("serve", "--workers", "2", "--port", port, **given) as parent:
+            await until(lambda: listeners(int(port)) == 2)
+            assert await ready(f"http://127.0.0.1:{port}")
+            parent.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(parent.wait) == 0
+
+
+# The terminal
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_terminal_that_goes_away_ends_nobody(
+    workers: str, shared_redis: RedisServer
+) -> None:
+    given = {"redis_url": shared_redis.url, "secrets": SECRET, "upstream_url": "http://u/v1"}
+    with process("serve", "--workers", workers, "--port", "0", **given) as served:
+        await until(lambda: ready(served.url))
+        pids = [served.process.pid, *children(served.process.pid)]
+        errors = served.process.stderr
+        assert errors is not None
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+            assert "SIGHUP" in await asyncio.to_thread(_line_with, errors, "SIGHUP")
+        assert all(map(alive, pids))
+        assert await ready(served.url)
+        served.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(served.wait) == 0
+
+
+async def test_workers_are_replaced_also_after_the_terminal_has_gone(
+    shared_redis: RedisServer,
+) -> None:
+    """What cannot be said any more must not end who says it."""
+    async with supervised(shared_redis) as parent:
+        await until(lambda: ready(parent.url))
+        errors = parent.process.stderr
+        assert errors is not None
+        errors.close()
+        parent.signal(signal.SIGHUP)
+        dead = children(parent.process.pid)[0]
+        os.kill(dead, signal.SIGKILL)
+        await until(lambda: len({*children(parent.process.pid)} - {dead}) == 2)
+        port = int(parent.url.rpartition(":")[2])
+        await until(lambda: listeners(port) == 2)
+        assert await ready(parent.url)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from gateway.positions import Position
-from gateway.server import Closed
+from gateway.protocol import Closed
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import LATER
 

@@ -1,0 +1,83 @@
+"""Cookies: a request's, found in one pass, read when asked for, and all of a name.
+
+The standard library takes the square of a quoted cookie's length (CVE-2024-7592), and of two
+cookies of one name it keeps the last: whoever can set a second one could hide the first.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+_MOST = 1 << 16  # Characters that are looked at: no server that we know lets more through.
+_PARTS = 1024  # Browsers keep fewer than 200 for one site.
+_VALUES = 16  # Different ones of one name that are looked at.
+
+_ESCAPED = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))", re.DOTALL)
+
+
+class Cookies(Mapping[str, str]):
+    """What `Cookie` lines say; of several values of a name the last, as Starlette has it."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._text = ";".join(lines)[:_MOST]  # HTTP/2 has a line for each.
+        self._chosen = -1
+        self._doubled: set[str] = set()
+
+    @cached_property
+    def _raw(self) -> dict[str, list[str]]:
+        """The different values of each name in their order, as they are written."""
+        found: dict[str, list[str]] = {}
+        for part in self._text.split(";", _PARTS)[:_PARTS]:
+            name, sign, value = part.partition("=")
+            values = found.setdefault(name.strip(" \t"), []) if sign else []
+            if (value := value.strip(" \t")) not in values[-_VALUES:]:
+                values.append(value)
+        return found
+
+    def values_of(self, name: str) -> list[str]:
+        """Return the different values of a name in their order, the last of too many."""
+        return [_plain(each) for each in self._raw.get(name, ())[-_VALUES:]]
+
+    def others(self) -> Iterator["Cookies"]:
+        """Yield these again with the other values of what was asked for and is there twice."""
+        for chosen in range(-2, -_VALUES - 1, -1):
+            if not any(len(self.values_of(name)) >= -chosen for name in self._doubled):
+                return
+            other = Cookies([self._text])
+            other._chosen = chosen
+            yield other
+
+    def __getitem__(self, name: str) -> str:
+        """Return a cookie's value; raises KeyError."""
+        values = self.values_of(name)
+        if not values:
+            raise KeyError(name)
+        if len(values) > 1:
+            self._doubled.add(name)
+        return values[max(self._chosen, -len(values))]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        """Return how many names there are."""
+        return len(self._raw)
+
+
+def values_of(cookies: Mapping[str, str], name: str) -> Sequence[str]:
+    """Return all values of a name, also of a mapping that knows only one."""
+    if isinstance(cookies, Cookies):
+        return cookies.values_of(name)
+    return [cookies[name]] if name in cookies else []
+
+
+def _plain(value: str) -> str:
+    """Return a value without its quotes, as the standard library writes them."""
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    return _ESCAPED.sub(_character, value[1:-1])
+
+
+def _character(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 8)) if escaped[1] else escaped[2]

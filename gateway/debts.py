@@ -1,0 +1,70 @@
+"""Debts: which connections owe us something, and until when.
+
+One look at all of them stands for a timer each. Open streams are not among them.
+"""
+
+from time import monotonic
+from typing import NamedTuple, Protocol
+
+_MOST = 8192  # Connections that have asked for nothing yet; the oldest makes room.
+
+
+class Terms(NamedTuple):
+    """What a caller may take: bytes of a head, and seconds."""
+
+    size: int = 32768
+    head: float = 10
+    body: float = 30
+    idle: float = 5
+    reading: float = 30
+
+
+class Debtor(Protocol):
+    """A connection."""
+
+    def overdue(self) -> None:
+        """It has not sent what it owes."""
+
+    def unread(self) -> None:
+        """It may have read nothing of what was sent."""
+
+    def drop(self) -> None:
+        """It has to make room."""
+
+
+class Debts:
+    """Who has to send, and who has to read; each in the order in which that began."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._sending: dict[Debtor, float] = {}
+        self._reading: dict[Debtor, float] = {}
+
+    def expect(self, debtor: Debtor, seconds: float) -> None:
+        """Expect something of a connection, instead of what was expected before."""
+        self._sending.pop(debtor, None)
+        self._sending[debtor] = monotonic() + seconds
+        if len(self._sending) > _MOST:
+            next(iter(self._sending)).drop()
+
+    def expect_reading(self, debtor: Debtor) -> None:
+        """Expect that a connection reads."""
+        self._reading[debtor] = monotonic() + self.terms.reading
+
+    def sent(self, debtor: Debtor) -> None:
+        """It has sent what it owed."""
+        self._sending.pop(debtor, None)
+
+    def read(self, debtor: Debtor) -> None:
+        """It has read."""
+        self._reading.pop(debtor, None)
+
+    def collect(self) -> None:
+        """Go through all; each says itself what follows."""
+        now = monotonic()
+        for debtor in [each for each, due in self._sending.items() if due <= now]:
+            self._sending.pop(debtor, None)
+            debtor.overdue()
+        for debtor in [each for each, due in self._reading.items() if due <= now]:
+            self._reading.pop(debtor, None)
+            debtor.unread()
