@@ -4,11 +4,12 @@ A preset is a `[presets.NAME]` table of the TOML file; what it leaves out (or se
 the settings of the same name. Without a file there is one preset, `default`.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from gateway.errors import Refusal
+from gateway.errors import Refusal, redacted
 
 
 class Preset(BaseModel):
@@ -39,6 +40,11 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what is shown of it: no login and no key in its URL."""
+        for name, value in super().__repr_args__():
+            yield name, redacted(value) if isinstance(value, str) else value
 
     def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Refusal where it is not allowed."""

@@ -105,7 +105,7 @@ class Takeover:
             while left := await self._beat.bury(dead):
                 await self._by_home(left, partial(self._inherit_some, dead))
         except Passing as error:
-            log.info("%s is not buried yet: %s", dead, error)
+            log.debug("%s is not buried yet: %s", dead, error)
             self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
             self._burying.discard(dead)
@@ -171,7 +171,7 @@ class Takeover:
             if not self._burying:
                 self._broken_off.clear()
         except Passing as error:
-            log.info("what was lost here is not ended yet: %s", error)
+            log.debug("what was lost here is not ended yet: %s", error)
             self._generation = -1
 
     async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
