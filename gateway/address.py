@@ -67,6 +67,12 @@ class Address:
         except SettingsError as error:
             raise SettingsError(f"{_NAME}: {error}") from None
 
+    @property
+    def name(self) -> str:
+        """What an operator knows it by."""
+        hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        return f"{hosts} {self.master}".rstrip() or str(self.options.get("path", ""))
+
     def pool(self) -> ConnectionPool:
         """Return the connections to the one server, or to the master. Nothing is opened yet."""
         if self.kind == "embedded":
@@ -123,14 +129,14 @@ def _address(url: str) -> Address:
     if not url:
         return Address("embedded")
     parts = _split(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    make = _KINDS.get(kind if scheme in {"redis", "rediss"} else parts.scheme)
+    tls = parts.scheme.partition("+")[0] == "rediss"
+    make = _KINDS.get(parts.scheme.replace("rediss", "redis", 1))
     if make is None:
         raise SettingsError(
             "must start with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
             "redis+cluster:// or rediss+cluster://"
         )
-    made = make(parts, _options(parts), scheme == "rediss")
+    made = make(parts, _options(parts), tls)
     _try(made)
     return made
 
@@ -233,10 +239,10 @@ def _many(parts: SplitResult, given: dict[str, str], tls: bool) -> Address:
 
 
 _KINDS: dict[str, Callable[[SplitResult, dict[str, str], bool], Address]] = {
-    "": _single,
+    "redis": _single,
     "unix": _socket,
-    "sentinel": _watched,
-    "cluster": _many,
+    "redis+sentinel": _watched,
+    "redis+cluster": _many,
 }
 
 

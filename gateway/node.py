@@ -136,7 +136,7 @@ class Single:
     markers = ("",)
 
     def __init__(self, address: Address) -> None:
-        self._node = Node(address.pool())
+        self._node = Node(address.pool(), address.name)
         self.refused = self._node.refused
         self.log: Way = self._node.log
         self.short: Way = self._node.short
