@@ -188,7 +188,7 @@ class Beat:
 
         async def ask(book: Book) -> None:
             await self._store.script("ask", [cancels_key(owner, book.tag)], [DAY, stream_id])
-            await self._store.call("PUBLISH", inbox(owner), f"cancel {stream_id}")
+            await self._store.publish([(inbox(owner), f"cancel {stream_id}")])
 
         await self._ask(ask)
 

@@ -1,18 +1,24 @@
 """Check: settings, Redis and upstream, each with a verdict, before anybody depends on them."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gateway.address import Address
 from gateway.auth import authenticator
 from gateway.cluster import SLOTS, Cluster
-from gateway.errors import GatewayError, Passing, SettingsError, with_cause
-from gateway.node import Node, sentinel_url, sentinels
+from gateway.errors import GatewayError, Passing, SettingsError, redacted, with_cause
+from gateway.node import Node
+from gateway.records import new_id
+from gateway.rehearsal import Rehearsal
 from gateway.settings import Settings
 from gateway.store import BEATS, Store
 from gateway.upstream import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
-_NOT_FOUND = 404
+_NOT_THERE = frozenset((404, 410))
+_AWAY = frozenset((502, 503, 504))  # Of a proxy that has nobody behind it, for now.
+_DRAWS = 10_000  # Of ids, until one is at home on a given master.
 _SENTINELS = 3  # Two of them must be left to agree on anything.
 
 
@@ -49,12 +55,14 @@ def _settings(settings: Settings) -> list[Verdict]:
     for name in ("secrets", "cookie_secrets"):
         lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
         if min(lengths, default=_SHORT) < _SHORT:
-            words = f"GATEWAY_{name.upper()}: shorter than {_SHORT} characters"
-            found.append(Verdict("warning", "settings", words))
+            words = (
+                f"GATEWAY_{name.upper()}: shorter than {_SHORT} characters, which can be guessed"
+            )
+            found.append(Verdict("fault", "settings", words))
     try:
         authenticator(settings)
     except SettingsError as error:
-        found.append(Verdict("fault", "settings", str(error)))
+        found.append(Verdict("fault", "settings", with_cause(str(error), error)))
     return found or [Verdict("ok", "settings", "complete")]
 
 
@@ -69,31 +77,70 @@ async def _store(settings: Settings) -> list[Verdict]:
     try:
         store = Store(settings.redis_url)
         try:
-            if store.cluster is not None:
-                return await _cluster(store, store.cluster)
-            info = _parsed(await store.call("INFO"))
+            found = await (_cluster(store, store.cluster) if store.cluster else _single(store))
+            if not any(each.fault for each in found):
+                found += await _channels(store)
         finally:
             await store.close()
     except GatewayError as error:
         return [Verdict("fault", "redis", str(error))]
+    return found
+
+
+async def _single(store: Store) -> list[Verdict]:
+    info, found = await _told(store.call)
     if info.get("cluster_enabled") == "1":
         words = "it is one server of a Cluster; say redis+cluster://"
         return [Verdict("fault", "redis", words)]
-    if settings.redis_url.startswith("redis+sentinel:"):
-        return _durability(info) + _failover(info) + await _sentinels(settings.redis_url)
-    return _durability(info)
+    if info.get("role") == "slave":
+        words = "it is a replica, and what is written there is lost; name its master"
+        return [Verdict("fault", "redis", words)]
+    found += await _rehearsed(store, new_id())
+    if store.address.kind == "sentinel":
+        found += (_failover(info) if info else []) + await _sentinels(store.address)
+    return found
+
+
+async def _told(call: Callable[..., Awaitable[bytes]]) -> tuple[dict[str, str], list[Verdict]]:
+    """Return what a server tells of itself, and verdicts on it; it may be forbidden to ask."""
+    try:
+        info = _parsed(await call("INFO"))
+    except Passing as error:
+        if error.__cause__ is not None:
+            raise
+        words = f"answers; its version and what it keeps are not told ({error})"
+        return {}, [Verdict("warning", "redis", words)]
+    return info, _durability(info)
+
+
+async def _rehearsed(store: Store, stream_id: str) -> list[Verdict]:
+    words = await Rehearsal(store, stream_id).run()
+    return [Verdict("fault", "redis", words)] if words else []
+
+
+async def _channels(store: Store) -> list[Verdict]:
+    why = await Rehearsal(store, new_id()).hears()
+    words = f"no channels gw:inbox:*: what other replicas run is read once a second ({why})"
+    return [Verdict("warning", "redis", words)] if why else []
 
 
 async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
     shards = await cluster.shards()
-    state = _parsed(await store.call("CLUSTER", "INFO"))
-    words = f"cluster of {len(shards)} masters, state {state.get('cluster_state')}"
-    assigned = state.get("cluster_slots_assigned", "0")
-    if assigned != str(SLOTS):
-        words += f", {assigned} of {SLOTS} slots have a master"
-    found = [Verdict("ok" if _all_is_well(state) else "fault", "redis", words)]
+    words = f"cluster of {len(shards)} masters"
+    found = []
+    try:
+        state = _parsed(await store.call("CLUSTER", "INFO"))
+        words += f", state {state.get('cluster_state')}"
+        assigned = state.get("cluster_slots_assigned", "0")
+        if assigned != str(SLOTS):
+            words += f", {assigned} of {SLOTS} slots have a master"
+        found.append(Verdict("ok" if _all_is_well(state) else "fault", "redis", words))
+    except Passing as error:
+        if error.__cause__ is not None:
+            raise
+        found.append(Verdict("warning", "redis", f"{words}; its state is not told ({error})"))
     for master, replicas in shards:
-        found += await _server(master, "fault")
+        found += await _server(master, "fault", store)
         for replica in replicas:
             found += await _server(replica, "warning")
         if not replicas:
@@ -119,10 +166,17 @@ async def _of_all(master: Node) -> str:
     return ""
 
 
-async def _server(node: Node, level: str) -> list[Verdict]:
-    """Return the verdicts on one server of a Cluster; `level` is of one that does not answer."""
+async def _server(node: Node, level: str, store: Store | None = None) -> list[Verdict]:
+    """Return the verdicts on one server of a Cluster; `level` is of one that does not answer.
+
+    With the store it is a master, which has to take what the gateway does.
+    """
     try:
-        found = _durability(_parsed(await node.call("INFO")))
+        _, found = await _told(node.call)
+        if store is not None:
+            drawn = (new_id() for _ in range(_DRAWS))
+            at_home = next((each for each in drawn if store.home(each) is node), None)
+            found += await _rehearsed(store, at_home) if at_home else []
     except GatewayError as error:
         found = [Verdict(level, "redis", str(error))]
     return [Verdict(each.level, each.subject, f"{node.name}: {each.words}") for each in found]
@@ -157,41 +211,48 @@ def _failover(info: dict[str, str]) -> list[Verdict]:
     return [Verdict("warning", "redis", "no replica is connected: there is nobody to fail over to")]
 
 
-async def _sentinels(url: str) -> list[Verdict]:
+async def _sentinels(address: Address) -> list[Verdict]:
     """Ask each one: a wrong address among them shows only when it is needed."""
-    nodes, master, _ = sentinels(url)
     found: list[Verdict] = []
-    if len(nodes) < _SENTINELS:
-        words = f"{len(nodes)} Sentinel(s) named: name all, three at least, on own machines"
+    if len(address.hosts) < _SENTINELS:
+        words = f"{len(address.hosts)} Sentinel(s) named: name all, three at least, on own machines"
         found.append(Verdict("warning", "redis", words))
-    for host, port in nodes:
-        store = Store(sentinel_url(url, host, port))
+    for host, port in address.hosts:
+        node = Node(address.sentinel(host, port))
         try:
-            await store.call("SENTINEL", "CKQUORUM", master)
+            await node.call("SENTINEL", "CKQUORUM", address.master)
         except Passing as error:
             words = f"Sentinel {host}:{port}: {error}"
             found.append(Verdict("warning", "redis", words))
         finally:
-            await store.close()
-    return found or [Verdict("ok", "redis", f"{len(nodes)} Sentinels can agree on a failover")]
+            await node.close()
+    agreed = f"{len(address.hosts)} Sentinels can agree on a failover"
+    return found or [Verdict("ok", "redis", agreed)]
 
 
 async def _upstream(settings: Settings, name: str) -> list[Verdict]:
     preset = settings.preset(name)
-    assert preset is not None
-    if not preset.url:
+    if preset is None:
         if settings.presets:
             return []
         return [Verdict("fault", "upstream", "GATEWAY_UPSTREAM_URL: missing")]
+    where = f"{name}: {redacted(preset.url)}"
     upstream = Upstream()
     try:
-        status = await upstream.reach(preset)
-        words = f"{name}: {preset.url} answers ({status} to OPTIONS; the key was not tried)"
-        if status == _NOT_FOUND:
-            words = f"{name}: {preset.url}: 404 to OPTIONS; is it the full URL of an endpoint?"
-        return [Verdict("warning" if status == _NOT_FOUND else "ok", "upstream", words)]
+        return [_status(where, await upstream.reach(preset))]
     except GatewayError as error:
-        words = with_cause(f"{name}: {preset.url}: {error}", error)
-        return [Verdict("fault", "upstream", words)]
+        return [Verdict("fault", "upstream", with_cause(f"{where}: {error}", error))]
     finally:
         await upstream.close()
+
+
+def _status(where: str, status: int) -> Verdict:
+    """Return the verdict on what an upstream answers to OPTIONS."""
+    if status in _NOT_THERE:
+        words = f"{where}: {status} to OPTIONS; is it the full URL of an endpoint?"
+        return Verdict("fault", "upstream", words)
+    if 300 <= status < 400:
+        words = f"{where}: {status} to OPTIONS; redirects are not followed: name where it leads"
+        return Verdict("fault", "upstream", words)
+    words = f"{where} answers ({status} to OPTIONS; the key was not tried)"
+    return Verdict("warning" if status in _AWAY else "ok", "upstream", words)

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Router
 from gateway import __version__, check, demo, settings, workers
 from gateway.app import Gateway
 from gateway.auth import signed_cookie, usable
-from gateway.errors import Refusal, SettingsError
+from gateway.errors import Refusal, SettingsError, with_cause
 from gateway.page import page
 from gateway.server import bind, reserve, run, url_of
 from gateway.settings import Settings
@@ -58,7 +58,7 @@ class _OneLine(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            click.echo(f"gateway: {error}", err=True)
+            click.echo(f"gateway: {with_cause(str(error), None)}", err=True)
             ctx.exit(CONFIG_ERROR)
 
 
@@ -104,7 +104,7 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             _, actual = reserved.getsockname()[:2]
             command = [*_self(), "serve", "--host", host, "--port", str(actual)]
             url = url_of(reserved)
-            sys.exit(workers.supervise(command, count, settings.as_variables(flags), url))
+            sys.exit(workers.supervise(command, count, settings.as_variables(flags, loaded), url))
     gateway = Gateway(loaded)
     with bind(host, port, shared=workers.inside()) as listener:
         if loaded.embedded:
@@ -233,7 +233,9 @@ def _load(flags: dict[str, Any]) -> Settings:
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs every request with its URL.
-    for hint in settings.unknown_names():
+    typed = click.get_current_context().params  # Not what the demo makes up.
+    secret = {name: value for name, value in typed.items() if name in Settings.model_fields}
+    for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
         log.warning("%s", hint)
     return loaded
 

@@ -18,14 +18,13 @@ from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from gateway.errors import SettingsError
-from gateway.node import Node, Way, addresses, away, pool
+from gateway.address import Address
+from gateway.node import Node, Way, away, refusals
 from gateway.route import Route
 
 log = logging.getLogger("gateway.cluster")
@@ -52,8 +51,9 @@ def tag(slot: int) -> str:
 class Cluster:
     """All servers of a Cluster, each found by the keys it has; see `Single` for one server."""
 
-    def __init__(self, url: str) -> None:
-        self._parts = urlsplit(url)
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self.refused = refusals()
         self._nodes: dict[str, Node] = {}
         self._slots: list[Node | None] = []
         self._ranges: list[Range] = []
@@ -65,11 +65,7 @@ class Cluster:
         self._refreshed = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
-        hosts = addresses(self._parts.netloc.rpartition("@")[2])
-        known = self._parts.scheme in {"redis+cluster", "rediss+cluster"}
-        if not hosts or not known or self._parts.path.strip("/") not in {"", "0"}:
-            raise SettingsError("GATEWAY_REDIS_URL: expected redis+cluster://host:port,host:port")
-        self._seeds = [self._node(host, port) for host, port in hosts]
+        self._seeds = [self._node(host, port) for host, port in address.hosts]
         self.books = tuple(tag((2 * n + 1) * SLOTS // (2 * _COPIES)) for n in range(_COPIES))
         # A log that is half moved must not hold up the others of its server.
         self.log: Way = Route(self, "log", once_more=False, patience=0.1)
@@ -231,10 +227,7 @@ class Cluster:
         """Return a server by its address; a server that comes back is the same one."""
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if where not in self._nodes:
-            scheme = self._parts.scheme.partition("+")[0]
-            login = self._parts.netloc.rpartition("@")
-            url = f"{scheme}://{login[0]}{login[1]}{where}/0?{self._parts.query}"
-            node = Node(pool(url), where)
+            node = Node(self._address.server(host, port), where, self.refused)
             node.on_trouble = partial(self._refused, node)
             self._nodes[where] = node
         return self._nodes[where]
@@ -248,7 +241,7 @@ class Cluster:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.info("the map of the cluster is not renewed: %s", error)
+            log.debug("the map of the cluster is not renewed: %s", error)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -10,6 +10,8 @@
 Codes are part of the contract: a client may switch on them.
 """
 
+import re
+
 REFUSALS = {
     "bad_request": (400, "The request cannot be read"),
     "not_json": (400, "The body is not JSON"),
@@ -118,7 +120,33 @@ def one_line(words: str) -> str:
     return "".join(each if each.isprintable() else "\ufffd" for each in " ".join(words.split()))
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+_PAIR = re.compile(r"([?&][^=&#\s]*=)[^&#\s'\"]+")
+# Of what follows a "?" only this is shown: a key may have any name (key, sig, code, token …).
+_OPEN = frozenset(("api-version", "api_version", "db"))
+
+
+def redacted(words: str) -> str:
+    """Return words without what URLs among them hold of logins and keys."""
+    parts = _URL.split(words)
+    urls = [_bare(url) for url in _URL.findall(words)] + [""]
+    # A path alone has its query too.
+    return "".join(_PAIR.sub(r"\1***", text) + url for text, url in zip(parts, urls, strict=True))
+
+
+def _bare(url: str) -> str:
+    rest, _, fragment = url.partition("#")
+    rest, _, query = rest.partition("?")
+    scheme, _, rest = rest.partition("://")
+    host, slash, path = rest.partition("/")
+    pairs = (each.partition("=") for each in query.split("&") if each)
+    shown = (f"{n}={v if n in _OPEN else '***'}" if eq else "***" for n, eq, v in pairs)
+    login = "***@" * ("@" in host)
+    tail = "?" * bool(query) + "&".join(shown) + "#***" * bool(fragment)
+    return f"{scheme}://{login}{host.rpartition('@')[2]}{slash}{path}{tail}"
+
+
 def with_cause(words: str, error: BaseException | None) -> str:
     """Return what to tell an operator: in one line, and with what an error was raised from."""
     cause = error.__cause__ if error else None
-    return one_line(f"{words} ({type(cause).__name__}: {cause})" if cause else words)
+    return one_line(redacted(f"{words} ({type(cause).__name__}: {cause})" if cause else words))

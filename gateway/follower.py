@@ -70,7 +70,7 @@ class Follower:
                     await self._read(stale[start : start + _BATCH])
                 await self._withdraw()
             except Passing as error:
-                log.info("nothing can be read: %s", error)
+                log.debug("nothing can be read: %s", error)
 
     async def _announce_for_ever(self) -> None:
         while True:
@@ -78,7 +78,7 @@ class Follower:
             try:
                 await self.announce()
             except Passing as error:
-                log.info("presence cannot be shown: %s", error)
+                log.debug("presence cannot be shown: %s", error)
 
     async def announce(self) -> None:
         """Show presence, and send away who waits for what is lost; raises Passing."""
@@ -95,8 +95,8 @@ class Follower:
         for tail in tails:
             if tail.owner:
                 words.setdefault(tail.owner, []).append(tail.stream_id)
-        await self._store.calls(
-            ["PUBLISH", inbox(owner), " ".join(["watch", self._records.replica, *ids])]
+        await self._store.publish(
+            (inbox(owner), " ".join(["watch", self._records.replica, *ids]))
             for owner, ids in words.items()
         )
 

@@ -24,6 +24,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gateway.outage import Outage
+
 Command = Sequence[Any]
 
 _KINDS: dict[str, type[ResponseError]] = {
@@ -48,14 +50,22 @@ class Line:
     """Sends what callers give it, in their order; `timeout` is in seconds, for one batch.
 
     A command whose connection broke is not sent again, as it may have run; with `once_more` it is,
-    once, which is for commands that may run twice. `together` bounds the commands of a batch.
+    once, which is for commands that may run twice. `together` bounds the commands of a batch;
+    `outage`, which a server's lines share, hears whether it answers.
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, timeout: float, once_more: bool, together: int = 1000
+        self,
+        pool: ConnectionPool,
+        *,
+        outage: Outage,
+        timeout: float,
+        once_more: bool,
+        together: int = 1000,
     ) -> None:
         self.generation = 0  # Of the connection: a new one may lead to another server.
         self.replaced = float("-inf")  # When the last one took the place of another.
+        self._outage = outage
         self._together = together
         self._pool = pool
         self._timeout = timeout
@@ -95,7 +105,9 @@ class Line:
         self._busy = True
         try:
             return await self._replies(self._link, commands)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._outage.failed(error)
             await self._hang_up()
             raise
         finally:
@@ -126,6 +138,7 @@ class Line:
         try:
             await self._deliver(batches)
         except Exception as error:  # Whatever it is, the line must go on for the others.
+            self._outage.failed(error)
             await self._hang_up()
             _fail(batches, error)
         except BaseException:
@@ -172,6 +185,8 @@ class Line:
     async def _replies(self, link: "_Link", commands: Sequence[Command]) -> list[Any]:
         packed = b"".join([pack_command(tuple(each)) for each in commands])
         replies = await link.exchange(packed, len(commands), self._timeout)
+        if self._outage.open:
+            self._outage.passed()
         if ReadOnlyError in map(type, replies):
             await self._hang_up()  # It leads to a master that is none any more.
         return replies

@@ -7,42 +7,26 @@ for everything short; for reading logs; and the inbox.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from time import monotonic
+from functools import partial
 from typing import Any, Protocol
-from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from fakeredis import FakeServer
-from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from gateway.errors import Passing, SettingsError
+from gateway.address import TIMEOUT, Address
+from gateway.errors import Passing
 from gateway.line import Command, Line
+from gateway.outage import Outage, words_of
 
 log = logging.getLogger("gateway.node")
 
-TIMEOUT = 2.0  # Seconds for one reply: an EventSource must hear "come back" before it gives up.
-CONNECTIONS = 4
-_OF_SENTINELS = frozenset(("sentinel_username", "sentinel_password"))
-_COMPLAINTS = 1.0  # Seconds between two lines in the log about commands that Redis refuses.
+_CALM = 5.0  # Seconds in which Redis refuses nothing, until that is said.
 
 
-class Complaints:
-    """Logs what Redis refuses, but not each: a full one refuses every stream, again and again."""
-
-    def __init__(self) -> None:
-        self._due = 0.0
-
-    def note(self, refusal: ResponseError) -> None:
-        """Log it, unless another was logged just now."""
-        now = monotonic()
-        if now >= self._due:
-            self._due = now + _COMPLAINTS
-            log.warning("the store refused a command: %s", refusal)
+def refusals() -> Outage:
+    """Return what notes the commands that Redis refuses: a full one does, ten times a second."""
+    return Outage(log, "the store refuses commands", "the store refuses nothing any more", _CALM)
 
 
 class Way(Protocol):
@@ -55,15 +39,18 @@ class Way(Protocol):
 class Node:
     """One server; `on_trouble` hears what kept an append from it."""
 
-    def __init__(self, pool: ConnectionPool, name: str = "") -> None:
+    def __init__(self, pool: ConnectionPool, name: str = "", refused: Outage | None = None) -> None:
         self.name = name
-        self.log = Line(pool, timeout=TIMEOUT, once_more=False)
-        self.short = Line(pool, timeout=TIMEOUT, once_more=True)
-        self.long = Line(pool, timeout=2 * TIMEOUT, once_more=True, together=64)
+        who = f"the store {name}".rstrip()
+        outage = Outage(log, f"{who} does not answer", f"{who} answers again")
+        line = partial(Line, pool, outage=outage)
+        self.log = line(timeout=TIMEOUT, once_more=False)
+        self.short = line(timeout=TIMEOUT, once_more=True)
+        self.long = line(timeout=2 * TIMEOUT, once_more=True, together=64)
+        self.refused = refused or refusals()
         self.answers = True  # As far as is known.
         self.promoted = float("-inf")  # When it was seen to have another one's place.
         self.on_trouble: Callable[[Exception], None] = lambda _: None
-        self._complaints = Complaints()
         self._pool = pool
 
     @property
@@ -98,8 +85,10 @@ class Node:
             raise away(error) from error
         refused = [reply for reply in replies if isinstance(reply, ResponseError)]
         if not refused:
+            if self.refused.open:
+                self.refused.passed()
             return replies
-        self._complaints.note(refused[0])
+        self.refused.failed(refused[0])
         for reply in refused:
             self.on_trouble(reply)
         return [None if isinstance(reply, ResponseError) else reply for reply in replies]
@@ -107,11 +96,14 @@ class Node:
     async def listen(self, channel: str) -> AsyncGenerator[bytes | None, None]:
         """Yield b"" once the channel is heard, its messages, and None where it is long silent.
 
-        Raises RedisError also where Redis went without a word: nobody would hear it for hours.
+        Raises RedisError also where Redis went without a word: nobody would hear it for hours;
+        ResponseError where this user has no right to the channel.
         """
         async with Redis(connection_pool=self._pool).pubsub() as pubsub:
             async with asyncio.timeout(TIMEOUT):
                 await pubsub.subscribe(channel)
+            if await pubsub.get_message(timeout=TIMEOUT) is None:
+                raise RedisConnectionError("no answer in time")
             yield b""
             asked = False
             while True:
@@ -143,8 +135,9 @@ class Single:
     books = ("",)
     markers = ("",)
 
-    def __init__(self, url: str) -> None:
-        self._node = Node(pool(url))
+    def __init__(self, address: Address) -> None:
+        self._node = Node(address.pool(), address.name)
+        self.refused = self._node.refused
         self.log: Way = self._node.log
         self.short: Way = self._node.short
         self.long: Way = self._node.long
@@ -173,104 +166,4 @@ class Single:
 
 def away(error: Exception) -> Passing:
     """Return what a caller is told where Redis does not answer."""
-    words = f"{type(error).__name__}: {error}"
-    if isinstance(error, MasterNotFoundError):  # Its own words show all its clients, at length.
-        words = f"no Sentinel tells of the master: {str(error).rpartition(' - ')[2]}"
-    return Passing("store_unavailable", reason=words[:200])
-
-
-def pool(url: str) -> ConnectionPool:
-    """Return the connections to one server; raises SettingsError. Nothing is opened yet."""
-    if not url:
-        return ConnectionPool(
-            connection_class=FakeAsyncRedisConnection, server=FakeServer(), protocol=2
-        )
-    if url.startswith("redis+sentinel://"):
-        return _from_sentinel(url)
-    if url.split("://")[0] not in {"redis", "rediss", "unix"}:
-        raise SettingsError(
-            "GATEWAY_REDIS_URL: must start with redis://, rediss://, unix://, redis+sentinel:// "
-            "or redis+cluster://"
-        )
-    options = _options()
-    if url.startswith("unix://"):
-        del options["socket_keepalive"]
-    try:
-        path = "" if url.startswith("unix://") else urlsplit(url).path.strip("/")
-        if path and not path.isdecimal():
-            raise ValueError(f"{path} is no number of a database")
-        made = ConnectionPool.from_url(url, **options)
-        made.make_connection()  # type: ignore[no-untyped-call]  # Says what no option is.
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
-    return made
-
-
-def addresses(hosts: str) -> list[tuple[str, int]]:
-    """Return the parts of `host:port,host:port`, nothing if one of them is no address."""
-    pairs = [each.rpartition(":") for each in hosts.split(",")]
-    try:
-        found = [(host.strip("[]"), int(port)) for host, _, port in pairs]
-    except ValueError:
-        return []
-    return found if all(host for host, _ in found) else []
-
-
-def _options() -> dict[str, Any]:
-    return {
-        "protocol": 2,  # Pinned: the shape of replies depends on it.
-        "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
-        "socket_timeout": None,  # A line has its own; this one costs a task for every batch.
-        "socket_connect_timeout": TIMEOUT,
-        "socket_keepalive": True,
-        "max_connections": 2 * CONNECTIONS,
-    }
-
-
-def sentinels(url: str) -> tuple[list[tuple[str, int]], str, int]:
-    """Return the Sentinels, the master's name and the database that a URL names.
-
-    It is `redis+sentinel://[user:password@]host:port,host:port/master[/db]`, and for Sentinels with
-    a password of their own `?sentinel_username=…&sentinel_password=…`; raises SettingsError.
-    """
-    try:
-        parts = urlsplit(url)
-        unknown = parse_qs(parts.query, strict_parsing=bool(parts.query)).keys() - _OF_SENTINELS
-    except ValueError as error:
-        raise SettingsError(f"GATEWAY_REDIS_URL: {error}") from None
-    if unknown:
-        raise SettingsError(f"GATEWAY_REDIS_URL: unknown: {', '.join(sorted(unknown))}")
-    nodes = addresses(parts.netloc.rpartition("@")[2])
-    master, _, db = parts.path.strip("/").partition("/")
-    if not nodes or not master or not (db or "0").isdecimal():
-        raise SettingsError("GATEWAY_REDIS_URL: expected redis+sentinel://host:port,…/master")
-    return nodes, master, int(db or 0)
-
-
-def sentinel_url(url: str, host: str, port: int) -> str:
-    """Return the address of one of the Sentinels that a URL names."""
-    given = _of_sentinels(url)
-    login = f"{quote(given.get('username', ''), '')}:{quote(given.get('password', ''), '')}@"
-    return f"redis://{login * bool(given)}{f'[{host}]' if ':' in host else host}:{port}/"
-
-
-def _from_sentinel(url: str) -> ConnectionPool:
-    nodes, master, db = sentinels(url)
-    parts = urlsplit(url)
-    asked = {**_short(len(nodes)), **_of_sentinels(url)}
-    sentinel = Sentinel(nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-    login = {"username": unquote(parts.username or ""), "password": unquote(parts.password or "")}
-    given: dict[str, Any] = {name: value for name, value in login.items() if value}
-    client: Redis = sentinel.master_for(master, db=db, **given, **_options())
-    return client.connection_pool
-
-
-def _of_sentinels(url: str) -> dict[str, str]:
-    """Return the username and password of the Sentinels themselves, where they are given."""
-    query = parse_qs(urlsplit(url).query)
-    return {name.removeprefix("sentinel_"): values[-1] for name, values in query.items()}
-
-
-def _short(count: int) -> dict[str, Any]:
-    """They are asked one after the other: one that hangs must leave time for the rest."""
-    return {"socket_timeout": TIMEOUT / (count + 2), "retry": Retry(NoBackoff(), 0)}
+    return Passing("store_unavailable", reason=words_of(error))

@@ -5,6 +5,7 @@ the settings of the same name. Without a file there is one preset, `default`.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from gateway.errors import Refusal
+from gateway.errors import Refusal, redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -109,6 +110,11 @@ class Preset(BaseModel):
             except UnicodeEncodeError:
                 raise ValueError(f"the value of {name} has a character outside Latin-1") from None
         return headers
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what is shown of it: no login and no key in its URL."""
+        for name, value in super().__repr_args__():
+            yield name, redacted(value) if isinstance(value, str) else value
 
     def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Refusal where it is not allowed."""

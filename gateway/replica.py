@@ -271,7 +271,7 @@ class Replica:
                 self._bury(news.dead, owners)
                 pause = self._beat.interval
             except Passing as error:
-                log.warning("the beat is not renewed: %s", error)
+                log.debug("the beat is not renewed: %s", error)
                 pause = min(1.0, self._beat.interval)
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)

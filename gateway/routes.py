@@ -23,6 +23,7 @@ from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
 from gateway.records import FINAL, VERSION, Created, Record, Records
+from gateway.rehearsal import can_store
 from gateway.replica import Replica
 from gateway.requests import (
     accepts,
@@ -290,7 +291,7 @@ class Routes:
         """GET /readyz: able to serve."""
         if self.replica.draining:
             raise Passing("draining")
-        await self._store.call("PING")
+        await can_store(self._records)
         return reply({"status": "ready"})
 
     # Checks

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, redacted
+from gateway.mounts import FILE, SECRET, mounted, with_keys
 from gateway.presets import Key, Preset, tidy
 
 PREFIX = "GATEWAY_"
@@ -44,15 +46,21 @@ class Settings(BaseSettings):
         "redis+cluster://h1:p,h2:p (rediss+cluster: with TLS); "
         "empty = embedded: one process, lost at exit",
     )
+    redis_url_file: str = Field("", description="file that holds GATEWAY_REDIS_URL")
     secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")
+    secrets_file: str = Field("", description="file that holds GATEWAY_SECRETS, or one a line")
     upstream_url: str = Field("", description="completion endpoint of the default preset")
     upstream_api_key: Key = Field(SecretStr(""), description="sent to it as a bearer token")
+    upstream_api_key_file: str = Field("", description="file that holds GATEWAY_UPSTREAM_API_KEY")
     auth: str = Field(
         "signed", description="signed (Starlette's session cookie) or module:callable"
     )
     cookie_name: str = Field("session", min_length=1, description="the cookie that names the user")
     cookie_secrets: Secrets = Field(
         (), description="secrets of that cookie, newest first; empty = those of the tickets"
+    )
+    cookie_secrets_file: str = Field(
+        "", description="file that holds GATEWAY_COOKIE_SECRETS, or one a line"
     )
     cookie_max_age: Seconds = Field(14 * 86400, description="oldest cookie accepted")
     subject_field: str = Field("sub", min_length=1, description="where in the session the user is")
@@ -95,7 +103,7 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return tuple(part.strip() for part in re.split(r"[,\r\n]", value) if part.strip())
         return value
 
     @field_validator("log_level")
@@ -108,8 +116,7 @@ class Settings(BaseSettings):
     @field_validator("upstream_url", "public_url")
     @classmethod
     def _url(cls, value: str) -> str:
-        if value and not re.match("https?://[^/?#]", value):
-            raise ValueError("must start with http:// or https:// and a host")
+        value = _http(value.strip())
         return value.rstrip("/") if value.count("/") == 3 else value
 
     @field_validator("public_url")
@@ -130,7 +137,16 @@ class Settings(BaseSettings):
         for name, preset in self.presets.items():
             if not (preset.url or self.upstream_url):
                 raise ValueError(f"presets.{name}: no url, and no upstream_url to fall back on")
+            try:
+                _http(preset.url)
+            except ValueError as error:
+                raise ValueError(f"presets.{name}.url: {error}") from None
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what is shown of it: no login and no key in any URL."""
+        for name, value in super().__repr_args__():
+            yield name, redacted(value) if isinstance(value, str) else value
 
     @property
     def embedded(self) -> bool:
@@ -147,8 +163,12 @@ class Settings(BaseSettings):
         return list(self._filled.values())
 
     def preset(self, name: str) -> Preset | None:
-        """Return a preset with everything it leaves out filled in, None if there is no such one."""
-        return self._filled.get(name)
+        """Return a preset with everything it leaves out filled in, None if there is no such one.
+
+        Nor is there a default one without a URL to ask, where there are others.
+        """
+        preset = self._filled.get(name)
+        return preset if preset is not None and preset.url else None
 
     @cached_property
     def _filled(self) -> dict[str, Preset]:
@@ -191,22 +211,44 @@ def load(flags: dict[str, Any]) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
     from_file = _read(Path(path)) if path else {}
+    if "presets" in from_file:
+        from_file["presets"] = with_keys(from_file["presets"], os.environ)
     # An empty variable does not beat the file: compose passes on what nobody has set.
     from_environment = {
-        name for name in Settings.model_fields if os.environ.get(PREFIX + name.upper())
+        name: value
+        for name in Settings.model_fields
+        if (value := os.environ.get(PREFIX + name.upper()))
     }
+    files = mounted((given, from_environment, from_file), PREFIX)
     for name, value in from_file.items():
         if name not in from_environment:
             given.setdefault(name, value)
     try:
-        return Settings(**given)
+        return Settings(**{**given, **files})
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
 
 
-def as_variables(flags: dict[str, Any]) -> dict[str, str]:
-    """Return given flags as environment variables, for a process that is to be set alike."""
-    return {PREFIX + name.upper(): value for name, value in flags.items() if value is not None}
+def as_variables(flags: dict[str, Any], loaded: Settings) -> dict[str, str]:
+    """Return given flags as environment variables, for a process that is to be set alike.
+
+    What a file held goes along as it was read: it may be a pipe, and all must have the same.
+    """
+    given = {PREFIX + name.upper(): value for name, value in flags.items() if value is not None}
+    for name in SECRET:
+        variable = PREFIX + name.upper()
+        if given.get(variable + FILE.upper()) or os.environ.get(variable + FILE.upper()):
+            given |= {variable: _plain(getattr(loaded, name)), variable + FILE.upper(): ""}
+    return given
+
+
+def shown_to_all(flags: dict[str, Any]) -> Iterator[str]:
+    """Yield a warning for every flag that holds a secret: all users of the machine can read it."""
+    for name, value in flags.items():
+        if value and (redacted(value) != value or (name in SECRET and name != "redis_url")):
+            flag = "--" + name.replace("_", "-")
+            ways = [f"{flag}-file"] * (name in SECRET) + [PREFIX + name.upper()]
+            yield f"{flag} shows a secret in the list of processes; use {' or '.join(ways)}"
 
 
 def unknown_names() -> Iterator[str]:
@@ -225,10 +267,29 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{PREFIX}CONFIG: cannot read {path}: {error}") from None
 
 
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_plain(each) for each in value)
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _http(url: str) -> str:
+    """Return a URL; raises ValueError, which does not quote it, if it is none of http."""
+    if url and not re.match("https?://[^/?#]", url):
+        raise ValueError("must start with http:// or https:// and a host")
+    try:
+        usable = not url or (bool(urlsplit(url).hostname) and urlsplit(url).port != 0)
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise ValueError("is no URL with a host, and a port if it has one")
+    return url
+
+
 def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = redacted(first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, Settings.model_fields, n=1)
         return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")

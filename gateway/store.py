@@ -12,22 +12,26 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from gateway.address import TIMEOUT, Address
 from gateway.cluster import Cluster
 from gateway.errors import Passing
 from gateway.line import Command
-from gateway.node import Complaints, Node, Single, Way, away
+from gateway.node import Node, Single, Way, away
+from gateway.outage import Outage
 
 log = logging.getLogger("gateway.store")
 
 MARKER = "gw:marker"  # With the tag of a server.
 BEATS = "gw:beats"  # With the tag of a book.
 
+_POLLED = "streams of other replicas are read once a second"
+_REST = 30.0  # Seconds until a channel that was refused is tried again.
 _SCRIPTS = Path(__file__).parent / "lua"
 
 
@@ -60,10 +64,13 @@ class Store:
     """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
 
     def __init__(self, url: str = "") -> None:
-        clustered = url.partition("://")[0].endswith("+cluster")
-        self.cluster = Cluster(url) if clustered else None
-        self._redis: Single | Cluster = self.cluster or Single(url)
-        self._complaints = Complaints()
+        self.address = Address.of(url)
+        self.cluster = Cluster(self.address) if self.address.kind == "cluster" else None
+        self._redis: Single | Cluster = self.cluster or Single(self.address)
+        self._refused = self._redis.refused
+        self._mute = Outage(
+            log, f"no wake-ups ({_POLLED})", "wake-ups from other replicas are heard again"
+        )
         texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
             name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
@@ -124,6 +131,26 @@ class Store:
         """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
         return self._sound(await _on(self._redis.log, commands))
 
+    async def publish(self, messages: Iterable[tuple[str, str]]) -> None:
+        """Send words to channels. They may be lost, and so may the right to send any: whoever needs
+        them looks for itself once a second."""
+        with suppress(Passing):
+            await _on(self._redis.short, [["PUBLISH", *each] for each in messages])
+
+    async def hears(self, channel: str) -> None:
+        """Return once a word sent to a channel was heard there; raises Passing."""
+        try:
+            async with (
+                asyncio.timeout(2 * TIMEOUT),
+                aclosing(self._redis.anyone().listen(channel)) as messages,
+            ):
+                await anext(messages)
+                self._sound(await _on(self._redis.short, [["PUBLISH", channel, "heard"]]))
+                while await anext(messages) != b"heard":
+                    pass
+        except (RedisError, OSError) as error:
+            raise away(error) from error
+
     async def script(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
     ) -> Any:
@@ -143,12 +170,17 @@ class Store:
             try:
                 async with aclosing(node.listen(channel)) as messages:
                     async for message in messages:
+                        if self._mute.open:
+                            self._mute.passed()
                         if message is not None:
                             yield message
                         elif node is not self._redis.anyone():
                             break  # It left the Cluster, or does not answer.
+            except ResponseError as error:  # No right to channels, or no such command.
+                self._mute.failed(error)
+                await asyncio.sleep(_REST)
             except (RedisError, OSError) as error:
-                log.debug("inbox lost: %s", error)  # An outage, of which the beat tells, is many.
+                log.debug("inbox lost: %s", error)  # Of an outage the lines tell.
                 node.on_trouble(error)
                 await asyncio.sleep(0.2)
 
@@ -161,12 +193,14 @@ class Store:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise self._failure(reply)
+        if self._refused.open:
+            self._refused.passed()
         return replies
 
     def _failure(self, error: Exception) -> Passing:
         if not isinstance(error, ResponseError):
             return away(error)
-        self._complaints.note(error)
+        self._refused.failed(error)
         return Passing("store_unavailable", reason=str(error)[:200])
 
 

@@ -302,7 +302,7 @@ def _seen(entries: list[Entry]) -> Iterator[Event]:
 
 def _complain(words: str, error: Exception) -> None:
     """Say why something is left for later: a fault of ours needs its traceback."""
-    level, fault = (logging.INFO, None) if isinstance(error, Passing) else (logging.ERROR, error)
+    level, fault = (logging.DEBUG, None) if isinstance(error, Passing) else (logging.ERROR, error)
     log.log(level, "%s: %s", words, error, exc_info=fault)
 
 

@@ -111,7 +111,7 @@ class Rounds:
             if failed is not None:
                 raise failed
         except Passing as error:
-            log.info("nothing can be written: %s", error)
+            log.debug("nothing can be written: %s", error)
             await asyncio.sleep(0.1)
         except Exception:  # Of no log's own; each is in doubt if it was touched.
             log.exception("a round of the writer broke")

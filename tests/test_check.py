@@ -1,6 +1,7 @@
 """`gateway check`: a verdict on everything the gateway depends on, before anybody depends on it."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from tests.support import (
     SECRET,
     Process,
     RedisServer,
+    Served,
     free_port,
+    redis_server,
+    running,
     scripted,
     settings,
     until,
@@ -50,8 +54,11 @@ async def test_missing_secrets_are_a_fault() -> None:
 
 
 @pytest.mark.parametrize("secrets", ["short", "x" * 32 + ",short"])
-async def test_a_secret_that_can_be_guessed_is_a_warning(secrets: str) -> None:
-    assert levels(await found(secrets=secrets), "settings") == ["warning"]
+@pytest.mark.parametrize("name", ["secrets", "cookie_secrets"])
+async def test_a_secret_that_can_be_guessed_is_a_fault(name: str, secrets: str) -> None:
+    said = await found(**{"secrets": "x" * 32, name: secrets})
+    assert levels(said, "settings") == ["fault"]
+    assert f"GATEWAY_{name.upper()}: shorter than 16" in words(said, "settings")
 
 
 async def test_an_authenticator_that_is_not_there_is_a_fault() -> None:
@@ -184,6 +191,150 @@ async def test_a_failover_that_would_not_work_is_said_before_it_is_needed(tmp_pa
             each.kill()
         await until(lambda: is_said("no replica is connected"))
         await until(lambda: is_said("NOQUORUM"))
+
+
+async def ends(at: Served, url: str) -> bool:
+    """Whether a stream comes to its end there, soon."""
+    try:
+        got = await asyncio.wait_for(at.read(url), 3)
+    except TimeoutError:
+        return False
+    return got.names[-1:] == ["end"] and got.end["state"] == "done"
+
+
+RIGHTS = {
+    "all": "+@all ~* &*",
+    "the gateway's keys and no admin's commands": "+@all -@dangerous ~gw:* &gw:*",
+    "no more than is needed": "+@read +@write +@scripting +@pubsub +time +ping ~gw:* &gw:*",
+    "no channels": "+@all ~* resetchannels",
+    "other channels": "+@all ~* resetchannels &app:*",
+    "no word to others": "+@all -publish ~* &*",
+    "no word of others": "+@all -subscribe ~* &*",
+    "no scripts": "+@all -@scripting ~* &*",
+    "scripts known, none new": "+@all -eval ~* &*",
+    "other keys": "+@all ~app:* &*",
+    "keys to read": "+@all %R~gw:* &*",
+    "keys of streams alone": "+@all ~gw:{* &*",
+    **{f"no {each}": f"+@all -{each} ~* &*" for each in ("time", "xadd", "hset", "sadd", "xrange")},
+    "no password": "",
+}
+UNREADY = ("no scripts", "scripts known, none new", "other keys", "keys to read", "no password")
+
+
+@pytest.mark.parametrize("rights", RIGHTS)
+async def test_check_tells_whether_the_gateway_will_work_with_this_user(
+    rights: str, own_redis: RedisServer
+) -> None:
+    if RIGHTS[rights]:
+        await ask(own_redis.port, "ACL", "SETUSER", "gw", "on", ">pw", *RIGHTS[rights].split())
+    url = own_redis.url.replace("//", "//gw:pw@")
+    said = await found(redis_url=url)
+    async with scripted(whole) as upstream, AsyncExitStack() as stack:
+        given = {"redis_url": url, "upstream_url": upstream.url}
+        here, there = [await stack.enter_async_context(running(**given)) for _ in range(2)]
+        ready = (await here.http.get("/readyz")).status_code == 200
+        works = (answer := await here.post()).status_code == 201
+        for each in (here, there) if works else ():
+            works &= await ends(each, answer.json()["stream_url"])
+    assert ("fault" in levels(said, "redis")) is not works
+    assert ready or not works
+    assert not (ready and rights in UNREADY)
+    assert "pw" not in words(said, "redis")
+    assert await ask(own_redis.port, "KEYS", "*check*") == []
+
+
+@pytest.mark.parametrize("rights", ["no channels", "no word to others", "no word of others"])
+async def test_wake_ups_that_are_refused_are_a_warning(rights: str, own_redis: RedisServer) -> None:
+    await ask(own_redis.port, "ACL", "SETUSER", "gw", "on", ">pw", *RIGHTS[rights].split())
+    said = await found(redis_url=own_redis.url.replace("//", "//gw:pw@"))
+    (told,) = [each for each in said if "channels gw:inbox:*" in each.words]
+    assert told.level == "warning"
+    assert "once a second" in told.words
+
+
+async def test_a_user_who_lacks_a_right_on_one_master_of_a_cluster_is_a_fault_there(
+    shared_cluster: RedisCluster,
+) -> None:
+    rights = ["on", ">pw", "+@all", "-@dangerous", "~gw:*", "&*"]
+    try:
+        for server in shared_cluster.servers:
+            server.run("ACL", "SETUSER", "gw", *rights)
+        url = shared_cluster.url.replace("//", "//gw:pw@")
+        said = await found(redis_url=url)
+        assert "fault" not in levels(said, "redis")
+        assert "are not told (NOPERM" in words(said, "redis")
+        shared_cluster.masters[1].run("ACL", "SETUSER", "gw", "-xadd")
+        faults = [each for each in await found(redis_url=url) if each.level == "fault"]
+        (told,) = [each.words for each in faults if each.subject == "redis"]
+        assert told.startswith(f"127.0.0.1:{shared_cluster.masters[1].port}: cannot start a stream")
+    finally:
+        for server in shared_cluster.servers:
+            server.run("ACL", "DELUSER", "gw")
+
+
+@pytest.mark.parametrize("commands", [("INFO",), ("EVAL", "EVALSHA"), ("XADD",), ("SUBSCRIBE",)])
+async def test_a_command_that_is_renamed_is_a_fault_if_it_is_needed(
+    commands: tuple[str, ...], tmp_path: Path
+) -> None:
+    gone = [part for each in commands for part in ("--rename-command", each, "")]
+    with redis_server(tmp_path, *gone) as server:
+        said = await found(redis_url=server.url)
+    needed = commands[0] in {"EVAL", "XADD"}
+    assert ("fault" in levels(said, "redis")) == needed
+    assert "unknown" in words(said, "redis").lower()
+
+
+async def test_the_address_of_a_read_replica_is_a_fault(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "replica").mkdir()
+    with redis_server(folder, "--replicaof", f"127.0.0.1 {own_redis.port}") as replica:
+        said = await found(redis_url=replica.url)
+        assert levels(said, "redis") == ["fault"]
+        assert "name its master" in words(said, "redis")
+        await ask(replica.port, "ACL", "SETUSER", "gw", "on", ">pw", "+@all", "-info", "~*", "&*")
+        unasked = await found(redis_url=replica.url.replace("//", "//gw:pw@"))
+        assert "READONLY" in words(unasked, "redis")
+        assert "fault" in levels(unasked, "redis")
+        async with running(redis_url=replica.url) as gateway:
+            assert (await gateway.http.get("/readyz")).status_code == 503
+
+
+async def test_a_full_redis_takes_no_replica_out_of_service(own_redis: RedisServer) -> None:
+    """Its pages would be turned away for good; they wait, or are told to come back."""
+    async with running(redis_url=own_redis.url) as gateway:
+        await ask(own_redis.port, "CONFIG", "SET", "maxmemory", 1)
+        assert (await gateway.post()).status_code == 503
+        assert (await gateway.http.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "level"),
+    [
+        *((404, "fault"), (410, "fault"), (301, "fault"), (308, "fault"), (503, "warning")),
+        *((200, "ok"), (204, "ok"), (401, "ok"), (403, "ok"), (405, "ok"), (500, "ok")),
+    ],
+)
+async def test_an_upstream_that_has_nothing_there_is_a_fault(status: int, level: str) -> None:
+    async def script(call: Any) -> None:
+        await call.send(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async with scripted(script) as server:
+        said = await found(upstream_url=server.url)
+    assert levels(said, "upstream") == [level]
+    assert str(status) in words(said, "upstream")
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_no_login_and_no_key_in_an_upstreams_address_is_shown(listens: bool) -> None:
+    async with scripted(lambda call: call.send(OK)) as server:
+        where = server.url if listens else f"http://127.0.0.1:{free_port()}/v1"
+        url = where.replace("//", "//me:pass-word@") + "?api-version=7&key=of-mine&code=of-mine"
+        presets = {"default": {"url": url}, "other": {"url": url + "&of-mine"}}
+        said = await found(upstream_url=url, presets=presets)
+    shown = words(said, "upstream")
+    assert not [each for each in ("pass-word", "of-mine") if each in shown]
+    assert "api-version=7" in shown
 
 
 async def test_an_upstream_that_answers_is_ok_and_is_asked_for_nothing() -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
+from gateway.address import Address
 from gateway.errors import Fenced, Passing
 from gateway.eventlog import EventLog, read_all
-from gateway.node import Node, pool
+from gateway.node import Node
 from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
 from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
@@ -860,7 +861,7 @@ async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it
         proxied(shared_redis) as there,
         owner(shared_redis.url) as writing,
     ):
-        nodes = [Node(pool(proxy.url)) for proxy in (here, there)]
+        nodes = [Node(Address.of(proxy.url).pool()) for proxy in (here, there)]
         homes: dict[str, Rounds] = {}
         old, new = (Rounds(node, lambda stream_id: homes[stream_id]) for node in nodes)
         moving, staying, other = [await writing.log() for _ in range(3)]

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from gateway.errors import Passing
 from gateway.eventlog import read_all
 from gateway.sse import parse
 from gateway.store import Store
+from tests.sentinels import ask as ask_redis
 from tests.support import (
     OK,
     Call,
@@ -24,6 +25,7 @@ from tests.support import (
     chunk,
     follow,
     redis_server,
+    running,
     scripted,
     sse,
     until,
@@ -133,6 +135,32 @@ async def heard(viewers: list[Seen]) -> None:
         lambda: all(each.heartbeats > old for each, old in zip(viewers, before, strict=True)),
         "a heartbeat for each",
     )
+
+
+# Without channels
+
+
+async def test_a_redis_user_without_channels_costs_viewers_elsewhere_a_second(
+    own_redis: RedisServer,
+) -> None:
+    """Redis gives a new user none, since 7.0."""
+    await ask_redis(own_redis.port, "ACL", "SETUSER", "gw", "on", ">pw", "+@all", "~*")
+    script = held(3)
+    async with scripted(script) as upstream, AsyncExitStack() as stack:
+        url = own_redis.url.replace("//", "//gw:pw@")
+        given = {"redis_url": url, "upstream_url": upstream.url}
+        here, there = [await stack.enter_async_context(running(**given)) for _ in range(2)]
+        stream = await here.ticket()
+        await here.read(stream, enough=at_least(3))
+        await there.read(stream, enough=at_least(3))
+        watching = [asyncio.create_task(each.read(stream)) for each in (here, there)]
+        await until(lambda: there.gateway.tails.viewers, "it is watched there")
+        begun = time.monotonic()
+        answer = await there.http.delete(stream, headers=there.cookie())
+        assert (answer.status_code, answer.json()) == (200, {"state": "cancelled"})
+        for each in watching:
+            assert (await each).end["state"] == "cancelled"
+        assert time.monotonic() - begun < 4  # A look for cancels, and one at the log.
 
 
 # Away

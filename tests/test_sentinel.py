@@ -8,10 +8,20 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.check import verdicts
 from gateway.errors import Passing
 from gateway.store import Store
-from tests.sentinels import NAME, Sentinels, Watcher, ask, sentinels
-from tests.support import ScriptedUpstream, missing, redis_binary, redis_server, until
+from tests.sentinels import NAME, Sentinels, Tls, Watcher, ask, sentinels
+from tests.support import (
+    RedisServer,
+    ScriptedUpstream,
+    free_port,
+    missing,
+    redis_binary,
+    redis_server,
+    settings,
+    until,
+)
 from tests.test_promises import Paced
 from tests.test_redis_faults import Watched, watched
 
@@ -20,7 +30,7 @@ STREAMS = 6
 
 @asynccontextmanager
 async def under_way(
-    folder: Path, *options: str, down_after: float = 1
+    folder: Path, *options: str, down_after: float = 1, tls: bool = False
 ) -> AsyncIterator[tuple[Sentinels, ScriptedUpstream, Watched]]:
     """Run the nodes, two gateways, and streams of four seconds: a failover has its place there.
 
@@ -28,7 +38,7 @@ async def under_way(
     """
     script = Paced(40, 0.1, uneven=True)
     async with (
-        sentinels(folder, *options, down_after=down_after) as redis,
+        sentinels(folder, *options, down_after=down_after, tls=tls) as redis,
         watched(redis.nodes[0], script, STREAMS, redis_url=redis.url) as (
             upstream,
             streams,
@@ -84,6 +94,61 @@ async def test_a_planned_failover_costs_no_stream_anything(tmp_path: Path) -> No
         await streams.all_whole()
         assert (await streams.at.read(0, url)).end["state"] == "done"
         assert len(upstream.calls) == STREAMS + 1
+
+
+async def test_a_failover_over_tls_with_logins_costs_no_stream_anything(tmp_path: Path) -> None:
+    """To the Sentinels and, by what they tell, to the master: nothing listens without TLS."""
+    async with under_way(tmp_path, tls=True) as (redis, upstream, streams):
+        old = await redis.master()
+        old.kill()
+        new = await redis.moved_from(old)
+        await streams.ready()
+        url = await streams.at.ticket()
+        assert await redis.ask(new, "DBSIZE") > 0
+        await streams.all_whole()
+        assert (await streams.at.read(0, url)).end["state"] == "done"
+        assert len(upstream.calls) == STREAMS + 1
+
+
+@pytest.mark.parametrize("who", ["the master", "the Sentinels"])
+async def test_one_of_master_and_sentinels_alone_may_have_tls(who: str, tmp_path: Path) -> None:
+    if redis_binary() is None:
+        missing("a Redis server")
+    tls, port, at = Tls(tmp_path), free_port(), free_port()
+    secure = [part for name, value in tls.options(port).items() for part in (f"--{name}", value)]
+    told = tls.options(at)
+    if who == "the master":
+        told |= {"port": str(at), "tls-port": "0"}
+    else:
+        told |= {"tls-replication": "no"}
+        secure = []
+    lines = [*map(" ".join, told.items()), f"sentinel monitor {NAME} 127.0.0.1 {port} 1"]
+    (path := tmp_path / "sentinel.conf").write_text("\n".join(lines) + "\n")
+    server, watcher = RedisServer(tmp_path, *secure, port=port), Watcher(tmp_path, path, at)
+    try:
+        server.start()
+        watcher.start()
+        url = f"redis+sentinel://127.0.0.1:{at}/{NAME}?ssl_ca_certs={tls.cert}&sentinel_tls=true"
+        if who == "the master":
+            url = url.replace("redis+", "rediss+").replace("=true", "=false")
+        await until(partial(_answers, url), f"{who} with TLS")
+    finally:
+        watcher.kill()
+        server.kill()
+
+
+async def test_without_the_authoritys_certificate_nobody_is_trusted(tmp_path: Path) -> None:
+    async with sentinels(tmp_path, tls=True) as redis:
+        for name in ("ssl_ca_certs", "sentinel_password"):
+            url, _, query = redis.url.partition("?")
+            left = [each for each in query.split("&") if not each.startswith(name)]
+            assert not await _answers(f"{url}?{'&'.join(left)}")
+        assert await _answers(redis.url)
+        found = await verdicts(settings(redis_url=redis.url))
+        said = [str(each) for each in found if each.subject == "redis"]
+        assert not [each for each in said if each.startswith("fault")]
+        assert "3 Sentinels can agree on a failover" in said[-1]
+        assert not [each for each in said if Tls.of_redis in each or "a&other" in each]
 
 
 async def test_passwords_may_have_any_character_and_sentinels_one_of_their_own(

@@ -124,7 +124,8 @@ def test_settings_do_not_change() -> None:
 
 
 def test_given_flags_are_the_variables_of_a_process_set_alike(setenv: Setenv) -> None:
-    for name, value in as_variables({"drain": "7", "grace": None, "secrets": "a,b"}).items():
+    flags = {"drain": "7", "grace": None, "secrets": "a,b"}
+    for name, value in as_variables(flags, load(flags)).items():
         setenv(name.removeprefix("GATEWAY_"), value)
     loaded = load({})
     assert (loaded.drain, loaded.grace, len(loaded.secrets)) == (7, 30, 2)

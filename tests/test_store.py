@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from gateway.errors import Passing, SettingsError
 from gateway.records import Records, new_id
 from gateway.store import Store, cancels_key, log_key, presence_key, record_key, runs_key
-from tests.support import RedisServer, free_port, until
+from tests.support import RedisServer, free_port, running, scripted, until
 from tests.test_eventlog import LOSE_REQUEST, proxied
+from tests.test_promises import at_least, held
 
 
 @pytest.fixture
@@ -30,18 +32,94 @@ def test_all_keys_of_a_stream_share_a_slot_of_a_cluster() -> None:
     assert runs_key("replica") != cancels_key("replica")
 
 
+NO_ADDRESS = [
+    *("http://host", "host:6379", "redis://host:port/0", "redis://h:0x1/0", "redis://h:70000"),
+    *("redis+sentinel://host:1", "redis+sentinel://host/master", "redis+cluster://host"),
+    *("redis+sentinel://h:1/master/x", "redis+sentinel://[::1/m", "redis://h:1/abc"),
+    *("redis+unix:///s", "unix://", "unix://s", "redis://h:1/-1", "redis://h:1/0?db=-1"),
+    *("redis+cluster://h:1/1", "redis+cluster://h:1?db=1", "redis+cluster://h:1,h"),
+    *("redis://h:1/0#x", "redis://h:1/0?ssl_ca_certs=x", "unix:///s?ssl_ca_certs=x"),
+    *("redis://h:1/0?sentinel_password=x", "redis+cluster://h:1?sentinel_tls=true"),
+    *("redis+sentinel://h:1/m?sentinel_db=1", "redis+sentinel://h:1/m?sentinel_tls=maybe"),
+    *("redis+sentinel://h:1/m?ssl_ca_certs=x", "rediss://h:1?ssl_cert_reqs=perhaps"),
+    *("rediss://h:1?ssl_ca_certs=/no/such/file", "rediss://h:1?ssl_certfile=/dev/null"),
+    *("rediss://h:1?ssl_check_hostname=perhaps", "rediss://h:1?ssl_min_version=x"),
+    "rediss+sentinel://h:1/m?sentinel_ssl_ca_certs=/no/such/file",
+    "rediss+cluster://h:1?ssl_ca_certs=/no/such/file",
+]
+
+
+@pytest.mark.parametrize("url", NO_ADDRESS)
+def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^GATEWAY_REDIS_URL: .+") as caught:
+        Store(url)
+    assert "\n" not in str(caught.value)
+
+
+NO_OPTION = [
+    *("protocol=3", "max_connections=1", "decode_responses=true", "nonsense=1", "x"),
+    *("socket_timeout=0.001", "socket_connect_timeout=9", "socket_keepalive=false"),
+    *("retry_on_timeout=true", "retry=3", "retry_on_error=x", "encoding=latin-1"),
+    *("host=other", "port=1", "path=/s", "connection_class=x", "legacy_responses=true"),
+    *("timeout=1", "socket_read_size=1", "credential_provider=x", "redis_connect_func=x"),
+    *("client_name=", "client_name=a%20b", "client_name=a%0ab", "DB=1"),
+]
+
+
+@pytest.mark.parametrize("option", NO_OPTION)
+@pytest.mark.parametrize(
+    "url", ["redis://h:1/0", "unix:///s", "redis+sentinel://h:1/m", "redis+cluster://h:1"]
+)
+def test_an_option_that_the_gateway_does_not_leave_to_others_is_refused(
+    url: str, option: str
+) -> None:
+    with pytest.raises(SettingsError, match=r"^GATEWAY_REDIS_URL: \?"):
+        Store(f"{url}?{option}")
+
+
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://host", "host:6379", "redis://host:port/0"),
-        *("redis+sentinel://host:1", "redis+sentinel://host/master"),
-        *("redis+sentinel://h:1/master/x", "redis+sentinel://[::1/m", "redis://h:1/abc"),
-        *("redis://h:1/0?wrong=1", "redis+sentinel://h:1/m?wrong=1", "redis+sentinel://h:1/m?x"),
+        *("redis://:se?cr=et@h:1/0", "redis://:se/cret@h:1/0", "redis://:se#cret@h:1/0"),
+        *("redis://u:secret", "redis://h:secret/0", "redis://u:se cret@h:x", "redis://:secret@h:x"),
+        *("redis://h/0?password=se&cret=1", "redis://h/0?secret@h", "unix://:se/cret@/s"),
+        *("redis+sentinel://:secret@h/m", "redis+cluster://:secret@h", "ftp://:secret@h"),
+        *("redis+sentinel://h:1/m?sentinel_password=secret&x=1", "redis://u:secret@[::1/0"),
+        "redis://:p@ss?secret=1@h:1/0",
     ],
 )
-def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
-    with pytest.raises(SettingsError, match="GATEWAY_REDIS_URL"):
+def test_a_password_is_not_in_what_is_wrong_with_its_address(url: str) -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_REDIS_URL") as caught:
         Store(url)
+    assert not [part for part in ("secret", "cret") if part in str(caught.value)]
+    assert "secret" not in repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("db=3", "client_name=gateway", "health_check_interval=1", "username=u&password=p"),
+        *("db=3&client_name=gateway&health_check_interval=30", ""),
+    ],
+)
+async def test_an_option_that_does_no_harm_does_what_it_says(
+    option: str, own_redis: RedisServer
+) -> None:
+    direct = Store(own_redis.url)
+    await direct.call("ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all")
+    store = Store(f"{own_redis.url.removesuffix('/0')}?{option}")
+    messages = store.messages("channel")
+    assert await anext(messages) == b""
+    for call in (store.call, lambda *words: store.urgent([words])):
+        assert await call("PING") in (b"PONG", [b"PONG"])
+    told = [each for each in bytes(await direct.call("CLIENT", "LIST")).split(b"\n") if each]
+    others = [each for each in told if b"cmd=client" not in each]
+    assert len(others) == 3
+    for name, words in (("db=3", b"db=3"), ("client_name", b"name=gateway"), ("user", b"user=u")):
+        assert (name in option) == all(words in each for each in others)
+    await messages.aclose()  # type: ignore[attr-defined]
+    for each in (store, direct):
+        await each.close()
 
 
 async def test_replies_come_back_in_the_order_of_the_commands(store: Store) -> None:
@@ -162,7 +240,7 @@ async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
     await store.close()
 
 
-async def test_what_redis_refuses_is_logged_once_a_second_however_often_it_is(
+async def test_what_redis_refuses_is_logged_once_however_often_it_is(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full Redis refuses every stream's writes ten times a second."""
@@ -174,7 +252,37 @@ async def test_what_redis_refuses_is_logged_once_a_second_however_often_it_is(
         with pytest.raises(Passing):
             await store.call("SADD", key, "member")
         await node.append([["SADD", key, "member"]], node.generation)
-    assert len([each for each in caplog.records if "refused" in each.message]) <= 2
+    assert len([each for each in caplog.records if "refuses commands" in each.message]) == 1
+
+
+async def test_a_redis_that_is_away_is_logged_once_and_once_when_it_is_back(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not once a second by each loop: the beat, the writer, the readers, the inbox."""
+    caplog.set_level("INFO", "gateway")
+
+    def lines(level: str) -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == level]
+
+    async with scripted(held()) as upstream, AsyncExitStack() as stack:
+        given = {"redis_url": own_redis.url, "upstream_url": upstream.url}
+        here, there = [await stack.enter_async_context(running(**given)) for _ in range(2)]
+        url = await here.ticket()
+        await here.read(url, enough=at_least(1))
+        watching = asyncio.create_task(there.read(url))
+        await until(lambda: there.gateway.tails.viewers)
+        own_redis.kill()
+        await until(lambda: "does not answer" in "".join(lines("WARNING")), "it is said")
+        for _ in range(20):
+            assert (await here.http.get("/readyz")).status_code == 503
+            await asyncio.sleep(0.1)
+        own_redis.start()
+        await until(lambda: sum("answers again" in each for each in lines("INFO")) == 2)
+        away = [each for each in lines("WARNING") if "not" in each]
+        assert len(away) == 2  # One of each replica.
+        assert all(f":{own_redis.port}" in each for each in away)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(

@@ -19,11 +19,11 @@ import redis.utils
 from redis.asyncio.connection import AbstractConnection
 
 import gateway
-import gateway.node
+import gateway.outage
 import gateway.transport
+from gateway.address import TIMEOUT
 from gateway.app import Gateway
 from gateway.eventlog import EventLog
-from gateway.node import TIMEOUT
 from gateway.settings import Settings
 from gateway.tail import Viewer
 from gateway.tickets import Tickets
@@ -509,7 +509,7 @@ def _surroundings(world: World) -> Iterator[None]:
     rng = random.Random(f"ids {world.schedule.seed}")
     random.seed(world.schedule.seed)
     urandom = secrets.token_urlsafe
-    clocks = [vars(module) for module in (gateway.transport, gateway.node)]
+    clocks = [vars(module) for module in (gateway.transport, gateway.outage)]
     monotonics = [module["monotonic"] for module in clocks]
     secrets.token_urlsafe = lambda n=None: (  # type: ignore[assignment]
         urlsafe_b64encode(rng.randbytes(n or 16)).decode().rstrip("=")

@@ -1,0 +1,83 @@
+"""Mounts: secrets that are kept in files of their own, as Docker and Kubernetes mount them.
+
+What is given as a flag shows in the list of processes, and a variable in what describes a
+container. So each secret has a second name, with `_file`, that says where it is; both together are
+given nowhere, but the nearer source wins as with any setting.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.errors import SettingsError
+
+FILE = "_file"
+SECRET = ("redis_url", "secrets", "upstream_api_key", "cookie_secrets")
+LISTS = frozenset(("secrets", "cookie_secrets"))  # One a line, if they are not in one with commas.
+
+_LARGEST = 64 * 1024
+
+
+def mounted(layers: Sequence[Mapping[str, Any]], label: str = "") -> dict[str, str]:
+    """Return the settings that files hold; `layers` are the sources, the nearest one first.
+
+    Raises SettingsError, which names the file's setting behind a label.
+    """
+    found: dict[str, str] = {}
+    for name in SECRET:
+        for layer in layers:
+            if name in layer and name + FILE in layer:
+                names = f"{label}{name.upper()} and {label}{(name + FILE).upper()}"
+                raise SettingsError(f"{names}: both are given; leave one of them out")
+            if name + FILE in layer:
+                told = f"{label}{(name + FILE).upper()}"
+                found[name] = secret_in(layer[name + FILE], told, lines=name in LISTS)
+            if name in layer or name in found:
+                break
+    return found
+
+
+def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
+    """Return what a file holds, without the newline at its end; raises SettingsError."""
+    if not isinstance(path, str) or not path:
+        raise SettingsError(f"{told}: must be the path of a file")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST + 1).decode("utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise SettingsError(f"{told}: cannot read {path}: {why}") from None
+    if not text:
+        raise SettingsError(f"{told}: {path} is empty")
+    if len(text) > _LARGEST:
+        raise SettingsError(f"{told}: {path} is too large to be a secret")
+    parts = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(parts) > 1 and not lines:
+        raise SettingsError(f"{told}: {path} has more than one line")
+    return ",".join(parts)
+
+
+def with_keys(presets: Any, environment: Mapping[str, str]) -> Any:
+    """Return the tables of presets with the keys that their `api_key_file` or `api_key_env` name.
+
+    Raises SettingsError.
+    """
+    if not isinstance(presets, dict):
+        return presets
+    return {name: _with_key(f"presets.{name}", each, environment) for name, each in presets.items()}
+
+
+def _with_key(told: str, table: Any, environment: Mapping[str, str]) -> Any:
+    if not isinstance(table, dict):
+        return table
+    ways = [way for way in ("api_key", "api_key_file", "api_key_env") if way in table]
+    if len(ways) > 1:
+        raise SettingsError(f"{told}: {' and '.join(ways)} are given; leave all but one out")
+    rest = {name: value for name, value in table.items() if name not in ways}
+    if ways == ["api_key_file"]:
+        return {**rest, "api_key": secret_in(table["api_key_file"], f"{told}.api_key_file")}
+    if ways == ["api_key_env"]:
+        key = environment.get(str(table["api_key_env"]), "").strip()
+        if not key:
+            raise SettingsError(f"{told}.api_key_env: there is no such variable, or it is empty")
+        return {**rest, "api_key": key}
+    return table
