@@ -145,6 +145,7 @@ class Single:
 
     def __init__(self, url: str) -> None:
         self._node = Node(pool(url))
+        self.masters: Sequence[Node] = (self._node,)
         self.log: Way = self._node.log
         self.short: Way = self._node.short
         self.long: Way = self._node.long

@@ -56,6 +56,15 @@ def cancels_key(replica: str, book: str = "") -> str:
     return f"gw:cancels:{replica}{book}"
 
 
+def subject_keys(subject: str) -> list[str]:
+    """Return the keys of what a subject holds: bytes of streams, and until when each counts.
+
+    They are in a slot of their own: a subject's streams are in many.
+    """
+    tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return [f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"]
+
+
 class Store:
     """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
 
@@ -87,6 +96,11 @@ class Store:
     def generation(self) -> int:
         """A number that grows with each new connection that appends go over, to any server."""
         return self._redis.generation
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All servers that have streams, as far as is known."""
+        return self._redis.masters
 
     def home(self, stream_id: str) -> Node:
         """Return the server that has a stream; in a Cluster it may be another one later."""
