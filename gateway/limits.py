@@ -7,19 +7,20 @@ for this process. What is refused is refused before anything is stored, claimed 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import ExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, NoReturn
 
 from gateway.errors import Passing
 from gateway.headroom import Headroom
-from gateway.store import Store, subject_keys
+from gateway.store import Script, Store, subject_keys
 
 RECORD = 1024  # Bytes that a stream costs beside its request, about.
 
 _TICK = 1.0
 _NEWS = 50_000  # That wait to be told; what is beyond expires.
 _TOGETHER = 500
+_SMALL = 16 * 1024  # Bytes that may be sent before it is known whether they fit.
 
 
 class Most(NamedTuple):
@@ -80,6 +81,7 @@ class Limits:
         self._most = most
         self._unredeemed = int((start_by + patience) * 1000)
         self._ended = int(log_ttl * 1000)
+        self._ttl = max(self._unredeemed, self._ended)
         # A claim at the last moment leaves the patience to say that it runs.
         self._turns = max(1, int(patience / 2 / _TICK))
         self._news: dict[tuple[str, str], tuple[int, int]] = {}  # Subject, stream: bytes, TTL.
@@ -112,26 +114,30 @@ class Limits:
 
     # In Redis
 
-    @asynccontextmanager
-    async def room(self, held: Held) -> AsyncIterator[None]:
-        """Count a request that is about to be stored; raises Passing.
+    async def create(self, held: Held, create: Script) -> Any:
+        """Count a request and store it; returns the script's reply, raises Passing.
 
-        It counts also where that fails: its reply may have been lost, and not the command.
+        It counts also where that fails: what was lost may have been the reply only.
         """
         size = held.size + RECORD
-        room = await self._headroom.enter(held.stream_id, size)
-        with room.taken(size):
-            if self._most.size:
-                await self._admit(held, size)
-            yield
+        taken = size * 5 // 4  # What an allocator of few sizes makes of it.
+        room = await self._headroom.enter(held.stream_id, taken)
+        with room.taken(taken):
+            return await self._counted(held, size, create)
 
-    async def _admit(self, held: Held, size: int) -> None:
-        args = [self._most.size, self._unredeemed, held.stream_id, size]
-        fits, wait = await self._store.script("admit", subject_keys(held.subject), args)
-        if not fits:
-            refused = Passing("too_many_bytes", "Redeem or cancel what you have asked for.")
-            refused.headers["Retry-After"] = str(min(60, wait // 1000 + 1))
-            raise refused
+    async def _counted(self, held: Held, size: int, create: Script) -> Any:
+        if not self._most.size:
+            return await self._store.script("create", create.keys, create.args)
+        args = [self._most.size, self._unredeemed, held.stream_id, size, self._ttl]
+        admit = Script("admit", subject_keys(held.subject), args)
+        if self._store.cluster is None and size <= _SMALL:
+            verdict, reply = await self._store.script_after(admit, create)
+            return reply if verdict[0] else _refuse(verdict[1])
+        # On another server; and what is large and does not fit must not be sent in vain.
+        verdict = await self._store.script("admit", admit.keys, admit.args)
+        if not verdict[0]:
+            _refuse(verdict[1])
+        return await self._store.script("create", create.keys, create.args)
 
     def ended(self, subject: str, stream_id: str) -> None:
         """Count a stream no more, soon: its request is gone."""
@@ -164,7 +170,8 @@ class Limits:
         while self._news:
             subjects: dict[str, list[Any]] = {}
             for key in list(self._news)[:_TOGETHER]:
-                subjects.setdefault(key[0], []).extend((key[1], *self._news.pop(key)))
+                news = subjects.setdefault(key[0], [self._ttl])
+                news += key[1], *self._news.pop(key)
             told = (
                 self._store.script("settle", subject_keys(subject), args)
                 for subject, args in subjects.items()
@@ -172,3 +179,9 @@ class Limits:
             for answer in await asyncio.gather(*told, return_exceptions=True):
                 if isinstance(answer, BaseException) and not isinstance(answer, Passing):
                     raise answer
+
+
+def _refuse(milliseconds: int) -> NoReturn:
+    refused = Passing("too_many_bytes", "Redeem or cancel what you have asked for.")
+    refused.headers["Retry-After"] = str(min(60, milliseconds // 1000 + 1))
+    raise refused

@@ -18,7 +18,7 @@ from gateway.errors import Passing
 from gateway.limits import Held, Limits, Most
 from gateway.majority import Majority
 from gateway.positions import Entry
-from gateway.store import BEATS, Store, log_key, presence_key, record_key, runs_key
+from gateway.store import BEATS, Script, Store, log_key, presence_key, record_key, runs_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -162,8 +162,8 @@ class Records:
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]
-        async with self.limits.room(Held(subject, stream_id, len(request))):
-            reply = await self.store.script("create", _keys(stream_id), args)
+        create = Script("create", _keys(stream_id), args)
+        reply = await self.limits.create(Held(subject, stream_id, len(request)), create)
         issued, start_by, now = (int(part) for part in reply[:3])
         made = Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
         if made.state in FINAL:
