@@ -9,6 +9,7 @@ from gateway import settings as settings_
 from gateway.auth import authenticator
 from gateway.beat import Beat
 from gateway.errors import SettingsError
+from gateway.limits import Most
 from gateway.records import Records, new_id
 from gateway.replica import Replica
 from gateway.routes import Routes
@@ -35,6 +36,12 @@ class Gateway:
             log_ttl=settings.log_ttl,
             max_run=_longest(settings),
             lease=settings.lease,
+            most=Most(
+                settings.subject_bytes,
+                settings.subject_streams,
+                settings.subject_viewers,
+                settings.store_share,
+            ),
         )
         self.tails = Tails(
             self.store,

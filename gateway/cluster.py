@@ -94,6 +94,11 @@ class Cluster:
         return sum(node.generation for node in self._nodes.values())
 
     @property
+    def masters(self) -> list[Node]:
+        """The servers that have slots, as far as is known."""
+        return self._masters
+
+    @property
     def markers(self) -> list[str]:
         """The tags of all masters' markers."""
         return list(self._markers.values())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.chat import Reading
-from gateway.records import FINAL
+from gateway.records import FINAL, Record
 from gateway.sse import Event
 
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
@@ -25,6 +25,13 @@ class Ending:
 
     state: str
     failure: dict[str, Any] | None = None
+
+
+def state_of(record: Record, started: bool) -> str:
+    """Return the state that a caller is told; `started` says that an event is logged."""
+    if record.expired:
+        return "expired"
+    return "streaming" if record.running and started else record.state
 
 
 def failure(

@@ -3,7 +3,7 @@
     GatewayError
     ├── SettingsError     a setting is wrong: the program cannot start
     ├── Refusal           this request will never pass as it is: 4xx
-    ├── Passing           it will pass later: 503, or 200-and-retry to an EventSource
+    ├── Passing           it will pass later: 503 or 429, or 200-and-retry to an EventSource
     ├── UpstreamFailure   how an upstream request ended badly: `failure` and `end`
     └── Fenced            another replica owns the stream now: write nothing more
 
@@ -45,7 +45,14 @@ PASSING = {
     "not_yet": "The store has just come back and may still learn of this ticket",
     "newer_record": "A newer version of the gateway wrote this stream",
     "auth_unavailable": "The authenticator does not answer",
+    "store_full": "The store keeps the rest of its room for what is running",
+    "too_many_bytes": "Too much of yours is waiting or running",
+    "too_many_streams": "Too many of your streams are running",
+    "too_many_viewers": "Too many of your streams are open",
 }
+
+# What passes when the caller has less of it: 429, not 503.
+TOO_MANY = frozenset(("too_many_bytes", "too_many_streams", "too_many_viewers"))
 
 
 class GatewayError(Exception):
@@ -73,11 +80,10 @@ class Passing(GatewayError):
     `reason` is for operators: what a server said may name servers, which are no caller's business.
     """
 
-    status = 503
-
     def __init__(self, code: str, detail: str = "", *, reason: str = "") -> None:
         super().__init__(reason or detail or code)
         self.code = code
+        self.status = 429 if code in TOO_MANY else 503
         self.title = PASSING[code]
         self.detail = detail
         self.headers: dict[str, str] = {}

@@ -138,6 +138,7 @@ class Single:
     def __init__(self, address: Address) -> None:
         self._node = Node(address.pool(), address.name)
         self.refused = self._node.refused
+        self.masters: Sequence[Node] = (self._node,)
         self.log: Way = self._node.log
         self.short: Way = self._node.short
         self.long: Way = self._node.long

@@ -118,7 +118,7 @@ class Preset(BaseModel):
 
     def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Refusal where it is not allowed."""
-        request = {**self.defaults, **body, **self.force}
+        request = {**self.defaults, **self._as_seen(body), **self.force}
         if request.setdefault("stream", True) is not True:
             raise Refusal("stream_required", 'Leave "stream" out, or set it to true.')
         if self.models and request.get("model") not in self.models:
@@ -131,3 +131,13 @@ class Preset(BaseModel):
                 raise Refusal("not_an_object", '"stream_options" must be an object.')
             request["stream_options"] = {"include_usage": True, **options}
         return request
+
+    def _as_seen(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Leave out other spellings of what is checked or forced here.
+
+        Upstreams written in Go take `MODEL` for `model`, the later of the two: what was allowed
+        would not be what is asked for.
+        """
+        ours = {"stream", "stream_options", "model", *self.force}
+        folded = {name.casefold() for name in ours}
+        return {k: v for k, v in body.items() if k in ours or k.casefold() not in folded}

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gateway.errors import Passing
+from gateway.limits import Held, Limits, Most
 from gateway.majority import Majority
 from gateway.positions import Entry
-from gateway.store import BEATS, Store, log_key, presence_key, record_key, runs_key
+from gateway.store import BEATS, Script, Store, log_key, presence_key, record_key, runs_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -126,11 +127,14 @@ class Records:
         log_ttl: float,
         max_run: float,
         lease: float,
+        most: Most = Most(),  # noqa: B008 (it is a tuple)
     ) -> None:
         self.replica = replica
         self.store = store
         self._majority = Majority(len(store.books))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
+        times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
+        self.limits = Limits(store, most, **times)
         self._start_by = int(start_by * 1000)
         self._ended_ttl = int(log_ttl * 1000)
         # A run may be drained, retried and taken over: twice the longest run outlives all of it.
@@ -148,17 +152,25 @@ class Records:
     async def create(
         self, stream_id: str, subject: str, preset: str, request: bytes, digest: str
     ) -> Created:
-        """Store a request, unless its id is taken; tell what is stored there then."""
+        """Store a request, unless its id is taken; tell what is stored there then.
+
+        Unredeemed it is kept no longer than a failover's loss may last.
+        """
         fields = {
             "version": VERSION,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
         }
-        args = [self._start_by, self._start_by + self._ended_ttl, digest, *_flat(fields)]
-        reply = await self.store.script("create", _keys(stream_id), args)
+        ttl = self._start_by + int(self.patience * 1000)
+        args = [self._start_by, ttl, digest, *_flat(fields)]
+        create = Script("create", _keys(stream_id), args)
+        reply = await self.limits.create(Held(subject, stream_id, len(request)), create)
         issued, start_by, now = (int(part) for part in reply[:3])
-        return Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
+        made = Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
+        if made.state in FINAL:
+            self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
+        return made
 
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
@@ -266,6 +278,11 @@ class Records:
         forgot_all = issued < int(marker) and now - int(marker) < young
         soon = min(young, self._ended_ttl, self._start_by)
         return forgot_all or self.just_reached(stream_id) or now - issued < soon
+
+    async def ran_out(self, issued: int) -> bool:
+        """Whether a ticket whose record is not there was never redeemed: else it would be there."""
+        seconds, micros = await self.store.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000 - issued < self._ended_ttl
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""

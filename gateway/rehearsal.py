@@ -7,6 +7,7 @@ takes no writes. To know it before the first ticket each thing is tried, by the 
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from gateway.beat import Beat, inbox
 from gateway.errors import Passing
@@ -43,7 +44,7 @@ class Rehearsal:
         self._store = store
         self._id = stream_id
         self._me = me
-        times = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
+        times: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
         self._records = Records(store, me, **times, lease=1)
         self._beat = Beat(store, me, 1)
         self._epoch = 0

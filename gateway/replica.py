@@ -52,6 +52,7 @@ class Replica:
         self.draining = False
         self._records = records
         self._beat = beat
+        self._limits = records.limits
         self._tails = tails
         self._upstream = upstream
         self._caps = caps
@@ -111,13 +112,19 @@ class Replica:
         if task is None:
             if self._count + len(self._claims) >= self._caps.streams:
                 raise Passing("overloaded")
+            self._limits.check_streams(record.subject)
+            self._limits.streams.take(record.subject)
             task = self._tasks.spawn(self._claim(record, preset))
             self._claims[record.stream_id] = task
-            task.add_done_callback(lambda _: self._claims.pop(record.stream_id, None))
+            task.add_done_callback(lambda _: self._claim_over(record))
         done, _ = await asyncio.wait({task}, timeout=_CLAIM_WAIT)
         if not (done and task.result()):
             raise Passing("store_unavailable", "The claim is not answered yet.")
         return task.result()
+
+    def _claim_over(self, record: Record) -> None:
+        self._claims.pop(record.stream_id, None)
+        self._limits.streams.give(record.subject)  # A run has taken its own.
 
     async def _claim(self, record: Record, preset: Preset) -> str:
         try:
@@ -165,6 +172,7 @@ class Replica:
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
         self._count += 1
+        self._limits.streams.take(record.subject)
         self._tasks.spawn(self._live(run, start))
 
     def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
@@ -181,6 +189,7 @@ class Replica:
             state = await run.main(start.ask or self._upstream, permit)
             level = _LEVELS.get(state, logging.WARNING)
             log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
+            self._limits.ended(run.subject, stream_id)
             await self._leave(stream_id)
         except Fenced:
             log.warning("%s: another replica took it over, or its log broke", stream_id)
@@ -191,6 +200,7 @@ class Replica:
         finally:
             run.finished_at = _now()
             self._count -= 1
+            self._limits.streams.give(run.subject)
 
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; adoption ends what Redis says is ours."""
@@ -215,6 +225,8 @@ class Replica:
             self._inbox.cancel([record.stream_id])
         elif owner:
             await self._beat.ask_to_cancel(record.stream_id, owner)
+        elif state == "cancelled" and record.state == "cached":
+            self._limits.cancelled(record.subject, record.stream_id)
         return state
 
     # The life of the replica
@@ -222,7 +234,7 @@ class Replica:
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
         loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
-        for loop in (*loops, self._tails.follow):
+        for loop in (*loops, self._tails.follow, self._counts):
             self._tasks.repeat(loop)
 
     async def drain(self, deadline: float) -> None:
@@ -254,6 +266,9 @@ class Replica:
         if idle:
             with suppress(Passing):
                 await self._beat.stop()
+
+    async def _counts(self) -> None:
+        await self._limits.run(lambda: [run.held for run in self.active])
 
     async def _beats(self) -> None:
         while True:

@@ -1,12 +1,11 @@
 """Requests: what a caller sent, read once and refused with a reason."""
 
 import hashlib
-import json
 from base64 import urlsafe_b64encode
-from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from gateway.body import Body
 from gateway.cookies import Cookies
 from gateway.errors import Refusal
 
@@ -58,7 +57,7 @@ def keyed_stream(subject: str, preset: str, key: str) -> str:
     return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
-async def body_of(request: Request, limit: int) -> dict[str, Any]:
+async def body_of(request: Request, limit: int) -> Body:
     """Return the JSON object of a request of at most `limit` bytes; raises Refusal."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind == "application/json" or kind.endswith("+json")):
@@ -76,27 +75,4 @@ async def body_of(request: Request, limit: int) -> dict[str, Any]:
         body += chunk
         if len(body) > limit:
             raise too_large
-    return _json_object(body)
-
-
-def packed(body: dict[str, Any], *, sort: bool = False) -> bytes:
-    """Return a request as it is sent; raises Refusal for 1e999, which only looks like JSON."""
-    try:
-        text = json.dumps(body, separators=(",", ":"), sort_keys=sort, allow_nan=False)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("not_json", str(error)[:200]) from None
-    return text.encode()
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refusal("not_json", str(error)[:200]) from None
-    if not isinstance(value, dict):
-        raise Refusal("not_an_object", f"It is a JSON {type(value).__name__}.")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    return Body(body)

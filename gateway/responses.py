@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.chat import text_of
 from gateway.errors import Passing, Refusal
+from gateway.records import Created
 from gateway.sse import OURS, Event, encode, parse, retry
 from gateway.tail import Viewer
 from gateway.tails import Tails
@@ -57,6 +59,7 @@ class EventStream:
         self._viewer = viewer
         self._first = first
         self._plain = PlainText() if text else None
+        self.on_close: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
@@ -79,6 +82,8 @@ class EventStream:
             if leaving:
                 leaving.cancel()
             self._tails.detach(viewer)
+            if self.on_close is not None:
+                self.on_close()
 
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer
@@ -160,6 +165,12 @@ def reply(
     )
 
 
+def issued(ticket: str, url: str, created: Created) -> Response:
+    """Return the answer to who asked for a ticket."""
+    data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
+    return reply(data, 201 if created.made else 200, {"Location": url})
+
+
 def nothing_more() -> Response:
     """Return the one answer after which an EventSource stops for good."""
     return Response(None, 204, {"Cache-Control": "no-store"})
@@ -171,7 +182,7 @@ def refusal(error: Refusal) -> Response:
 
 
 def passing(error: Passing, times: Retry, names_stream: bool) -> Response:
-    """Return what will pass: 200 and a retry to an EventSource's GET, 503 to anybody else."""
+    """Return what will pass: 200 and a retry to an EventSource's GET, 503 or 429 to others."""
     if names_stream:
         body = times.line() + b": %s\n" % error.code.encode()
         response = Response(body, 200)

@@ -4,7 +4,6 @@ The order is the same everywhere: the page's origin, the caller's cookie, the re
 ticket, the record. Only then is anything stored or started.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -17,12 +16,13 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Authenticator
+from gateway.endings import state_of
 from gateway.errors import Passing, Refusal
 from gateway.eventlog import read_all
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
-from gateway.records import FINAL, VERSION, Created, Record, Records
+from gateway.records import FINAL, VERSION, Record, Records
 from gateway.rehearsal import can_store
 from gateway.replica import Replica
 from gateway.requests import (
@@ -32,12 +32,12 @@ from gateway.requests import (
     idempotency_key,
     keyed_stream,
     last_event_id,
-    packed,
 )
 from gateway.responses import (
     Answer,
     EventStream,
     Retry,
+    issued,
     nothing_more,
     passing,
     refusal,
@@ -168,12 +168,12 @@ class Routes:
         if at_once and self.replica.draining:
             raise Passing("draining")
         key = idempotency_key(request)
-        body = preset.prepare(await body_of(request, self._settings.max_body))
-        text = packed(body)
+        if at_once:
+            self._records.limits.check(subject, claims=not key)
+        asked = (await body_of(request, self._settings.max_body)).made(preset.prepare)
         stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
-        digest = hashlib.sha256(packed(body, sort=True)).hexdigest()[:32]
-        created = await self._records.create(stream_id, subject, name, text, digest)
-        if created.digest != digest:
+        created = await self._records.create(stream_id, subject, name, *asked)
+        if created.digest != asked.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = f"{self._settings.public_url}/stream?ticket={ticket}"
@@ -181,7 +181,7 @@ class Routes:
             if await request.is_disconnected():
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self.tickets.verify(ticket), subject)
-        return _ticket_answer(ticket, url, created)
+        return issued(ticket, url, created)
 
     async def _open_at(self, url: str, request: Request, ticket: Ticket, subject: str) -> Answer:
         """Open a stream for a caller who does not know its URL yet."""
@@ -212,6 +212,13 @@ class Routes:
             raise Passing("draining")
         if self._tails.viewers >= self._settings.max_streams:
             raise Passing("overloaded")  # Before anything is paid for that it could not show.
+        with self._records.limits.seat(subject) as seat:
+            answer = await self._watch(request, record, wanted)
+            if isinstance(answer, EventStream):
+                answer.on_close = seat.pop_all().close
+        return answer
+
+    async def _watch(self, request: Request, record: Record, wanted: str) -> Answer:
         if record.state == "cached":
             record = await self._redeem(record)
         if self._tails.superseded(record.stream_id, record.epoch):
@@ -272,7 +279,7 @@ class Routes:
         result = json.loads(record.result) if record.result else {}
         return reply(
             {
-                "state": _state(record, answer.last_id is not None),
+                "state": state_of(record, answer.last_id is not None),
                 "text": answer.text,
                 "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
                 "usage": result.get("usage", answer.reading.usage),
@@ -331,6 +338,8 @@ class Routes:
         lives = record is None and self.replica.owes(ticket.stream_id)
         if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
             raise Passing("not_yet")
+        if not wanted and await self._records.ran_out(ticket.issued):
+            raise Refusal("ticket_expired", "Ask for a new one.")
         _unless_reconnect(wanted)
         return None
 
@@ -339,14 +348,3 @@ def _unless_reconnect(wanted: str) -> None:
     """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
     if not wanted:
         raise Refusal("log_expired", "Ask for a new ticket.")
-
-
-def _state(record: Record, started: bool) -> str:
-    if record.expired:
-        return "expired"
-    return "streaming" if record.running and started else record.state
-
-
-def _ticket_answer(ticket: str, url: str, created: Created) -> Response:
-    data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
-    return reply(data, 201 if created.made else 200, {"Location": url})

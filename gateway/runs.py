@@ -28,6 +28,7 @@ from gateway.chat import Reading, choices_of
 from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog import EventLog
+from gateway.limits import Held
 from gateway.presets import Preset
 from gateway.sse import Event, Parser
 from gateway.tail import Tail
@@ -93,6 +94,16 @@ class Run:
     def active(self) -> bool:
         """Whether its end is not stored yet."""
         return self.finished_at is None
+
+    @property
+    def subject(self) -> str:
+        """Whose it is."""
+        return bytes(self.log.fields["subject"]).decode()
+
+    @property
+    def held(self) -> Held:
+        """What it holds of what is its subject's."""
+        return Held(self.subject, self.log.stream_id, len(self._request))
 
     @property
     def pulling(self) -> bool:

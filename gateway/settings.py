@@ -31,6 +31,7 @@ _DEFAULT = Preset.model_validate({})
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Count = Annotated[int, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=1024, le=1 << 30)]
 
 
@@ -85,6 +86,18 @@ class Settings(BaseSettings):
     drain: Seconds = Field(60, description="runs may go on after SIGTERM for")
     write_timeout: Seconds = Field(30, description="a viewer that reads nothing is dropped after")
     max_streams: int = Field(20_000, ge=1, description="open streams and runs of one process")
+    subject_bytes: Count = Field(
+        64 << 20, description="requests of one user that wait or run, in Redis; 0 = no bound"
+    )
+    subject_streams: Count = Field(
+        5000, description="runs of one user in one process; 0 = no bound"
+    )
+    subject_viewers: Count = Field(
+        5000, description="open streams of one user in one process; 0 = no bound"
+    )
+    store_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="part of Redis's maxmemory that new tickets may fill; 1 = all"
+    )
     upstream_connect: Seconds = Field(10, description="longest wait for a connection")
     upstream_first_byte: Annotated[float, Field(ge=0)] = Field(
         0, description="longest wait for the first byte; 0 = as upstream_stall"

@@ -13,8 +13,9 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -33,6 +34,20 @@ BEATS = "gw:beats"  # With the tag of a book.
 _POLLED = "streams of other replicas are read once a second"
 _REST = 30.0  # Seconds until a channel that was refused is tried again.
 _SCRIPTS = Path(__file__).parent / "lua"
+
+# KEYS are those of both; ARGV: 1 keys of the first, 2 its arguments, and then those of both.
+_JOINED = """\
+local function first(KEYS, ARGV)
+{}
+end
+local function second(KEYS, ARGV)
+{}
+end
+local keys, args = tonumber(ARGV[1]), 2 + tonumber(ARGV[2])
+local reply = first({{unpack(KEYS, 1, keys)}}, {{unpack(ARGV, 3, args)}})
+if reply[1] == 0 then return {{reply}} end
+return {{reply, second({{unpack(KEYS, keys + 1)}}, {{unpack(ARGV, args + 1)}})}}
+"""
 
 
 def record_key(stream_id: str) -> str:
@@ -60,6 +75,24 @@ def cancels_key(replica: str, book: str = "") -> str:
     return f"gw:cancels:{replica}{book}"
 
 
+@lru_cache(maxsize=4096)
+def subject_keys(subject: str) -> tuple[str, str]:
+    """Return the keys of what a subject holds: bytes of streams, and until when each counts.
+
+    They are in a slot of their own: a subject's streams are in many.
+    """
+    tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
+
+
+class Script(NamedTuple):
+    """One of `lua/*.lua`, and what it is run with."""
+
+    name: str
+    keys: Sequence[Any]
+    args: Sequence[Any]
+
+
 class Store:
     """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
 
@@ -71,10 +104,10 @@ class Store:
         self._mute = Outage(
             log, f"no wake-ups ({_POLLED})", "wake-ups from other replicas are heard again"
         )
-        texts = {path.stem: path.read_text("utf-8") for path in _SCRIPTS.glob("*.lua")}
         self._scripts = {
-            name: (hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()
+            path.stem: _hashed(path.read_text("utf-8")) for path in _SCRIPTS.glob("*.lua")
         }
+        self._joined: dict[tuple[str, str], tuple[str, str]] = {}
 
     @property
     def books(self) -> Sequence[str]:
@@ -94,6 +127,11 @@ class Store:
     def generation(self) -> int:
         """A number that grows with each new connection that appends go over, to any server."""
         return self._redis.generation
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All servers that have streams, as far as is known."""
+        return self._redis.masters
 
     def home(self, stream_id: str) -> Node:
         """Return the server that has a stream; in a Cluster it may be another one later."""
@@ -156,11 +194,26 @@ class Store:
     ) -> Any:
         """Run one of `lua/*.lua` and return its reply; `of_log`: where appends go."""
         way = self._redis.log if of_log else self._redis.short
-        digest, text = self._scripts[name]
-        rest = [len(keys), *keys, *args]
-        replies = await _on(way, [["EVALSHA", digest, *rest]])
+        return await self._run(way, self._scripts[name], [len(keys), *keys, *args])
+
+    async def script_after(self, first: Script, then: Script) -> tuple[list[Any], Any]:
+        """Run two as one, the second where the first has not returned {0…}: not in a Cluster.
+
+        Returns both replies, the second is None where it was not run.
+        """
+        joined = self._joined.get((first.name, then.name))
+        if joined is None:
+            parts = (self._scripts[each.name][1] for each in (first, then))
+            joined = self._joined[first.name, then.name] = _hashed(_JOINED.format(*parts))
+        keys, args = [*first.keys, *then.keys], [*first.args, *then.args]
+        counts = [len(first.keys), len(first.args)]
+        reply = await self._run(self._redis.short, joined, [len(keys), *keys, *counts, *args])
+        return reply[0], reply[1] if len(reply) > 1 else None
+
+    async def _run(self, way: Way, script: tuple[str, str], rest: list[Any]) -> Any:
+        replies = await _on(way, [["EVALSHA", script[0], *rest]])
         if isinstance(replies[0], NoScriptError):
-            replies = await _on(way, [["EVAL", text, *rest]])
+            replies = await _on(way, [["EVAL", script[1], *rest]])
         return self._sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
@@ -202,6 +255,10 @@ class Store:
             return away(error)
         self._refused.failed(error)
         return Passing("store_unavailable", reason=str(error)[:200])
+
+
+def _hashed(text: str) -> tuple[str, str]:
+    return hashlib.sha1(text.encode()).hexdigest(), text
 
 
 async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:

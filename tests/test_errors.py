@@ -11,6 +11,7 @@ import gateway
 from gateway.errors import (
     PASSING,
     REFUSALS,
+    TOO_MANY,
     Fenced,
     GatewayError,
     Passing,
@@ -55,9 +56,10 @@ def test_a_refusal_has_its_codes_status_and_title(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", PASSING)
-def test_what_will_pass_is_503_and_has_a_title(code: str) -> None:
+def test_what_will_pass_is_503_or_429_and_has_a_title(code: str) -> None:
     passing = Passing(code)
-    assert (passing.status, passing.title, str(passing)) == (503, PASSING[code], code)
+    status = 429 if code in TOO_MANY else 503
+    assert (passing.status, passing.title, str(passing)) == (status, PASSING[code], code)
 
 
 @pytest.mark.parametrize("code", [*REFUSALS, *PASSING])

@@ -25,10 +25,11 @@ FLOORS: dict[str, set[str]] = {
         "positions",
         "chat",
         "tasks",
+        "body",
     },
     "state": {
         *("outage", "address", "line", "node", "route", "cluster", "store"),
-        *("majority", "records", "memory"),
+        *("majority", "records", "memory", "limits", "headroom"),
         *("beat", "eventlog", "rehearsal", "crew", "writer", "tail", "follower", "tails"),
     },
     "upstream": {
@@ -81,6 +82,7 @@ TESTED_IN = {
     "crew": "cluster",
     "follower": "tail",
     "grace": "cancellation",
+    "headroom": "limits",
     "inbox": "cancellation",
     "line": "store",
     "outage": "store",

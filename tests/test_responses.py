@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from gateway.errors import PASSING, REFUSALS, Passing, Refusal
+from gateway.errors import PASSING, REFUSALS, TOO_MANY, Passing, Refusal
 from gateway.requests import accepts, last_event_id
 from gateway.responses import PlainText, Retry, nothing_more, passing, refusal, reply
 from tests.support import OK, WHOLE, Call, Script, Served, Transcript, chunk, running, scripted, sse
@@ -347,13 +347,14 @@ def test_a_refusal_without_detail_has_none() -> None:
 
 
 @pytest.mark.parametrize("code", PASSING)
-def test_what_will_pass_is_200_and_retry_for_a_stream_and_503_for_others(code: str) -> None:
+def test_what_will_pass_is_200_and_retry_for_a_stream_and_503_or_429_for_others(code: str) -> None:
     page = passing(Passing(code, "secret detail"), Retry(30), names_stream=True)
     other = passing(Passing(code), Retry(30), names_stream=False)
     assert re.fullmatch(rb"retry: \d+\n(: \w+\n)?", bytes(page.body))
     assert (page.status_code, page.headers["x-accel-buffering"]) == (200, "no")
     assert page.headers["content-type"].startswith(SSE)
-    assert (other.status_code, json.loads(bytes(other.body))["code"]) == (503, code)
+    status = 429 if code in TOO_MANY else 503
+    assert (other.status_code, json.loads(bytes(other.body))["code"]) == (status, code)
     assert 1 <= int(other.headers["retry-after"]) <= 3
 
 

@@ -63,6 +63,8 @@ def _profile(**changes: Any) -> Settings:
         "write_timeout": 3,
         "upstream_stall": 3,
         "upstream_retries": 2,
+        "subject_bytes": 0,  # No promise of a stream depends on it; its Redis has no sorted sets.
+        "store_share": 1,
     }
     return settings(**{**given, **changes})
 
