@@ -139,7 +139,7 @@ def demo_(port: int, **flags: str | None) -> None:
             return 0
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
-        app = gateway.with_routes([*page(_sessions(loaded), cut), pretend])
+        app = gateway.with_routes([*page(_sessions(loaded), cut, loaded.prefix), pretend])
         run(
             app,
             listener,
@@ -219,7 +219,7 @@ def upstream_(
 def page_(host: str, port: int, **flags: str | None) -> None:
     """Run the demo page alone, for a proxy that has the gateway beside it. Lets anybody in."""
     loaded = _load(flags)
-    app = Router(page(_sessions(loaded)))
+    app = Router(page(_sessions(loaded), prefix=loaded.prefix))
     with bind(host, port) as listener:
         ready = f"demo page listening on {url_of(listener)}"
         run(app, listener, None, loaded.log_level, ready=ready)

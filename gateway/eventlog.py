@@ -115,6 +115,11 @@ class EventLog:
         return self._pending_bytes + (len(self.flying.frames) if self.flying else 0)
 
     @property
+    def count(self) -> int:
+        """The events of this owner so far."""
+        return self._seq
+
+    @property
     def settled(self) -> bool:
         """Whether everything appended was committed."""
         return not (self._pending or self.flying or self.in_doubt)

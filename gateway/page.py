@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.requests import cookies_of
@@ -19,10 +19,13 @@ STATIC: Final = Path(__file__).parent / "static"
 FILES: Final = ("demo.html", "demo.css", "demo.js", "gateway.js")
 
 
-def page(cookie: Callable[[str], str], cut: Callable[[str], int] | None = None) -> list[BaseRoute]:
+def page(
+    cookie: Callable[[str], str], cut: Callable[[str], int] | None = None, prefix: str = ""
+) -> list[BaseRoute]:
     """Return the page's routes; `cookie` makes a subject's Set-Cookie, `cut` drops viewers.
 
-    Without `cut` the page says that it cannot: viewers are elsewhere, at some replica.
+    Without `cut` the page says that it cannot: viewers are elsewhere, at some replica. The page is
+    where an app would be, and `prefix` is the path that the gateway has beside it.
     """
     session = cookie("demo").partition("=")[0].strip()
 
@@ -37,6 +40,10 @@ def page(cookie: Callable[[str], str], cut: Callable[[str], int] | None = None) 
             secure = request.headers.get("x-forwarded-proto") == "https"
             subject = f"demo-{secrets.token_hex(6)}"
             headers["Set-Cookie"] = cookie(subject) + ("; Secure" if secure else "")
+        if name == "demo.html" and prefix:
+            text = (STATIC / name).read_text("utf-8")
+            told = text.replace('data-gateway=""', f'data-gateway="{prefix}"', 1)
+            return HTMLResponse(told, headers=headers)
         return FileResponse(STATIC / name, headers=headers)
 
     async def drop(request: Request) -> Response:

@@ -140,6 +140,11 @@ class Records:
         # A run may be drained, retried and taken over: twice the longest run outlives all of it.
         self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
 
+    @property
+    def longest(self) -> int:
+        """The longest that a stream is known after it was asked for."""
+        return self._running_ttl
+
     def new_stream(self) -> str:
         """Return an id for a new stream, at home on a server that answers, as far as is known."""
         drawn = new_id()
@@ -150,17 +155,25 @@ class Records:
         return drawn
 
     async def create(
-        self, stream_id: str, subject: str, preset: str, request: bytes, digest: str
+        self,
+        stream_id: str,
+        subject: str,
+        preset: str,
+        request: bytes,
+        digest: str,
+        after: int = 0,
     ) -> Created:
         """Store a request, unless its id is taken; tell what is stored there then.
 
-        Unredeemed it is kept no longer than a failover's loss may last.
+        Unredeemed it is kept no longer than a failover's loss may last. All its epochs will be
+        above `after`.
         """
-        fields = {
+        fields: dict[str, Any] = {
             "version": VERSION,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
+            **({"epoch": after} if after else {}),
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]

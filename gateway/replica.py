@@ -33,7 +33,7 @@ log = logging.getLogger("gateway.replica")
 _CLAIM_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
 
-_LEVELS = {"done": logging.DEBUG, "cancelled": logging.INFO, "interrupted": logging.INFO}
+_LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": logging.INFO}
 
 
 class Replica:

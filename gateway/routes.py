@@ -5,25 +5,25 @@ ticket, the record. Only then is anything stored or started.
 """
 
 import json
-import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import NoReturn
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from gateway.auth import Authenticator
 from gateway.endings import state_of
+from gateway.endpoint import Call, Methods
 from gateway.errors import Passing, Refusal
 from gateway.eventlog import read_all
+from gateway.mount import Mount
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
 from gateway.records import FINAL, VERSION, Record, Records
 from gateway.rehearsal import can_store
+from gateway.repeats import Repeats, asked
 from gateway.replica import Replica
 from gateway.requests import (
     accepts,
@@ -33,80 +33,12 @@ from gateway.requests import (
     keyed_stream,
     last_event_id,
 )
-from gateway.responses import (
-    Answer,
-    EventStream,
-    Retry,
-    issued,
-    nothing_more,
-    passing,
-    refusal,
-    reply,
-)
+from gateway.responses import Answer, EventStream, Retry, issued, nothing_more, reply
 from gateway.settings import Settings
 from gateway.snapshot import answer_of
 from gateway.store import Store
 from gateway.tails import Tails
 from gateway.tickets import Ticket, Tickets
-
-log = logging.getLogger("gateway.routes")
-
-Call = Callable[[Request], Awaitable[Answer]]
-
-_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
-
-
-class Methods:
-    """One URL: its methods, and the one place where errors become answers."""
-
-    def __init__(self, routes: "Routes", **calls: Call) -> None:
-        self._routes = routes
-        self._calls = calls
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; the stream of a GET outlives this object's frame only."""
-        if scope["type"] == "http":
-            answer = await self._answer(Request(scope, receive))
-            if answer is not None:
-                await answer(scope, receive, send)
-
-    async def _answer(self, request: Request) -> Answer | None:
-        routes = self._routes
-        try:
-            answer = await self._dispatch(request)
-        except ClientDisconnect:
-            return None
-        except Refusal as error:
-            answer = refusal(error)
-        except Passing as error:
-            names_stream = request.method == "GET" and accepts(request)[0]
-            answer = passing(error, routes.retry, names_stream)
-        except Exception:
-            log.exception("%s %s broke", request.method, request.url.path)
-            answer = refusal(Refusal("internal"))
-        answer.raw_headers += routes.origins.cors(request.headers)
-        if routes.replica.draining:
-            answer.raw_headers.append((b"connection", b"close"))
-        return answer
-
-    async def _dispatch(self, request: Request) -> Answer:
-        if request.method == "OPTIONS":
-            return self._preflight(request)
-        call = self._calls.get(request.method)
-        if call is None:
-            allowed = ", ".join(self._calls)
-            raise Refusal("method_not_allowed", f"Allowed: {allowed}.", {"Allow": allowed})
-        return await call(request)
-
-    def _preflight(self, request: Request) -> Response:
-        self._routes.origins.check(request.headers)
-        headers = {
-            "Allow": ", ".join(self._calls),
-            "Access-Control-Allow-Methods": ", ".join(self._calls),
-            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
-            "Access-Control-Max-Age": "600",
-        }
-        return Response(None, 204, headers)
 
 
 class Routes:
@@ -125,6 +57,8 @@ class Routes:
         self.retry = Retry(settings.shortest_grace)
         self.replica = replica
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
+        self._mount = Mount(settings.public_url, settings.prefix)
+        self._repeats = Repeats(records)
         self._settings = settings
         self._store = store
         self._records = records
@@ -133,19 +67,22 @@ class Routes:
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
-        return {
-            "/tickets": Methods(self, POST=self.create),
-            "/stream": Methods(self, GET=self.stream, DELETE=self.cancel),
-            "/stream/cancel": Methods(self, POST=self.cancel),
-            "/completion": Methods(self, GET=self.completion),
-            "/healthz": Methods(self, GET=self.alive, HEAD=self.alive),
-            "/readyz": Methods(self, GET=self.ready, HEAD=self.ready),
+        own = {
+            "/tickets": self._methods(POST=self.create),
+            "/stream": self._methods(GET=self.stream, DELETE=self.cancel),
+            "/stream/cancel": self._methods(POST=self.cancel),
+            "/completion": self._methods(GET=self.completion),
+            "/healthz": self._methods(GET=self.alive, HEAD=self.alive),
+            "/readyz": self._methods(GET=self.ready, HEAD=self.ready),
         }
+        return {path: own[each] for each in own for path in self._mount.paths(each)}
 
     def all(self) -> list[BaseRoute]:
         """Return every URL."""
         exact = [Route(path, methods) for path, methods in self.exact().items()]
-        return [*exact, Route("/tickets/{preset}", Methods(self, POST=self.create))]
+        named = self._methods(POST=self.create)
+        paths = self._mount.paths("/tickets/{preset}")
+        return [*exact, *(Route(path, named) for path in paths)]
 
     def fallback(self) -> ASGIApp:
         """Return the answer to every other URL."""
@@ -154,7 +91,10 @@ class Routes:
             raise Refusal("not_found")
 
         methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-        return Methods(self, **dict.fromkeys(methods, nowhere))
+        return self._methods(**dict.fromkeys(methods, nowhere))
+
+    def _methods(self, **calls: Call) -> ASGIApp:
+        return Methods(self.origins, self.retry, lambda: self.replica.draining, **calls)
 
     # Tickets
 
@@ -168,20 +108,46 @@ class Routes:
         if at_once and self.replica.draining:
             raise Passing("draining")
         key = idempotency_key(request)
-        if at_once:
+        position = Position.parse(last_event_id(request)) if at_once else None
+        if at_once and position is None:
             self._records.limits.check(subject, claims=not key)
-        asked = (await body_of(request, self._settings.max_body)).made(preset.prepare)
+        made = (await body_of(request, self._settings.max_body)).made(preset.prepare)
         stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
-        created = await self._records.create(stream_id, subject, name, *asked)
-        if created.digest != asked.digest:
+        request_name = asked(subject, name, made.digest)
+        if position is not None:
+            begun = stream_id if key else await self._repeats.find(request_name, position)
+            return await self._repeat(request, begun, subject, made.digest)
+        after = 0
+        if at_once and not key:
+            after = await self._repeats.remember(request_name, stream_id)
+        created = await self._records.create(stream_id, subject, name, *made, after)
+        if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
-        url = f"{self._settings.public_url}/stream?ticket={ticket}"
+        url = self._stream_url(request, ticket)
         if at_once:
             if await request.is_disconnected():
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self.tickets.verify(ticket), subject)
         return issued(ticket, url, created)
+
+    async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> Answer:
+        """Go on with the stream that a request has begun; never begin another."""
+        record = await self._records.read(begun) if begun else None
+        if record is None or record.state == "cached":
+            # Its caller has seen events of it, so it was paid for, and has gone or is to come back.
+            owed = begun and self.replica.owes(begun)
+            if owed or (begun and await self._records.may_be_forgotten(begun, 0)):
+                raise Passing("not_yet")
+            raise Refusal("log_expired", "Without Last-Event-ID it is a new request.")
+        if record.digest != digest:
+            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+        ticket = self.tickets.issue(begun, subject, record.issued)
+        url = self._stream_url(request, ticket)
+        return await self._open_at(url, request, self.tickets.verify(ticket), subject)
+
+    def _stream_url(self, request: Request, ticket: str) -> str:
+        return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
 
     async def _open_at(self, url: str, request: Request, ticket: Ticket, subject: str) -> Answer:
         """Open a stream for a caller who does not know its URL yet."""

@@ -127,6 +127,7 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         failed = ": {code}: {message}".format_map(ending.failure) if ending.failure else ""
+        failed = failed or f", {_now() - self._began:.2f} s, {self._measure()}"
         self.why = with_cause(f"attempt(s) of preset {self.log.fields['preset']}{failed}", broken)
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
@@ -134,6 +135,15 @@ class Run:
         attempts = self._before + self._sent
         events, cancelled, result = ending_events(ending, self._reading, attempts)
         return await self.log.seal(ending.state, events, cancelled, result)
+
+    def _measure(self) -> str:
+        """Say how much it was, for operators: numbers only, whatever the upstream told."""
+        usage = self._reading.estimate() or {}
+        tokens = "+".join(
+            map(_number, (usage.get("prompt_tokens"), usage.get("completion_tokens")))
+        )
+        guess = " (estimated)" if usage.get("estimated") else ""
+        return f"{self.log.count} events, {tokens} tokens{guess}"
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""
@@ -260,6 +270,10 @@ class Run:
             return Ending("done")
         words = "The upstream ended the stream before the completion was whole."
         return Ending("truncated", failure("upstream_cut", words, retryable=True))
+
+
+def _number(value: object) -> str:
+    return str(value) if type(value) is int and 0 <= value < 1 << 53 else "?"
 
 
 def _too_large(code: str, message: str) -> UpstreamFailure:

@@ -25,6 +25,7 @@ from gateway.presets import Key, Preset, tidy
 PREFIX = "GATEWAY_"
 _OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+", re.ASCII)
 
 _DEFAULT = Preset.model_validate({})
 
@@ -67,6 +68,9 @@ class Settings(BaseSettings):
     subject_field: str = Field("sub", min_length=1, description="where in the session the user is")
     allowed_origins: Names = Field((), description="further origins of pages, for CORS; comma list")
     public_url: str = Field("", description="the gateway as browsers see it; makes URLs absolute")
+    prefix: str = Field(
+        "", max_length=200, description="path it has behind a proxy, such as /llm; begins its URLs"
+    )
     config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
     max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
     head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
@@ -137,6 +141,13 @@ class Settings(BaseSettings):
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
 
+    @field_validator("prefix")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if value and not _PATH.fullmatch(value):
+            raise ValueError("must be a path such as /llm, without a slash at its end")
+        return value
+
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -144,6 +155,13 @@ class Settings(BaseSettings):
             if not _ORIGIN.fullmatch(value.rstrip("/")):
                 raise ValueError(f"{value} is no origin; expected https://host or http://host:port")
         return tuple(value.rstrip("/") for value in values)
+
+    @model_validator(mode="after")
+    def _one_path(self) -> "Settings":
+        path = urlsplit(self.public_url).path
+        if path and not f"{path}/".startswith(f"{self.prefix}/"):
+            raise ValueError(f"GATEWAY_PREFIX: {self.prefix}, but GATEWAY_PUBLIC_URL says {path}")
+        return self
 
     @model_validator(mode="after")
     def _presets_have_a_url(self) -> "Settings":

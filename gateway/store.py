@@ -65,6 +65,11 @@ def presence_key(stream_id: str) -> str:
     return f"gw:{{{stream_id}}}:presence"
 
 
+def asked_key(name: str) -> str:
+    """Return the key of the streams that a request has begun."""
+    return f"gw:{{{name}}}:asked"
+
+
 def runs_key(replica: str, book: str = "") -> str:
     """Return the key of the set of streams that a replica runs."""
     return f"gw:runs:{replica}{book}"

@@ -359,14 +359,18 @@ async def read(
     last_id: str = "",
     headers: dict[str, str] | None = None,
     enough: Callable[[Transcript], bool] = lambda _: False,
+    body: Any = None,
 ) -> Transcript:
-    """Read a stream as an EventSource would, to its end or until it is enough."""
+    """Read a stream as an EventSource would, to its end or until it is enough.
+
+    With a body it is POSTed, as clients that fetch do.
+    """
     sent = {"Accept": "text/event-stream", **(headers or {})}
     if last_id:
         sent["Last-Event-ID"] = last_id
     got = Transcript()
     parser = Parser(limit=1 << 26)
-    async with http.stream("GET", url, headers=sent) as response:
+    async with http.stream("POST" if body else "GET", url, headers=sent, json=body) as response:
         got.status, got.headers = response.status_code, response.headers
         with suppress(httpx.RemoteProtocolError, httpx.ReadError):
             async for chunk in response.aiter_raw():

@@ -15,13 +15,14 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
 from gateway.demo import answer
 from gateway.page import page as routes_of_page
+from tests.clients import node_modules
 from tests.support import (
     OK,
     SECRET,
@@ -72,12 +73,41 @@ function listen() { es.addEventListener("end", (event) => ends.push(JSON.parse(e
 </script>"""
 
 
+# A page with the library that many have: it sends its POST again when the connection broke.
+FETCHING = """<!doctype html><link rel="icon" href="data:,"><script type="module">
+import { fetchEventSource } from "/library/index";
+Object.assign(window, { got: [], ended: "", url: "" });
+window.post = (body) => {
+  fetchEventSource("/tickets", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body,
+    async onopen(response) { url = response.headers.get("content-location"); },
+    onmessage(event) {
+      if (event.event === "end") ended = event.data;
+      else got.push([event.id, event.data]);
+    },
+  });
+};
+</script>"""
+
+
+async def fetching(request: Request) -> Response:
+    """Serve that page, and the modules of the library as they come from npm."""
+    name = request.path_params.get("name")
+    if name is None:
+        return HTMLResponse(FETCHING)
+    folder = node_modules() / "@microsoft" / "fetch-event-source" / "lib" / "esm"
+    return FileResponse(folder / f"{name}.js", media_type="text/javascript")
+
+
 async def bare(_: Request) -> Response:
     """Serve the bare page."""
     return HTMLResponse(BARE)
 
 
 BARE_ROUTE = Route("/bare", bare)
+FETCHING_ROUTES = [Route("/fetching", fetching), Route("/library/{name}", fetching)]
 
 
 @pytest.fixture
@@ -143,7 +173,7 @@ class Watch:
 async def watched(**changes: Any) -> AsyncIterator[tuple[Served, Watch]]:
     """Run a gateway in this process with the bare page beside it."""
     gateway = Gateway(settings(**changes))
-    watch = Watch(gateway.with_routes([BARE_ROUTE]))
+    watch = Watch(gateway.with_routes([BARE_ROUTE, *FETCHING_ROUTES]))
     async with served(watch, gateway) as url, client(url) as http:
         yield Served(gateway, url, http), watch
 
@@ -285,6 +315,36 @@ async def test_a_ticket_of_another_user_starts_nothing(context: BrowserContext) 
         assert await said(page) == []
         assert watch.statuses("/stream") == [404]
         assert not upstream.calls
+
+
+async def test_a_page_that_posts_by_fetch_event_source_and_is_cut_in_mid_stream_pays_once(
+    context: BrowserContext,
+) -> None:
+    script, go_on = in_halves()
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+        await log_in(context, gateway)
+        page = await context.new_page()
+        await page.goto(f"{gateway.url}/fetching")
+        await page.evaluate("(body) => post(body)", json.dumps(ask()))
+        await page.wait_for_function("got.length === 20")
+        cut(gateway)
+        go_on()
+        await page.wait_for_function("ended")
+        seen = await said(page)
+        posts = [each for each in watch.seen if each.path == "/tickets"]
+        assert [each.status for each in posts] == [200, 200]
+        assert posts[1].headers["last-event-id"] == seen[19][0]
+        url = await page.evaluate("url")
+        assert seen == await messages(gateway, url)
+        assert len(upstream.calls) == 1
+
+
+def cut(gateway: Served) -> None:
+    """Break the connections of all viewers, as a network does."""
+    for tail in gateway.gateway.tails._tails.values():
+        for viewer in tail.viewers:
+            assert viewer.abort is not None
+            viewer.abort()
 
 
 async def test_a_page_that_closes_can_cancel_by_beacon(context: BrowserContext) -> None:

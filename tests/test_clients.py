@@ -16,6 +16,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from starlette.applications import Starlette
 
+from gateway.chat import text_of as gateway_text
 from gateway.demo import UpstreamOptions, answer, upstream
 from gateway.sse import Event
 from tests.clients import HERE, node_modules
@@ -95,7 +96,11 @@ async def node(scripts: Path, name: str, gateway: Served, url: str) -> AsyncIter
         "node",
         scripts / f"{name}.mjs",
         url if "://" in url else gateway.url + url,
-        env={"PATH": os.environ["PATH"], "COOKIE": gateway.cookie()["Cookie"]},
+        env={
+            "PATH": os.environ["PATH"],
+            "COOKIE": gateway.cookie()["Cookie"],
+            "BODY": json.dumps(ask()),
+        },
         stdout=asyncio.subprocess.PIPE,
     )
     client = Client(process)
@@ -270,6 +275,26 @@ async def test_node_client_is_not_sent_a_first_event_by_a_gateway_that_is_away_f
             await client.stopped()
         assert client.rows == await logged(gateway, stream)
         assert len(upstream.calls) == 1
+
+
+async def test_fetch_event_source_that_posts_and_is_cut_again_and_again_pays_once(
+    scripts: Path,
+) -> None:
+    async with (
+        pretending() as url,
+        running(upstream_url=url) as gateway,
+        cutting(gateway, [1100, 2400, 1501]) as (through, cutter),
+        node(scripts, "fetch-event-source-post", gateway, f"{through}/tickets") as client,
+    ):
+        await client.stopped()
+        assert await calls(url) == 1
+        pieces = [gateway_text(data.encode()) for _, _, data in client.rows]
+        assert "".join(pieces) == "".join(answer(ask()["messages"], TOKENS))
+        ids = [event_id for _, event_id, _ in client.rows]
+        assert len(set(ids)) == len(ids)
+        assert client.rows[-1][0] == "end"
+        posts = [each.lower() for each in cutter.requests if each.startswith(b"POST /tickets ")]
+        assert [b"last-event-id" in each for each in posts] == [False, True, True, True]
 
 
 def drop(gateway: Served, stream: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,13 @@ def test_the_command_to_render_it_is_the_one_in_the_file_of_defaults() -> None:
         {"NGINX_TLS": "", "NGINX_LISTEN": "listen 127.0.0.1:9080;"},
         {"GATEWAY_ALLOWED_ORIGINS": "https://a.example, https://b.example:8443"},
         {"GATEWAY_PUBLIC_URL": "https://chat.example/gateway"},
+        {"GATEWAY_PREFIX": "/v1.0/~llm_a-b"},
+        {"NGINX_HEADERS": "proxy_set_header X-Tenant $http_x_tenant;"},
     ],
-    ids=["as in the tests", "without TLS", "with origins", "with a public URL"],
+    ids=[
+        *("as in the tests", "without TLS", "with origins", "with a public URL", "under a path"),
+        "with a header",
+    ],
 )
 def test_nginx_takes_it_without_a_warning(tmp_path: Path, changed: dict[str, Any]) -> None:
     server = Nginx(tmp_path, "server 127.0.0.1:8000;", **changed)
@@ -287,7 +292,7 @@ async def test_while_no_replica_answers_an_eventsource_is_told_to_come_back(
 ) -> None:
     with nginx(tmp_path, REFUSED) as server:
         async with server.client() as http:
-            for path in ("/stream?ticket=t", "/events"):
+            for path in ("/stream?ticket=t", "/stream"):
                 answers = [await http.get(path, headers=STREAM) for _ in range(40)]
                 assert {each.status_code for each in answers} == {200}
                 assert {each.headers["content-type"] for each in answers} == {
@@ -313,8 +318,7 @@ async def test_while_no_replica_answers_everybody_else_hears_the_truth(tmp_path:
                 await http.delete("/stream?ticket=t", headers=STREAM),
                 await http.post("/stream/cancel?ticket=t", headers=STREAM),
                 await http.get("/completion?ticket=t", headers=STREAM),
-                await http.get("/events", headers={"Accept": "application/json"}),
-                await http.get("/usage", headers=STREAM),
+                await http.get("/healthz", headers=STREAM),
                 await http.get("/readyz"),
             ):
                 assert problem(answer) == (502, "no_replica")
@@ -562,7 +566,7 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             308,
             "https://localhost/chat?room=1",
         )
-        for call in ("/stream?ticket=t", "/tickets", "/completion?ticket=t", "/events"):
+        for call in ("/stream?ticket=t", "/tickets", "/tickets/fast", "/completion?ticket=t"):
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
                 assert problem(answer) == (426, "https_required")
@@ -587,37 +591,220 @@ async def test_a_page_of_the_same_host_is_ours_whatever_the_port_and_where_tls_e
                 assert cors == ([origin] if status == 201 else [])
 
 
-async def test_metrics_of_one_replica_by_chance_are_not_served(tmp_path: Path) -> None:
+# Which URLs are the gateway's
+
+
+OURS = [
+    "/tickets",
+    "/tickets/fast",
+    "/stream",
+    "/stream/cancel",
+    "/completion",
+    "/healthz",
+    "/readyz",
+]
+THEIRS = [
+    *("/", "/metrics", "/events", "/usage", "/users/bob", "/users/bob/events", "/streams"),
+    *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
+    *("/healthz/", "/v1/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm", "/v1.0/~llm_a-b"])
+async def test_only_the_gateways_own_urls_are_taken_from_the_app(
+    tmp_path: Path, prefix: str
+) -> None:
+    taken: list[str] = []
+
+    async def note(request: Request) -> Response:
+        taken.append(request.url.path)
+        return Response("of the gateway")
+
+    names = ["GET", "POST", "DELETE"]
+    gateway_ = Starlette(routes=[Route("/{path:path}", note, methods=names)])
+    rest = 'default_type text/plain; return 200 "of the app";'
+    async with served(gateway_) as url:
+        port = httpx.URL(url).port or 0
+        with nginx(tmp_path, port, NGINX_REST=rest, GATEWAY_PREFIX=prefix) as server:
+            async with server.client() as http:
+                for path in [prefix + each for each in OURS]:
+                    assert (await http.get(f"{path}?ticket=t")).text == "of the gateway", path
+                theirs = [prefix + each for each in THEIRS] + (OURS if prefix else [])
+                for path in theirs:
+                    assert (await http.get(f"{path}?ticket=t")).text == "of the app", path
+    assert taken == [prefix + each for each in OURS]
+
+
+async def test_where_there_is_no_app_everything_else_is_nowhere(tmp_path: Path) -> None:
     with nginx(tmp_path, REFUSED) as server:
         async with server.client() as http:
-            answer = await http.get("/metrics")
-            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+            for path in THEIRS:
+                assert problem(await http.get(path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize("strips", [False, True], ids=["passed on", "stripped before"])
+async def test_under_a_path_a_stream_goes_all_its_ways(
+    shared_redis: RedisServer, tmp_path: Path, strips: bool
+) -> None:
+    """By this nginx with the path, or without, as a proxy before it has stripped it."""
+    proxy = {} if strips else {"GATEWAY_PREFIX": "/llm"}
+    gone = "/llm" if strips else ""
+    script = held(2)
+    async with (
+        scripted(script) as upstream,
+        front(tmp_path, shared_redis, upstream.url, 2, proxy, prefix="/llm") as at,
+    ):
+
+        def through(url: str) -> str:
+            return url.removeprefix(gone)
+
+        there = through("/llm/tickets")
+        answer = await at.http.post(there, json=ask(), headers=ALICE)
+        url = answer.json()["stream_url"]
+        assert url == answer.headers["location"]
+        assert url.startswith("/llm/stream?ticket=")
+        first = await read(at.http, through(url), headers=ALICE, enough=at_least(2))
+        script.go.set()
+        first.extend(await read(at.http, through(url), last_id=first.last_id, headers=ALICE))
+        assert first.end["state"] == "done"
+        last = await read(at.http, through(url), last_id=first.last_id, headers=ALICE)
+        assert last.status == 204
+        posted = await read(at.http, there, headers=ALICE, body=ask("At once."))
+        assert posted.headers["content-location"].startswith("/llm/stream?ticket=")
+        again = await read(
+            at.http, there, headers=ALICE, body=ask("At once."), last_id=posted.ids[0]
+        )
+        assert again.events == posted.events[1:]
+        for path in ("/llm/completion", "/llm/stream/cancel"):
+            method = "GET" if path.endswith("completion") else "POST"
+            where = through(url.replace("/llm/stream", path))
+            told = await at.http.request(method, where, headers=ALICE)
+            assert told.json()["state"] == "done"
+        assert (await at.http.get(through("/llm/readyz"))).json() == {"status": "ready"}
+        assert len(upstream.calls) == 2
+        assert "ticket=" not in "".join(at.nginx.accesses()) + at.nginx.errors()
+
+
+async def test_under_a_path_too_an_eventsource_is_told_to_come_back_and_calls_need_tls(
+    tmp_path: Path,
+) -> None:
+    given = {"GATEWAY_PREFIX": "/llm", "NGINX_PLAIN": "redirect"}
+    with nginx(tmp_path, REFUSED, **given) as server:
+        async with server.client() as plain, server.client(secure=True) as http:
+            answer = await http.get("/llm/stream?ticket=t", headers=STREAM)
+            assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
+            assert problem(await http.post("/llm/tickets", json=ask())) == (502, "no_replica")
+            for path in ("/llm/tickets", "/llm/tickets/fast", "/llm/stream", "/llm/completion"):
+                assert problem(await plain.get(path)) == (426, "https_required")
+            assert (await plain.get("/tickets")).status_code == 308
+            large = await http.post("/llm/tickets", content=b"x" * ((1 << 20) + 1))
+            assert problem(large) == (413, "body_too_large")
 
 
 # What a replica gets
 
 
-async def test_a_replica_gets_the_host_as_it_was_asked_and_the_true_caller(tmp_path: Path) -> None:
+@asynccontextmanager
+async def noted(folder: Path, **options: Any) -> AsyncIterator[tuple[Nginx, list[Request]]]:
+    """Run nginx before a replica that keeps the requests it gets."""
     seen: list[Request] = []
 
     async def note(request: Request) -> Response:
+        await request.body()
         seen.append(request)
         return Response("{}")
 
-    app = Starlette(routes=[Route("/usage", note)])
+    app = Starlette(routes=[Route("/{path:path}", note, methods=["GET", "POST", "DELETE"])])
     async with served(app) as url:
-        with nginx(tmp_path, httpx.URL(url).port or 0) as server:
-            lies = {"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "gopher"}
-            async with server.client() as http, server.client(secure=True) as https:
-                for each in (http, https):
-                    await each.get("/usage", headers={**lies, "X-Forwarded-Host": "evil"})
-            for request, url in zip(seen, (server.plain, server.url), strict=True):
-                scheme, _, host = url.partition("://")
-                assert request.headers["host"] == request.headers["x-forwarded-host"] == host
-                assert request.headers["x-forwarded-proto"] == scheme
-                assert request.headers["x-forwarded-for"] == "127.0.0.1"
-                assert request.scope["http_version"] == "1.1"
-                assert "connection" not in request.headers
+        with nginx(folder, httpx.URL(url).port or 0, **options) as server:
+            yield server, seen
+
+
+async def test_a_replica_gets_the_host_as_it_was_asked_and_the_true_caller(tmp_path: Path) -> None:
+    async with noted(tmp_path) as (server, seen):
+        lies = {"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "gopher"}
+        async with server.client() as http, server.client(secure=True) as https:
+            for each in (http, https):
+                await each.get("/completion", headers={**lies, "X-Forwarded-Host": "evil"})
+        for request, url in zip(seen, (server.plain, server.url), strict=True):
+            scheme, _, host = url.partition("://")
+            assert request.headers["host"] == request.headers["x-forwarded-host"] == host
+            assert request.headers["x-forwarded-proto"] == scheme
+            assert request.headers["x-forwarded-for"] == "127.0.0.1"
+            assert request.scope["http_version"] == "1.1"
+            assert "connection" not in request.headers
+
+
+IDENTITIES = [
+    *("X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Access-Token", "X-Email"),
+    *("Remote-User", "Remote-Email", "Remote-Groups", "Remote-Name", "X-Remote-User", "X-User"),
+    *("X-Forwarded-User", "X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Access-Token"),
+    *("X-Forwarded-Preferred-Username", "X-Forwarded-Prefix", "X-Forwarded-Server", "Forwarded"),
+    *("X-WEBAUTH-USER", "X-Authenticated-User", "X-Authenticated-UserId", "X-Subject", "X-User-Id"),
+    *("Tailscale-User-Login", "Cf-Access-Authenticated-User-Email", "Cf-Access-Jwt-Assertion"),
+    *("X-Goog-Authenticated-User-Email", "X-Goog-IAP-JWT-Assertion", "X-Amzn-Oidc-Data"),
+    *("X-Amzn-Oidc-Identity", "X-MS-CLIENT-PRINCIPAL", "X-MS-CLIENT-PRINCIPAL-NAME", "X-Token"),
+    *("X-authentik-username", "X-Pomerium-Claim-Email", "X-Vouch-User", "X-SSL-Client-S-DN"),
+    *("X-Real-IP", "X-Client-Cert", "Ssl-Client-Verify", "X-Nobody-Knows-This-Name", "Proxy"),
+    *("X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "Trailer-User"),
+]
+
+
+def spellings(name: str) -> list[str]:
+    """Return a header's name, and how it might come through as another."""
+    return [name, name.lower(), name.upper(), name.replace("-", "_"), name.replace("-", "_", 1)]
+
+
+@pytest.mark.parametrize("path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/readyz"])
+async def test_no_header_that_a_proxy_would_name_the_user_by_comes_from_a_caller(
+    tmp_path: Path, path: str
+) -> None:
+    async with noted(tmp_path) as (server, seen):
+        async with server.client() as http, server.client(secure=True) as https:
+            for each in (http, https):
+                for turn in range(5):
+                    lies = {spellings(name)[turn]: "mallory" for name in IDENTITIES}
+                    await each.post(path, json=ask(), headers=lies)
+        assert len(seen) == 10
+        for request in seen:
+            assert [each for each in request.headers.items() if "mallory" in each[1]] == []
+
+
+async def test_what_the_gateway_reads_comes_from_the_caller_as_it_was_sent(tmp_path: Path) -> None:
+    sent = {
+        "Cookie": "session=a.b.c; other=1",
+        "Authorization": "Bearer x.y.z",
+        "Accept": "text/event-stream, */*;q=0.1",
+        "Content-Type": "application/json; charset=utf-8",
+        "Last-Event-ID": "1764290000000-17",
+        "Idempotency-Key": "4d2f",
+        "Origin": "https://app.example",
+        "Sec-Fetch-Site": "same-origin",
+        "Sec-Fetch-Dest": "empty",
+        "Sec-Purpose": "prefetch",
+        "Purpose": "prefetch",
+        "User-Agent": "somebody",
+        "X-Request-ID": "r1",
+        "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    async with noted(tmp_path) as (server, seen):
+        async with server.client(secure=True) as http:
+            await http.post("/tickets", content=b'{"a": 1}', headers=sent)
+            await http.delete("/stream?ticket=t", headers=sent)
+        for request in seen:
+            assert {name: request.headers.get(name) for name in sent} == sent
+        assert await seen[0].body() == b'{"a": 1}'
+        assert str(seen[1].query_params) == "ticket=t"
+
+
+async def test_a_header_that_is_wanted_can_be_added_and_is_nginxs_own(tmp_path: Path) -> None:
+    own = "proxy_set_header Remote-User alice; proxy_set_header X-Tenant $http_x_tenant;"
+    async with noted(tmp_path, NGINX_HEADERS=own) as (server, seen):
+        async with server.client() as http:
+            lies = {"Remote-User": "mallory", "Remote_User": "mallory", "X-Tenant": "a"}
+            await http.get("/completion", headers=lies)
+        assert seen[0].headers.getlist("remote-user") == ["alice"]
+        assert seen[0].headers["x-tenant"] == "a"
 
 
 async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
@@ -641,7 +828,7 @@ async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
         with nginx(tmp_path, server.sockets[0].getsockname()[1]) as proxy:
             async with proxy.client() as http:
                 for _ in range(10):
-                    assert (await http.get("/usage")).status_code == 200
+                    assert (await http.get("/completion")).status_code == 200
                 assert spans == []
                 await until(lambda: spans, "nginx closes it", 6)
     assert len(requests) == 10

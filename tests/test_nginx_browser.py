@@ -1,6 +1,7 @@
 """A real browser through nginx, over HTTP/2: many streams at once, and nobody there for a while."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from tests.nginx import Front, front
 from tests.support import (
     RedisServer,
     ScriptedUpstream,
+    ask,
     cookie,
     read,
     scripted,
@@ -66,10 +68,13 @@ class Site:
 async def site(
     context: BrowserContext, redis: RedisServer, folder: Path, script: Paced, **more: str
 ) -> AsyncIterator[Site]:
-    """Run all of it; the page lies where a web app would be."""
+    """Run all of it; the page lies where a web app would be. `more` are the replicas' settings."""
     (folder / "app").mkdir()
     (folder / "app" / "bare").write_text(BARE, "utf-8")
-    proxy = {"NGINX_REST": f"root {folder}/app; default_type text/html;"}
+    proxy = {
+        "NGINX_REST": f"root {folder}/app; default_type text/html;",
+        "GATEWAY_PREFIX": more.get("prefix", ""),
+    }
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(scripted(script))
         at = await stack.enter_async_context(front(folder, redis, upstream.url, 2, proxy, **more))
@@ -120,6 +125,34 @@ async def test_a_bare_eventsource_outlives_a_restart_of_nginx(
         script.go.set()
         await closed(there.page)
         assert await said(there.page) == await there.events(url)
+        assert len(there.upstream.calls) == 1
+
+
+async def test_an_eventsource_under_a_path_outlives_a_restart_of_nginx_and_stops_at_the_end(
+    context: BrowserContext, shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    script = held(5)
+    async with site(context, shared_redis, tmp_path, script, grace="9", prefix="/llm") as there:
+        page = there.page
+        await page.evaluate(
+            """async (body) => {
+                const headers = {"Content-Type": "application/json"};
+                const answer = await fetch("/llm/tickets", {method: "POST", headers, body});
+                watch((await answer.json()).stream_url);
+            }""",
+            json.dumps(ask()),
+        )
+        await page.wait_for_function("got.length === 5")
+        there.at.nginx.stop()
+        await page.wait_for_function("es.readyState === EventSource.CONNECTING")
+        there.at.nginx.start()
+        await page.wait_for_function("es.readyState === EventSource.OPEN")
+        script.go.set()
+        await closed(page)
+        url = (await page.evaluate("es.url")).removeprefix(there.at.nginx.url)
+        assert url.startswith("/llm/stream?ticket=")
+        assert await said(page) == await there.events(url)
+        assert len(await said(page)) == 7
         assert len(there.upstream.calls) == 1
 
 

@@ -62,6 +62,15 @@ async def test_the_page_can_cut_a_ticket(browser: httpx.AsyncClient) -> None:
     assert (await browser.get("/demo/cut")).status_code == 405
 
 
+async def test_the_page_knows_the_path_that_the_gateway_has_beside_it() -> None:
+    async with served(Router(page(cookie, prefix="/llm"))) as url, client(url) as http:
+        answer = await http.get("/")
+        assert '<html lang="en" data-gateway="/llm">' in answer.text
+        assert answer.headers["set-cookie"].startswith("session=demo-")
+    async with served(Router(page(cookie))) as url, client(url) as http:
+        assert '<html lang="en" data-gateway="">' in (await http.get("/")).text
+
+
 async def test_a_page_without_a_gateway_of_its_own_cuts_nothing() -> None:
     async with served(Router(page(cookie))) as url, client(url) as http:
         assert (await http.get("/")).status_code == 200

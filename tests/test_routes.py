@@ -34,6 +34,7 @@ from tests.support import (
     whole,
 )
 from tests.test_eventlog import proxied
+from tests.test_replica import script_is
 
 LISTED = "https://app.example"
 STREAM = {"Accept": "text/event-stream"}
@@ -248,10 +249,11 @@ async def test_a_post_whose_claim_is_late_is_told_where_the_stream_will_be(
     own_redis: RedisServer,
 ) -> None:
     """The claim goes on and is paid for: without a URL nobody could find what it brings."""
+    is_claim = script_is("claim")
     async with proxied(own_redis) as proxy, gateway(redis_url=proxy.url) as (gate, upstream):
 
         def hold(request: bytes) -> None:
-            if b"EVALSHA" in request and b"Hello?" not in request:
+            if is_claim(request):
                 proxy.answering.clear()
 
         await gate.read(await gate.ticket())  # The scripts are known by now.

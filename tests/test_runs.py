@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -109,6 +110,33 @@ async def test_the_log_says_why_an_answer_failed(caplog: pytest.LogCaptureFixtur
         "upstream_refused: Incorrect API key provided: ***"
     )
     assert [each.levelname for each in caplog.records if each.getMessage() == line] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (b'{"prompt_tokens":12,"completion_tokens":40}', "12+40 tokens"),
+        (b'{"completion_tokens":40}', "?+40 tokens"),
+        (b'{"prompt_tokens":"1\\nERROR forged","completion_tokens":-1}', "?+? tokens"),
+        (b'{"prompt_tokens":true,"completion_tokens":%s}' % (b"9" * 400), "?+? tokens"),
+        (b"null", "?+3 tokens (estimated)"),
+    ],
+)
+async def test_the_log_has_one_line_for_a_good_answer_without_its_user_and_words(
+    caplog: pytest.LogCaptureFixture, usage: bytes, tokens: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    last = b'{"choices":[],"usage":%s}' % usage
+    words = chunk("forty-two"), chunk("lo"), STOP
+    got, _ = await ended(sends(OK, sse(*words, last, b"[DONE]")))
+    assert got.end["state"] == "done"
+    (line,) = [each for each in caplog.records if each.name == "gateway.replica"]
+    measure = re.escape(f"5 events, {tokens}")
+    pattern = rf"[\w-]{{22}}: done after 1 attempt\(s\) of preset default, \d+\.\d\d s, {measure}"
+    assert re.fullmatch(pattern, line.getMessage())
+    assert line.levelname == "INFO"
+    assert "alice" not in caplog.text
+    assert "forty" not in caplog.text
 
 
 async def test_the_log_says_why_an_upstream_could_not_be_reached(

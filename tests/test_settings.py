@@ -143,6 +143,22 @@ WRONG = [
     *(("upstream_url", "localhost:80"), ("public_url", "gw.example"), ("log_level", "loud")),
     *(("public_url", "https://"), ("allowed_origins", "app.example"), ("allowed_origins", "*")),
     *(("allowed_origins", "https://app.example/a"), ("upstream_url", "http:///v1")),
+    *(
+        ("prefix", "llm"),
+        ("prefix", "/"),
+        ("prefix", "/llm/"),
+        ("prefix", "/a//b"),
+        ("prefix", "//b"),
+    ),
+    *(("prefix", "/a b"), ("prefix", "/a;b"), ("prefix", "/a?b"), ("prefix", "/a/../b")),
+    *(
+        ("prefix", "/."),
+        ("prefix", "/a%2f"),
+        ("prefix", "/ä"),
+        ("prefix", "/a\n"),
+        ("prefix", "/{a}"),
+    ),
+    ("prefix", "/" + "a" * 200),
 ]
 
 
@@ -346,6 +362,17 @@ def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
     assert wrong(**toml('[presets.p]\nurl = "http://u/"\nmodles = []')).startswith(
         "presets.p.modles is no setting"
     )
+
+
+def test_a_prefix_and_a_public_url_that_say_different_paths_are_wrong(setenv: Setenv) -> None:
+    setenv("PUBLIC_URL", "https://a.example/chat")
+    assert wrong(prefix="/llm").startswith(
+        "GATEWAY_PREFIX: /llm, but GATEWAY_PUBLIC_URL says /chat"
+    )
+    for prefix in ("", "/chat"):
+        assert load({"prefix": prefix}).prefix == prefix
+    setenv("PUBLIC_URL", "https://a.example")
+    assert load({"prefix": "/v1.0/~llm_a-b"}).prefix == "/v1.0/~llm_a-b"
 
 
 def test_a_path_is_joined_to_the_public_url_by_one_slash() -> None:

@@ -10,6 +10,7 @@ const VOID = {
   reset: "The replica died, the model is asked again",
   gap: "The log began anew",
 }; // Events after which the text so far is void, and why.
+const TICKETS = `${document.documentElement.dataset.gateway}/tickets`; // It may be under a path.
 const $ = (id) => document.getElementById(id);
 
 let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
@@ -144,11 +145,11 @@ function leave() {
 /** Get a ticket; a cookie that an earlier demo signed is changed for a new one. */
 async function ticketFor(body) {
   try {
-    return await ask(body);
+    return await ask(body, TICKETS);
   } catch (error) {
     if (!(error instanceof Refusal) || error.status !== 401) throw error;
     await fetch("/", { method: "POST" });
-    return ask(body);
+    return ask(body, TICKETS);
   }
 }
 

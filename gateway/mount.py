@@ -1,0 +1,29 @@
+"""Mount: where the gateway is, as browsers see it, whatever stands in front of it.
+
+A proxy may put it under a path, which it strips before it passes a request on, or does not. An
+application may have it under a path of its own (`root_path`). The URLs told to callers carry both.
+"""
+
+from urllib.parse import quote, urlsplit
+
+
+class Mount:
+    """The public URL and the path of a proxy, "" where there is none."""
+
+    def __init__(self, public_url: str = "", prefix: str = "") -> None:
+        self._public = public_url
+        self._prefix = prefix
+        self._whole = bool(urlsplit(public_url).path)  # It says all of it.
+
+    def url(self, root_path: str, path: str) -> str:
+        """Return what browsers are to ask for; `root_path` is the one of the ASGI scope."""
+        if self._whole:
+            return self._public + path
+        root = quote(root_path.rstrip("/"))
+        if not f"{root}/".startswith(f"{self._prefix}/"):  # Some servers are told of the proxy's.
+            root = self._prefix + root
+        return self._public + root + path
+
+    def paths(self, path: str) -> list[str]:
+        """Return the paths that a request for one of ours comes with."""
+        return [path, self._prefix + path] if self._prefix else [path]
