@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from gateway.errors import Passing
 from gateway.majority import Majority
 from gateway.memory import Memory
-from gateway.records import DAY, naming
-from gateway.store import BEATS, Store, cancels_key, runs_key
+from gateway.store import BEATS, DAY, Store, cancels_key, naming, runs_key
 
 T = TypeVar("T")
 

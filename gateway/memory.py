@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 from gateway.errors import Passing
-from gateway.records import DAY
-from gateway.store import Store
+from gateway.store import DAY, Store
 
 _PATIENCE = 0.05  # Of a lease: a server that is slow must not hold up the beat.
 

@@ -18,14 +18,12 @@ from gateway.errors import Passing
 from gateway.limits import Held, Limits, Most
 from gateway.majority import Majority
 from gateway.positions import Entry
-from gateway.store import BEATS, Script, Store, log_key, presence_key, record_key, runs_key
+from gateway.store import Script, Store, log_key, naming, presence_key, record_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
-DAY = 86_400_000  # In milliseconds, as all times here.
 
 _DRAWS = 64
-_NAMED = 1 << 32  # More than any count of beats.
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
@@ -329,23 +327,6 @@ class Records:
         """Tell which of these streams somebody watches from another replica, or may watch."""
         replies = await self.store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
         return [isinstance(reply, Passing) or bool(reply) for reply in replies]
-
-
-def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
-    """Return the commands that let others find a stream should this replica die.
-
-    They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
-    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet. It is a
-    sign of life like the beat, by another number than any of those: what is named while a burial
-    is under way stays on the list.
-    """
-    beats, runs = BEATS + book, runs_key(replica, book)
-    return [
-        ["HINCRBY", beats, replica, _NAMED],
-        ["PEXPIRE", beats, DAY],
-        ["SADD", runs, stream_id],
-        ["PEXPIRE", runs, DAY],
-    ]
 
 
 def new_id() -> str:

@@ -12,14 +12,14 @@ from functools import partial
 
 from gateway.beat import Beat
 from gateway.chat import Reading
+from gateway.claims import Claims
 from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
 from gateway.grace import Grace
 from gateway.inbox import Inbox
 from gateway.ownership import Ownership
-from gateway.positions import Entry, Position
 from gateway.presets import Preset
-from gateway.records import Record, Records, new_id
+from gateway.records import Record, Records
 from gateway.runs import Caps, Run
 from gateway.suspects import Suspects
 from gateway.tails import Tails
@@ -30,7 +30,6 @@ from gateway.writer import Writer
 
 log = logging.getLogger("gateway.replica")
 
-_CLAIM_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
 
 _LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": logging.INFO}
@@ -67,8 +66,8 @@ class Replica:
         self._runs: dict[str, Run] = {}
         self._inbox = Inbox(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
-        self._claims: dict[str, asyncio.Task[str]] = {}
         self._tasks = Tasks()
+        self._claims = Claims(records, beat, self._tasks, self._runs, self._begin, self._lost)
 
     @property
     def active(self) -> list[Run]:
@@ -108,56 +107,18 @@ class Replica:
         if run := self._runs.get(record.stream_id):
             run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
             return "claimed"
-        task = self._claims.get(record.stream_id)
-        if task is None:
-            if self._count + len(self._claims) >= self._caps.streams:
-                raise Passing("overloaded")
-            self._limits.check_streams(record.subject)
-            self._limits.streams.take(record.subject)
-            task = self._tasks.spawn(self._claim(record, preset))
-            self._claims[record.stream_id] = task
-            task.add_done_callback(lambda _: self._claim_over(record))
-        done, _ = await asyncio.wait({task}, timeout=_CLAIM_WAIT)
-        if not (done and task.result()):
-            raise Passing("store_unavailable", "The claim is not answered yet.")
-        return task.result()
+        if record.stream_id not in self._claims and self._full:
+            raise Passing("overloaded")
+        return await self._claims.redeem(record, preset)
 
-    def _claim_over(self, record: Record) -> None:
-        self._claims.pop(record.stream_id, None)
-        self._limits.streams.give(record.subject)  # A run has taken its own.
+    @property
+    def _full(self) -> bool:
+        return self._count + len(self._claims) >= self._caps.streams
 
-    async def _claim(self, record: Record, preset: Preset) -> str:
-        try:
-            return await self._claimed(record, preset)
-        except Exception:  # What Redis has given to this replica must come to an end.
-            log.exception("%s: the claim broke", record.stream_id)
-            self._tails.disown(record.stream_id)
-            self._takeover.orphan(record.stream_id)
-            return ""
-
-    async def _claimed(self, record: Record, preset: Preset) -> str:
-        nonce, deadline, sent = new_id(), _now() + _CLAIM_WAIT, False
-        while True:
-            asked = _now()
-            try:
-                await self._beat.enter(record.stream_id)
-                sent = True
-                claim = await self._records.claim(record.stream_id, nonce, record.buried)
-                if claim.verdict != "unnamed":
-                    break
-                record = await self._records.read(record.stream_id) or record
-                continue
-            except Passing:
-                if not sent and _now() > deadline:
-                    return ""  # Nothing is claimed, and nobody waits any more: they come back.
-            await asyncio.sleep(0.3)
-        if claim.verdict == "claimed":
-            fence = Entry(Position(claim.epoch, 0), 0, b"")
-            self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
-        elif record.stream_id not in self._runs:
-            with suppress(Passing):
-                await self._beat.leave(record.stream_id)
-        return claim.verdict
+    def _lost(self, stream_id: str) -> None:
+        """Let the next adoption end what was perhaps claimed here, and has no run."""
+        self._tails.disown(stream_id)
+        self._takeover.orphan(stream_id)
 
     def _begin(self, record: Record, preset: Preset, start: Start) -> None:
         stream_id = record.stream_id

@@ -31,6 +31,8 @@ log = logging.getLogger("gateway.store")
 MARKER = "gw:marker"  # With the tag of a server.
 BEATS = "gw:beats"  # With the tag of a book.
 
+DAY = 86_400_000  # In milliseconds, as all times here.
+_NAMED = 1 << 32  # More than any count of beats.
 _POLLED = "streams of other replicas are read once a second"
 _REST = 30.0  # Seconds until a channel that was refused is tried again.
 _SCRIPTS = Path(__file__).parent / "lua"
@@ -88,6 +90,23 @@ def subject_keys(subject: str) -> tuple[str, str]:
     """
     tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
+
+
+def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
+    """Return the commands that let others find a stream should this replica die.
+
+    They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
+    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet. It is a
+    sign of life like the beat, by another number than any of those: what is named while a burial
+    is under way stays on the list.
+    """
+    beats, runs = BEATS + book, runs_key(replica, book)
+    return [
+        ["HINCRBY", beats, replica, _NAMED],
+        ["PEXPIRE", beats, DAY],
+        ["SADD", runs, stream_id],
+        ["PEXPIRE", runs, DAY],
+    ]
 
 
 class Script(NamedTuple):

@@ -39,7 +39,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "run": {
         *("endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"),
-        *("ownership", "suspects"),
+        *("ownership", "suspects", "claims"),
     },
     "web": {"cookies", "threads", "auth", "requests", "responses", "endpoint", "routes"},
     "program": {
@@ -109,6 +109,7 @@ TESTED_IN = {
     "positions": "eventlog",
     "requests": "responses",
     "route": "cluster",
+    "claims": "replica",
     "suspects": "takeover",
     "tails": "tail",
     "threads": "auth",

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.errors import Passing
 from gateway.eventlog import read_all
-from gateway.records import DAY, End, Record, Records, Seal, new_id
-from gateway.store import BEATS, Store, log_key, record_key, runs_key
+from gateway.records import End, Record, Records, Seal, new_id
+from gateway.store import BEATS, DAY, Store, log_key, record_key, runs_key
 from tests.support import RedisServer, until
 from tests.test_eventlog import proxied
 

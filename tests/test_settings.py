@@ -155,7 +155,6 @@ WRONG = [
         ("prefix", "/."),
         ("prefix", "/a%2f"),
         ("prefix", "/ä"),
-        ("prefix", "/a\n"),
         ("prefix", "/{a}"),
     ),
     ("prefix", "/" + "a" * 200),

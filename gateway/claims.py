@@ -1,0 +1,105 @@
+"""Claims: becoming the owner of a cached stream, once, however many requests redeem it here."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Container
+from contextlib import suppress
+
+from gateway.beat import Beat
+from gateway.errors import Passing
+from gateway.positions import Entry, Position
+from gateway.presets import Preset
+from gateway.records import Record, Records, new_id
+from gateway.takeover import Start
+from gateway.tasks import Tasks
+
+log = logging.getLogger("gateway.claims")
+
+_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
+_PAUSE = 0.3
+
+Begin = Callable[[Record, Preset, Start], None]
+
+
+class Claims:
+    """The claims under way; `begin` runs what was claimed, `lost` hears of one that broke."""
+
+    def __init__(
+        self,
+        records: Records,
+        beat: Beat,
+        tasks: Tasks,
+        runs: Container[str],
+        begin: Begin,
+        lost: Callable[[str], None],
+    ) -> None:
+        self._records = records
+        self._beat = beat
+        self._tasks = tasks
+        self._runs = runs
+        self._begin = begin
+        self._lost = lost
+        self._claims: dict[str, asyncio.Task[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __contains__(self, stream_id: object) -> bool:
+        return stream_id in self._claims
+
+    async def redeem(self, record: Record, preset: Preset) -> str:
+        """Claim a stream; return the verdict. Raises Passing where it is not answered in time."""
+        task = self._claims.get(record.stream_id) or self._started(record, preset)
+        done, _ = await asyncio.wait({task}, timeout=_WAIT)
+        if not (done and task.result()):
+            raise Passing("store_unavailable", "The claim is not answered yet.")
+        return task.result()
+
+    def _started(self, record: Record, preset: Preset) -> asyncio.Task[str]:
+        limits = self._records.limits
+        limits.check_streams(record.subject)
+        limits.streams.take(record.subject)
+        task = self._claims[record.stream_id] = self._tasks.spawn(self._claim(record, preset))
+
+        def over(_: object) -> None:
+            self._claims.pop(record.stream_id, None)
+            limits.streams.give(record.subject)  # A run has taken its own.
+
+        task.add_done_callback(over)
+        return task
+
+    async def _claim(self, record: Record, preset: Preset) -> str:
+        try:
+            return await self._claimed(record, preset)
+        except Exception:  # What Redis has given to this replica must come to an end.
+            log.exception("%s: the claim broke", record.stream_id)
+            self._lost(record.stream_id)
+            return ""
+
+    async def _claimed(self, record: Record, preset: Preset) -> str:
+        nonce, deadline, sent = new_id(), _now() + _WAIT, False
+        while True:
+            asked = _now()
+            try:
+                await self._beat.enter(record.stream_id)
+                sent = True
+                claim = await self._records.claim(record.stream_id, nonce, record.buried)
+                if claim.verdict != "unnamed":
+                    break
+                record = await self._records.read(record.stream_id) or record
+                continue
+            except Passing:
+                if not sent and _now() > deadline:
+                    return ""  # Nothing is claimed, and nobody waits any more: they come back.
+            await asyncio.sleep(_PAUSE)
+        if claim.verdict == "claimed":
+            fence = Entry(Position(claim.epoch, 0), 0, b"")
+            self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
+        elif record.stream_id not in self._runs:
+            with suppress(Passing):
+                await self._beat.leave(record.stream_id)
+        return claim.verdict
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
