@@ -15,6 +15,7 @@ import pytest
 
 from gateway.chat import Reading
 from gateway.endings import MOVES, Ending, ending_events, failure
+from gateway.presets import Preset
 from gateway.records import FINAL
 from gateway.sse import Event
 from tests.support import (
@@ -296,6 +297,40 @@ async def test_a_log_stays_near_its_limit_however_well_it_was_compressed() -> No
     assert len(got.raw) < 4 * 64 * 1024
 
 
+async def test_an_answer_that_is_compressed_too_well_holds_nobody_else() -> None:
+    bomb = gzip.compress(b"\n" * (400 << 20))
+    head = OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+
+    async def script(call: Call) -> None:
+        if call.json["model"] == "bomb":
+            await call.send(head, bomb)
+        else:
+            await call.send(OK)
+            while not call.left.is_set():
+                await call.send(sse(chunk("tick")))
+                await asyncio.sleep(0.01)
+
+    async with scripted(script) as upstream, running(upstream_url=upstream.url) as gate:
+        steady, over = Transcript(), asyncio.Event()
+        url, other = await gate.ticket(), await gate.ticket(ask() | {"model": "bomb"})
+
+        def enough(got: Transcript) -> bool:
+            nonlocal steady
+            steady = got
+            return over.is_set()
+
+        reading = asyncio.create_task(gate.read(url, enough=enough))
+        await until(lambda: steady.events)
+        before = len(steady.events)
+        got = await gate.read(other)
+        during = len(steady.events) - before
+        over.set()
+        await reading
+    assert (got.end["state"], got.failure["code"]) == ("truncated", "upstream_cut")
+    assert "too large" in got.failure["message"]
+    assert during > 5
+
+
 async def test_a_run_has_a_longest_time() -> None:
     async def script(call: Call) -> None:
         await call.send(OK)
@@ -524,6 +559,15 @@ async def test_what_a_gateway_says_after_its_provider_was_paid_is_not_asked_agai
     got, upstream = await ended(refuses(9, busy(status)), upstream_retries=2)
     assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("failed", 1, 1)
     assert got.failure["retryable"]
+
+
+async def test_a_status_that_the_preset_lists_is_asked_again() -> None:
+    script = refuses(2, busy("500 Oops"))
+    async with scripted(script) as upstream:
+        knows = Preset.model_validate({"url": upstream.url, "retry_on": [500], "retries": 2})
+        async with running(presets={"default": knows}) as gate:
+            got = await gate.read(await gate.ticket())
+    assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("done", 3, 3)
 
 
 async def test_attempts_have_a_bound() -> None:
