@@ -108,6 +108,7 @@ class EventLog:
         self._drained: asyncio.Future[None] | None = None
         self._sealed: Seal | None = None
         self._breaks = 0
+        self._torn = False
 
     @property
     def backlog(self) -> int:
@@ -186,14 +187,12 @@ class EventLog:
         while True:
             try:
                 verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
-            except Passing:
-                await asyncio.sleep(0.2)
-                continue
-            except Exception:
-                breaks += 1
-                if breaks == _BREAKS:
-                    raise
-                log.exception("%s: the seal broke", self.stream_id)
+            except Exception as error:
+                if not isinstance(error, Passing):
+                    breaks += 1
+                    if breaks == _BREAKS:
+                        raise
+                    log.exception("%s: the seal broke", self.stream_id)
                 await asyncio.sleep(0.2)
                 continue
             if verdict == "sealed":
@@ -273,18 +272,36 @@ class EventLog:
         """Whether there is something to send or to clear up."""
         return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
 
-    async def hold(self) -> tuple[str, str]:
+    async def hold(self, torn: str = "") -> tuple[str, str]:
         """Assert the ownership; see `Records.hold`; raises Passing."""
         given = self.stream_id, self.epoch, self.fields
-        verdict, last = await self._records.hold(*given, None if self.inherited else ())
+        before = None if self.inherited else ()
+        verdict, last = await self._records.hold(*given, before, torn)
         if verdict == "behind":
-            before = [entry for entry in self.entries if entry.last.epoch < self.epoch]
-            verdict, last = await self._records.hold(*given, before)
+            earlier = [entry for entry in self.entries if entry.last.epoch < self.epoch]
+            verdict, last = await self._records.hold(*given, earlier, torn)
+        return verdict, last
+
+    async def _hold_whole(self) -> tuple[str, str]:
+        """Do as `hold`; where a repair broke off, what came late may have gone in ahead of the rest:
+        then the log has fewer entries than it must, and begins anew.
+        """
+        verdict, last = await self.hold()
+        if verdict != "ours" or not self._torn:
+            return verdict, last
+        (count,) = await self._records.store.urgent([["XLEN", self._key]])
+        tail = Position.parse(last) or Position(self.epoch, 0)
+        flying = self.flying is not None and self.flying.last <= tail
+        if count != flying + sum(entry.last <= tail for entry in self.entries):
+            log.warning("%s lacks something, and is written again", self.stream_id)
+            verdict, last = await self.hold(f"{last} {count}")
+            if verdict == "ours" and last != f"{self.epoch}-0":
+                raise Passing("store_unavailable", "the log grew while it was looked at")
         return verdict, last
 
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
-        verdict, last = await self.hold()
+        verdict, last = await self._hold_whole()
         if verdict == "fenced":
             self.fence()
             return
@@ -293,11 +310,13 @@ class EventLog:
         if self.flying is not None:
             mine.append(self.flying)
         missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
+        self._torn = len(missing) > 1  # Until it is whole.
         for start in range(0, len(missing), _REPAIR_BATCH):
             batch = missing[start : start + _REPAIR_BATCH]
             if not await self._records.append(self.stream_id, last, batch):
                 raise Passing("store_unavailable", "the log went away while it was repaired")
             last = str(batch[-1].last)
+        self._torn = False
         if missing:
             log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
         if self._sealed is not None and verdict != "sealed":

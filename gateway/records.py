@@ -233,16 +233,18 @@ class Records:
         epoch: int,
         fields: dict[str, Any],
         before: Sequence[Entry] | None = (),
+        torn: str = "",
     ) -> tuple[str, str]:
         """Assert an ownership and write it again where Redis forgot it.
 
         `before` is what the log holds of earlier owners; None: there is something, and the verdict
-        is `behind` should it be needed. Returns the verdict (ours, sealed, fenced or behind) and
-        the id of the log's last entry.
+        is `behind` should it be needed. `torn` is a log that lacks something: the id of its last
+        entry and how many it has. Returns the verdict (ours, sealed, fenced or behind) and the id
+        of the log's last entry.
         """
         count = -1 if before is None else len(before)
         parts = [part for each in before or () for part in (str(each.last), *each[1:3])]
-        args = [self.replica, epoch, self._running_ttl, count, *parts, *_flat(fields)]
+        args = [self.replica, epoch, self._running_ttl, count, torn, *parts, *_flat(fields)]
         keys = _keys(stream_id)
         # First, as before a claim: if this replica dies now, others must find the stream.
         await self._majority.of(

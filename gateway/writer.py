@@ -12,6 +12,7 @@ logs only. A log whose slot has moved goes over to the rounds of the master that
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from gateway.crew import Crew
@@ -20,7 +21,7 @@ from gateway.eventlog import EventLog, wake_ups
 from gateway.node import Node
 from gateway.positions import Entries
 from gateway.records import Records
-from gateway.store import Store
+from gateway.store import Store, log_key
 
 log = logging.getLogger("gateway.writer")
 
@@ -139,11 +140,17 @@ class Rounds:
                 each.doubt()
 
     async def ask(self) -> None:
-        """Doubt all logs unless the connection still stands."""
-        try:
-            if self.open:
-                await self._node.append([("PING",)], self._generation)
-        except Passing:
+        """Doubt all logs unless the connection still leads to a server that has them.
+
+        A Cluster's master that was relieved keeps its connections and answers a PING; asked for a
+        key it says who has it now.
+        """
+        if not self.open:
+            return
+        answer, asked = None, ("EXISTS", log_key(next(iter(self.open)).stream_id))
+        with suppress(Passing):
+            (answer,) = await self._node.append([asked], self._generation)
+        if answer is None:
             for each in self.open:
                 each.doubt()
 

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from gateway.errors import Passing, SettingsError
 from gateway.records import new_id
 from gateway.route import slot_of, split
-from gateway.sse import HEARTBEAT
+from gateway.sse import HEARTBEAT, Event
 from gateway.store import Store, log_key, record_key
 from tests.clusters import ClusterServer, RedisCluster, redis_cluster
 from tests.support import (
@@ -38,6 +38,7 @@ from tests.support import (
     until,
     whole,
 )
+from tests.test_eventlog import owner
 
 
 class Ticking:
@@ -412,6 +413,23 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
                 await each.end()
                 is_whole(each, ticking)
             assert len(on.upstream.calls) == 3
+
+
+async def test_a_master_that_was_relieved_is_not_believed_before_a_deploy(tmp_path: Path) -> None:
+    """It keeps its connections, and what it was told last may be lost with it."""
+    with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
+        async with owner(cluster.url) as writing:
+            log = await writing.log()
+            log.append([Event(b"1")])
+            await log.drained()
+            await writing.writer.ask()
+            assert not log.in_doubt
+            shard = cluster.shard_of(log_key(log.stream_id))
+            cluster.replicas[shard].run("CLUSTER", "FAILOVER")
+            await until(partial(_has_role, cluster.masters[shard], "slave"))
+            await writing.writer.ask()
+            assert log.in_doubt
+            await log.drained()
 
 
 def _has_role(server: ClusterServer, role: str) -> bool:

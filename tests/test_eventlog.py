@@ -531,6 +531,35 @@ async def test_a_log_too_long_for_one_repair_is_written_again_whole(own_redis: R
         assert numbers(await stored(own_redis.url, log)) == list(range(1, 202))
 
 
+@pytest.mark.parametrize("then", [None, LOSE_REQUEST])
+async def test_what_comes_late_into_a_log_that_is_written_again_leaves_no_hole(
+    own_redis: RedisServer, then: int | None
+) -> None:
+    """It was in flight on a connection that is gone, while Redis forgot the log."""
+    async with proxied(own_redis) as proxy, owner(proxy.url) as writing:
+        log = await writing.log()
+        for number in range(1, 201):
+            log.append(numbered(number, number))
+            await log.drained()
+        digest, direct = writing.store._scripts["append"][0].encode(), Redis.from_url(own_redis.url)
+        late, batches = log.entries[-1], iter(range(1000))
+        late_append = ("XADD", log_key(log.stream_id), "NOMKSTREAM", str(late.last), 1, late.frames)
+
+        def judge(data: bytes) -> int | None:
+            if digest not in data or next(batches) != 1:
+                return None
+            direct.execute_command(*late_append)  # type: ignore[no-untyped-call]
+            return then
+
+        proxy.judge = judge
+        await forget(writing.store, log)
+        log.append(numbered(201, 201))
+        await log.drained()
+        direct.close()
+        assert await stored(own_redis.url, log) == log.entries
+        assert numbers(log.entries) == list(range(1, 202))
+
+
 async def test_a_redis_that_comes_back_behind_gets_what_it_lost_before_anything_new(
     own_redis: RedisServer,
 ) -> None:

@@ -5,7 +5,9 @@
 -- begins anew with what preceded the fence, in one step. The owner appends what follows.
 -- KEYS: 1 record, 2 log
 -- ARGV: 1 owner, 2 epoch, 3 TTL (ms), 4 how many entries precede the fence, or -1 if there are any
---       that were not given; for each of them id, events in it, frames; then field, value...
+--       that were not given, 5 "" or how a log that lacks something is to be found ("<id of its last
+--       entry> <how many>"), so that it begins anew, too; for each that precedes id, events in it,
+--       frames; then field, value...
 -- Returns {verdict, id of the last entry}; verdict: ours, sealed, fenced, or behind: give them
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'end_id')
 local mine, theirs = tonumber(ARGV[2]), tonumber(r[3] or 0)
@@ -18,10 +20,12 @@ if r[4] and theirs == mine then return {'sealed', tail} end
 local before = tonumber(ARGV[4])
 -- Redis forgot a takeover, and the old owner lived to end the stream: it has its end.
 if r[4] and before ~= 0 then return {'fenced', ''} end
-if epoch < mine and before < 0 then return {'behind', tail} end
+-- So exactly, as this may come late: when it has been written again.
+local torn = ARGV[5] ~= '' and tail .. ' ' .. redis.call('XLEN', KEYS[2]) == ARGV[5]
+if (epoch < mine or torn) and before < 0 then return {'behind', tail} end
 local was = redis.call('HMGET', KEYS[1], 'issued', 'attempts')
 redis.call('HSET', KEYS[1], 'state', 'starting', 'owner', ARGV[1], 'epoch', ARGV[2],
-  unpack(ARGV, 5 + 3 * math.max(0, before)))
+  unpack(ARGV, 6 + 3 * math.max(0, before)))
 local is = redis.call('HMGET', KEYS[1], 'issued', 'attempts')
 -- By a clock set back, whoever asked again has a ticket that is older than the stream.
 if was[1] and is[1] and tonumber(was[1]) < tonumber(is[1]) then
@@ -32,9 +36,9 @@ if theirs == mine and was[2] and is[2] and tonumber(was[2]) > tonumber(is[2]) th
   redis.call('HSET', KEYS[1], 'attempts', was[2])
 end
 redis.call('HDEL', KEYS[1], 'end_id', 'result')
-if epoch < mine then
+if epoch < mine or torn then
   redis.call('DEL', KEYS[2])
-  for at = 5, 4 + 3 * before, 3 do
+  for at = 6, 5 + 3 * before, 3 do
     redis.call('XADD', KEYS[2], ARGV[at], ARGV[at + 1], ARGV[at + 2])
   end
   tail = ARGV[2] .. '-0'

@@ -133,7 +133,10 @@ class Oracle:
             left = [task for task in replica.tasks if not task.done()]
             if left and not replica.host.dead:
                 self.accuse("liveness", f"{replica.host.name} left tasks: {left}")
-        for words in self._world.broken + self._world.loop.faults:
+        if "nonsense" not in self._world.redis.sprung:
+            for words in self._world.broken:
+                self.accuse("no fault of ours", words)
+        for words in self._world.loop.faults:
             self.accuse("no fault of ours", words)
 
     def _lost(self, stream_id: str, what: str) -> int:
@@ -198,7 +201,8 @@ class Oracle:
     def _judge_calm(self, stream: "Stream", state: str) -> None:
         """Where nothing went wrong, a stream ends as its upstream said."""
         script, tries = stream.plan["script"], self._world.settings.upstream_retries + 1
-        last = script[:tries][-1]
+        told = [each for each in script[:tries] if each["status"] not in _AGAIN]
+        last = told[0] if told else script[:tries][-1]
         if last["status"] == 200:
             expected = _ENDS.get(last["end"], "done")
         else:
@@ -320,6 +324,7 @@ class Oracle:
 
 
 _DEADLY = {"death", "drain"}
+_AGAIN = {429, 503, 529}  # What is asked once more.
 _ENDS = {
     "cut": "truncated",
     "eof": "truncated",

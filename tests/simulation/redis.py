@@ -204,6 +204,9 @@ class Redis:
         self.on_entry(key, number, words)
         return b"%d-%d" % number
 
+    def _xlen(self, key: bytes) -> Reply:
+        return len(self.value(key, Stream) or [])
+
     def _xrange(self, key: bytes, start: bytes, end: bytes, *count: bytes) -> Reply:
         return _limited(self._between(key, start, end), count)
 
@@ -363,6 +366,7 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"SREM": Redis._srem,
     b"TIME": Redis._time,
     b"XADD": Redis._xadd,
+    b"XLEN": Redis._xlen,
     b"XRANGE": Redis._xrange,
     b"XREVRANGE": Redis._xrevrange,
 }

@@ -55,11 +55,32 @@ def make(seed: int) -> Schedule:
         acts.append(_fault(rng, replicas, rng.choice(streams)["at"]))
     if rng.random() < 0.15:
         acts += _zombie(rng, replicas, rng.choice(streams)["at"])
+    acts += _afterwards(random.Random(f"afterwards {seed}"), streams)
     acts.sort(key=lambda act: float(act["at"]))
     profile = rng.randrange(4)
     if rng.random() < 0.2:
         profile = RESTARTS
     return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
+
+
+def _afterwards(rng: random.Random, streams: list[Act]) -> list[Act]:
+    """Make further acts by chance of their own: what a seed was before, it stays."""
+    acts: list[Act] = []
+    for stream in streams:
+        for answer in stream["script"]:
+            if answer["status"] == 500:
+                answer["status"] = rng.choice((500, 502, 504, 529))
+        for _ in range(rng.choice((0, 0, 0, 0, 1, 2))):
+            # Who looks, or has enough, long after; also when all that goes wrong is over.
+            act = {"stream": stream["name"], "at": round(rng.uniform(0.5, 14), 4)}
+            act |= {"host": rng.randrange(3), "hold": 0.05}
+            act["act"] = rng.choice(("completion", "completion", "cancel", "ghost"))
+            acts.append({**act, "form": "DELETE"} if act["act"] == "cancel" else act)
+    if rng.random() < 0.03:
+        trap = {"act": "trap", "at": round(rng.uniform(0, 4), 4), "host": -1, "seconds": 0.0}
+        on, seed = rng.choice(("seal", "seal", "hold", "takeover")), rng.randrange(1 << 30)
+        acts += [{**trap, "on": on, "how": "nonsense", "seed": seed}] * rng.choice((1, 1, 3, 5))
+    return acts
 
 
 def _stream(rng: random.Random, number: int) -> Act:

@@ -335,6 +335,13 @@ class Server:
         self.redis.full = False
         peer.answer(replies)
 
+    def _nonsense(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
+        """Answer what no script answers, and run it or not."""
+        runs = random.Random(trap.seed).random() < 0.5
+        replies = self.execute(peer, batch) if runs else [1 for _ in batch]
+        named = [self._name(each) == trap.on for each in batch]
+        peer.answer([1 if its else each for its, each in zip(named, replies, strict=True)])
+
     def _readonly(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
         error = RedisError("READONLY You can't write against a read only replica.")
         peer.queued = None

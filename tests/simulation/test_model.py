@@ -79,7 +79,11 @@ def _command(rng: random.Random, epoch: int) -> list[Any]:
                 ["HINCRBY", record, b"n", number],
                 ["HMGET", record, b"f", b"g", b"state"],
             ),
-            *(["XADD", log, f"{epoch}-{number}", number, b"frames"], ["EXISTS", record, log]),
+            *(
+                ["XADD", log, f"{epoch}-{number}", number, b"frames"],
+                ["XLEN", log],
+                ["EXISTS", record, log],
+            ),
             *(["XADD", log, "NOMKSTREAM", f"{epoch}-{number}", number, b"frames"],),
             *(["XRANGE", log, "-", "+", "COUNT", 3], ["XRANGE", log, f"({epoch}-1", "+"]),
             *(["XREVRANGE", log, "+", "-", "COUNT", 1], ["DEL", rng.choice(KEYS)]),
@@ -94,7 +98,8 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     owner, nonce = rng.choice(OWNERS), rng.choice(["n1", "n2"])
     last, end = f"{epoch}-{rng.randrange(3)}", f"{epoch}-{rng.randrange(2, 6)}"
     ends = ["done", end, 1, b"end", "cancelled", end, 1, b"stop"]
-    before: list[list[Any]] = [[0], [-1], [1, "1-3", 2, b"text"]]
+    torn = rng.choice(["", "", f"{epoch}-0 1", f"{last} 2"])
+    before: list[list[Any]] = [[0, torn], [-1, torn], [1, torn, "1-3", 2, b"text"]]
     return rng.choice(
         [
             ("create", [rng.choice([0, 60_000]), 90_000, "digest", "request", b"{}"]),

@@ -11,6 +11,9 @@ from gateway.sse import parse
 from tests.simulation.network import Connection, Network
 from tests.support import chunk
 
+# What is refused so costs nothing; any other status may come from a gateway that asked further.
+UNPAID = frozenset({400, 401, 429, 503, 529})
+
 
 @dataclass
 class Call:
@@ -93,7 +96,7 @@ class _Peer:
         self._upstream.calls.append(call)
         self._upstream.say(f"upstream call {len(self._upstream.calls)} for {stream} from {host}")
         self._call = call
-        call.paid = script["status"] not in {400, 401, 429, 503}  # A 500 may have been.
+        call.paid = script["status"] not in UNPAID
         steps = _steps(script, len(self._upstream.calls), stream)
         self._next(call, steps)
 
