@@ -1,6 +1,7 @@
 """The command `gateway`: what it prints, how it exits, and how it ends."""
 
 import asyncio
+import os
 import re
 import resource
 import signal
@@ -8,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +27,7 @@ from tests.support import (
     SECRET,
     Call,
     Process,
+    RedisServer,
     ask,
     chunk,
     client,
@@ -159,6 +162,56 @@ def test_where_it_listens_is_written_as_browsers_write_it(host: str, url: str) -
 def test_an_unknown_variable_is_hinted_at(caplog: pytest.LogCaptureFixture) -> None:
     command("cookie", "alice", secrets=SECRET, drian="5")
     assert "did you mean GATEWAY_DRAIN?" in caplog.text
+
+
+KEYS = {"secrets": SECRET, "upstream_api_key": "sk-12345678", "redis_url": "redis://:pw@h:1/0"}
+
+
+@pytest.mark.parametrize("name", [*KEYS, "upstream_url"])
+def test_a_secret_in_a_flag_is_warned_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Everybody on the machine reads it in the list of processes."""
+    value = {**KEYS, "upstream_url": "https://u/v1?key=sk-12345678"}[name]
+    flag = f"--{name.replace('_', '-')}"
+    command("cookie", "alice", flag, value, **{"secrets": SECRET} if name != "secrets" else {})
+    (warned,) = [each for each in caplog.messages if "list of processes" in each]
+    assert warned.startswith(f"{flag} shows a secret")
+    assert f"GATEWAY_{name.upper()}" in warned
+    assert (f"{flag}-file" in warned) == (name in KEYS)
+    assert "12345678" not in warned
+
+
+def test_what_is_no_secret_or_no_flag_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    flags = ("--redis-url", "redis://h:1/0?db=1", "--upstream-url", "https://u/v1", "--drain", "1")
+    command("cookie", "alice", *flags, **{**KEYS, "redis_url": ""})
+    assert not [each for each in caplog.messages if "list of processes" in each]
+
+
+async def test_workers_have_the_secret_of_a_file_that_can_be_read_once(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    """As `--secrets-file <(vault read …)` is."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    given = {"redis_url": shared_redis.url, "upstream_url": UPSTREAM}
+    begun = Process("serve", "--port", "0", "--workers", "2", "--secrets-file", str(pipe), **given)
+    try:
+        await asyncio.to_thread(pipe.write_text, SECRET + "\n")
+        await asyncio.to_thread(begun.ready)
+        headers = cookie(settings())
+        async with client(begun.url) as http:
+            for _ in range(4):
+                assert (await http.post("/tickets", json=ask(), headers=headers)).status_code == 201
+        begun.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(begun.wait) == 0
+    finally:
+        begun.stop()
+
+
+def test_a_module_that_breaks_as_it_is_loaded_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_auth.py").write_text("raise ValueError('two\\nlines \\x1b[31m')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "two lines" in refused("serve", auth="broken_auth:who", **COMPLETE)
 
 
 # The cookie

@@ -18,6 +18,7 @@ from gateway.errors import (
     Refusal,
     SettingsError,
     UpstreamFailure,
+    redacted,
     with_cause,
 )
 
@@ -93,3 +94,20 @@ def test_a_failed_upstream_request_may_have_been_paid_for_unless_said_otherwise(
 def test_what_an_upstream_says_is_one_harmless_line_of_a_log() -> None:
     said = with_cause("Wrong\nkey\x1b[2J \ud800", None)
     assert said == "Wrong key\ufffd[2J \ufffd"
+
+
+SHOWN = {
+    "redis://u:p@ss@h:1/0": "redis://***@h:1/0",
+    "unix://u:p@/run/redis.sock?db=1": "unix://***@/run/redis.sock?db=1",
+    "https://h/v1?api-version=1&key=k&sig=s": "https://h/v1?api-version=1&key=***&sig=***",
+    "https://h/v1?k#f": "https://h/v1?***#***",
+    "cannot POST /v1/x?token=t, no": "cannot POST /v1/x?token=*** no",
+    "'https://a:b@h/' and https://h/@cf/m, why?": "'https://***@h/' and https://h/@cf/m, why?",
+    "nothing to hide? a=b": "nothing to hide? a=b",
+}
+
+
+@pytest.mark.parametrize(("words", "shown"), SHOWN.items())
+def test_what_operators_read_of_a_url_has_no_login_and_no_key(words: str, shown: str) -> None:
+    assert redacted(words) == shown
+    assert with_cause(words, None) == shown

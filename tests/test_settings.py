@@ -263,6 +263,153 @@ def test_a_list_may_have_an_item_a_line(setenv: Setenv) -> None:
     assert [each.get_secret_value() for each in load({}).secrets] == ["one", "two"]
 
 
+def test_no_login_and_no_key_in_a_url_is_shown(toml: WriteToml) -> None:
+    url = f"https://me:{SECRET}@u/v1?api-version=1&key={SECRET}&{SECRET}#{SECRET}"
+    given = load({**toml(f'[presets.p]\nurl = "{url}"'), "upstream_url": url, "public_url": url})
+    for shown in (repr(given), str(given), repr(given.preset("p")), str(given.presets)):
+        assert SECRET not in shown
+        assert "https://***@u/v1?api-version=1&key=***&***#***" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_origins", f"https://me:{SECRET}@h/path"),
+        ("upstream_url", f"ftp://me:{SECRET}@h/"),
+        ("upstream_url", f"https://me:{SECRET}"),
+        ("upstream_url", f"https://h:{SECRET}/"),
+        ("public_url", f"{SECRET}"),
+    ],
+)
+def test_what_is_wrong_with_an_address_does_not_quote_a_secret_of_it(name: str, value: str) -> None:
+    assert SECRET not in wrong(**{name: value})
+
+
+# Secrets in files
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Callable[[str | bytes], str]:
+    """Return how to write a secret as it is mounted; it gives the path."""
+    numbers = iter(range(100))
+
+    def write(content: str | bytes) -> str:
+        path = tmp_path / f"secret{next(numbers)}"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+Mount = Callable[[str | bytes], str]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", " \n"])
+@pytest.mark.parametrize("way", ["flag", "variable", "file"])
+def test_each_secret_may_be_in_a_file(
+    end: str, way: str, mount: Mount, setenv: Setenv, toml: WriteToml
+) -> None:
+    values = {"secrets": "one,two", "cookie_secrets": "three", "upstream_api_key": "sk-four"}
+    values["redis_url"] = "redis://:five@h:1/0"
+    paths = {f"{name}_file": mount(value + end) for name, value in values.items()}
+    if way == "variable":
+        for name, path in paths.items():
+            setenv(name, path)
+    given = toml("\n".join(f'{n} = "{p}"' for n, p in paths.items())) if way == "file" else paths
+    loaded = load(given if way != "variable" else {})
+    assert [each.get_secret_value() for each in loaded.secrets] == ["one", "two"]
+    assert [each.get_secret_value() for each in loaded.cookie_secrets] == ["three"]
+    assert loaded.upstream_api_key.get_secret_value() == "sk-four"
+    assert loaded.redis_url == values["redis_url"]
+    assert not [each for each in ("one", "three", "four", "five") if each in repr(loaded)]
+
+
+def test_secrets_in_a_file_may_be_one_a_line(mount: Mount) -> None:
+    loaded = load({"secrets_file": mount("\ufeffnew\r\n\nold\n")})
+    assert [each.get_secret_value() for each in loaded.secrets] == ["new", "old"]
+
+
+@pytest.mark.parametrize("name", ["secrets", "cookie_secrets", "upstream_api_key", "redis_url"])
+@pytest.mark.parametrize("content", [None, "", " \n", b"\xff\xfe", "x" * 70_000])
+def test_a_file_without_a_secret_is_named_and_not_quoted(
+    name: str, content: str | bytes | None, mount: Mount, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "missing") if content is None else mount(content)
+    said = wrong(**{f"{name}_file": path})
+    assert said.startswith(f"GATEWAY_{name.upper()}_FILE: ")
+    assert path in said
+    assert "xxx" not in said
+
+
+def test_a_folder_or_two_lines_are_no_secret(mount: Mount, tmp_path: Path) -> None:
+    assert "Is a directory" in wrong(secrets_file=str(tmp_path))
+    said = wrong(upstream_api_key_file=mount(f"{SECRET}\r\nX-Smuggled: 1"))
+    assert "more than one line" in said
+    assert SECRET not in said
+
+
+def test_a_secret_and_its_file_are_not_both_given_in_one_place(
+    mount: Mount, setenv: Setenv, toml: WriteToml
+) -> None:
+    path = mount("a")
+    both = "GATEWAY_SECRETS and GATEWAY_SECRETS_FILE: both are given"
+    assert wrong(secrets="b", secrets_file=path).startswith(both)
+    assert wrong(**toml(f'secrets = "b"\nsecrets_file = "{path}"')).startswith(both)
+    setenv("secrets", "b")
+    setenv("secrets_file", path)
+    assert wrong().startswith(both)
+
+
+def test_the_nearer_of_a_secret_and_its_file_wins(
+    mount: Mount, setenv: Setenv, toml: WriteToml
+) -> None:
+    def secret(flags: dict[str, Any]) -> str:
+        return load(flags).secrets[0].get_secret_value()
+
+    far = toml(f'secrets_file = "{mount("far")}"')
+    setenv("secrets_file", "")
+    assert secret(far) == "far"
+    setenv("secrets", "near")
+    assert secret(far) == "near"
+    setenv("secrets", "")
+    setenv("secrets_file", mount("nearer"))
+    assert secret(toml('secrets = "far"')) == "nearer"
+    assert secret({**far, "secrets": "nearest"}) == "nearest"
+    setenv("secrets_file", "")
+    setenv("secrets", "near")
+    assert secret({**far, "secrets_file": mount("nearest")}) == "nearest"
+
+
+def test_a_process_set_alike_has_what_a_file_held_when_it_was_read(
+    mount: Mount, setenv: Setenv
+) -> None:
+    """The file may be a pipe, or another one by now: tickets of one process would be 404."""
+    path, of_cookies = mount("one\ntwo\n"), mount("three")
+    setenv("cookie_secrets_file", of_cookies)
+    flags = {"secrets_file": path}
+    loaded = load(flags)
+    Path(path).unlink()
+    Path(of_cookies).unlink()
+    for name, value in as_variables(flags, loaded).items():
+        setenv(name.removeprefix("GATEWAY_"), value)
+    assert [each.get_secret_value() for each in load({}).secrets] == ["one", "two"]
+    assert [each.get_secret_value() for each in load({}).cookie_secrets] == ["three"]
+
+
+def test_a_presets_key_may_be_in_a_file_or_a_variable(
+    mount: Mount, toml: WriteToml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_ANOTHER", "two ")
+    file, variable = f'api_key_file = "{mount(chr(65) * 9)}"', 'api_key_env = "OF_ANOTHER"'
+    url = 'url = "http://u/"\n'
+    loaded = load(toml(f"[presets.a]\n{url}{file}\n[presets.b]\n{url}{variable}"))
+    assert [told(loaded, name)[1] for name in "ab"] == ["A" * 9, "two"]
+    for wrong_one in (f'{file}\napi_key = "x"', f"{file}\n{variable}", 'api_key_env = "NO_SUCH"'):
+        assert wrong(**toml(f"[presets.a]\n{url}{wrong_one}")).startswith("presets.a")
+    said = wrong(**toml(f'[presets.a]\n{url}api_key_file = "/no/such"'))
+    assert said.startswith("presets.a.api_key_file: cannot read /no/such")
+
+
 # Unknown variables
 
 
@@ -354,6 +501,21 @@ def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
 
 def test_a_preset_without_a_url_anywhere_is_wrong(toml: WriteToml) -> None:
     assert wrong(**toml("[presets.p]\n")).startswith("presets.p: no url")
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:80", "ftp://u/", "http://", "http://h:x/", "http://u/ v"]
+)
+def test_a_preset_whose_url_cannot_be_one_is_wrong(url: str, toml: WriteToml) -> None:
+    assert wrong(**toml(f'[presets.p]\nurl = "{url}"')).startswith("presets.p.url: ")
+
+
+def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
+    toml: WriteToml,
+) -> None:
+    loaded = load(toml('[presets.p]\nurl = "http://u/"'))
+    assert loaded.preset("default") is None
+    assert loaded.preset("p") is not None
 
 
 def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
