@@ -283,8 +283,10 @@ class EventLog:
         return verdict, last
 
     async def _hold_whole(self) -> tuple[str, str]:
-        """Do as `hold`; where a repair broke off, what came late may have gone in ahead of the rest:
-        then the log has fewer entries than it must, and begins anew.
+        """Do as `hold`; a log with a hole begins anew.
+
+        Where a repair broke off, what came late may have gone in ahead of the rest: the log has
+        fewer entries than it must.
         """
         verdict, last = await self.hold()
         if verdict != "ours" or not self._torn:

@@ -27,7 +27,8 @@ from gateway.errors import Refusal
 from gateway.responses import refusal
 
 _SLICE = 1 << 14  # Bytes that are parsed before their size is looked at.
-_FIELDS = 256  # Lines of a head: whoever looks for one goes through all.
+_FIELDS = 256  # Lines of a head, parameters of a URL: whoever looks for one goes through all.
+_URL = 8192
 _PIPELINED = 32  # Requests that may wait for the answer before theirs.
 _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader's sake.
 
@@ -243,6 +244,8 @@ class Protocol(HttpToolsProtocol):
 
     def _fault(self) -> Refusal | None:
         """Return what is wrong with a whole head."""
+        if len(self.url) > _URL or self.url.count(b"&") > _FIELDS:
+            return Refusal("head_too_large", f"A URL has {_URL} bytes and {_FIELDS} parameters.")
         if self._owed > self._debts.terms.size or len(self.headers) > _FIELDS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._debts.terms.size or len(self.headers) > _FIELDS:

@@ -143,9 +143,26 @@ async def test_a_whole_head_is_taken_up_to_its_size_and_no_further(padding: str)
         refused(await answer(served.url, too_long), 431, "head_too_large")
 
 
-async def test_a_url_has_the_size_of_a_head() -> None:
+@pytest.mark.parametrize("query", ["a" * 40_000, "a" * 9000, "a&" * 1000])
+async def test_a_url_has_a_size_of_its_own(query: str) -> None:
+    """To parse thousands of parameters takes longer than to send them."""
     async with running() as served:
-        refused(await answer(served.url, get("/healthz?" + "a" * 40_000)), 431, "head_too_large")
+        refused(await answer(served.url, get("/healthz?" + query)), 431, "head_too_large")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Accept": "," * 31_000}, {"Accept": ";" * 31_000}, {"Origin": "[" * 31_000}],
+    ids=["ranges", "parameters", "origin"],
+)
+async def test_no_head_takes_long(headers: dict[str, str]) -> None:
+    async with running() as served:
+        asked = get("/stream?ticket=x", **served.cookie(), **headers)
+        last = get("/healthz", Connection="close")
+        started = time.process_time()
+        got = await answer(served.url, asked * 20 + last)
+        assert got.count(b"HTTP/1.1 ") == 21
+        assert time.process_time() - started < 0.5
 
 
 async def test_a_head_of_too_many_lines_is_refused() -> None:
