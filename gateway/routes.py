@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Authenticator
 from gateway.errors import Passing, Refusal
-from gateway.eventlog import read_all
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
@@ -35,6 +34,7 @@ from gateway.requests import (
 from gateway.responses import (
     Answer,
     EventStream,
+    LongReply,
     Retry,
     nothing_more,
     passing,
@@ -42,7 +42,7 @@ from gateway.responses import (
     reply,
 )
 from gateway.settings import Settings
-from gateway.snapshot import answer_of
+from gateway.snapshot import Answers
 from gateway.store import Store
 from gateway.tails import Tails
 from gateway.tickets import Ticket, Tickets
@@ -127,6 +127,7 @@ class Routes:
         self._store = store
         self._records = records
         self._tails = tails
+        self._answers = Answers(store, tails, settings.replay_bytes // 2)
         self._authenticator = authenticator
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -216,7 +217,7 @@ class Routes:
             raise Passing("not_yet")  # Its position is in a log that this replica does not see yet.
         owner = record.owner if record.running else ""
         position = Position.parse(wanted)
-        viewer = await self._tails.attach(record.stream_id, owner, position)
+        viewer = await self._tails.attach(record.stream_id, owner, position, subject)
         if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
             self._tails.detach(viewer)  # The log went before the record did.
             if not await self._records.outlives_log(record.stream_id):
@@ -261,23 +262,18 @@ class Routes:
         subject = await self._subject(request)
         record = await self._record(self._ticket(request, subject), subject, "")
         assert record is not None
-        tail = self._tails.get(record.stream_id)
-        whole = tail is not None and (tail.local or tail.ended)
-        entries = tail.entries if tail and whole else []
-        if not whole and record.state != "cached":
-            entries = await read_all(self._store, record.stream_id)
-        answer = await answer_of(list(entries))
+        owner = record.owner if record.running else ""
+        self._tails.look_after(record.stream_id, owner)  # As if somebody watched.
+        answer = await self._answers.of(record)
         result = json.loads(record.result) if record.result else {}
-        return reply(
-            {
-                "state": _state(record, answer.last_id is not None),
-                "text": answer.text,
-                "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
-                "usage": result.get("usage", answer.reading.usage),
-                "last_event_id": answer.last_id,
-                "attempts": result.get("attempts", record.attempts),
-            }
-        )
+        data = {
+            "state": _state(record, answer.last_id is not None),
+            "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
+            "usage": result.get("usage", answer.reading.usage),
+            "last_event_id": answer.last_id,
+            "attempts": result.get("attempts", record.attempts),
+        }
+        return LongReply(data, "text", answer.text, self._settings.write_timeout)
 
     # Health
 

@@ -30,6 +30,7 @@ from gateway import workers
 from gateway.app import Gateway
 from gateway.errors import SettingsError
 
+_UNSENT = 16 * 1024  # Bytes of one connection that wait for its reader, before we wait as well.
 _FILES = 1 << 20  # Where the system names no limit.
 _LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
 
@@ -108,6 +109,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to keep who wants to know of the end: a task that waits for it costs memory."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_UNSENT)  # Of one who does not read it all stays.
         self.pipeline = Few()  # type: ignore[assignment]
         self.flow._is_writable_event = _event(done=True)
         self._closed = Closed()

@@ -125,10 +125,18 @@ class Store:
         return self._sound(await _on(self._redis.log, commands))
 
     async def script(
-        self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
+        self,
+        name: str,
+        keys: Sequence[Any],
+        args: Sequence[Any],
+        *,
+        of_log: bool = False,
+        large: bool = False,
     ) -> Any:
-        """Run one of `lua/*.lua` and return its reply; `of_log`: where appends go."""
-        way = self._redis.log if of_log else self._redis.short
+        """Run one of `lua/*.lua` and return its reply, which may be `large`; `of_log`: where
+        appends go."""
+        short = self._redis.long if large else self._redis.short
+        way = self._redis.log if of_log else short
         digest, text = self._scripts[name]
         rest = [len(keys), *keys, *args]
         replies = await _on(way, [["EVALSHA", digest, *rest]])

@@ -28,9 +28,9 @@ from gateway.beat import Beat
 from gateway.chat import Reading, choices_of
 from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
-from gateway.eventlog import read_all
 from gateway.positions import Entries, Entry
 from gateway.presets import Preset
+from gateway.reader import read_all
 from gateway.records import VERSION, Record, Records
 from gateway.snapshot import Answer, answer_of
 from gateway.sse import OURS, Event, parse
