@@ -113,16 +113,12 @@ class Answers:
 
     def _full(self) -> bool:
         """Let go of what is old, or too much; say whether too much is left, as it is in use."""
-        size, now = self._size(), _now()
-        for stream_id in list(self._kept):  # Those first that were not asked for the longest.
-            answer = self._kept[stream_id]
-            enough = size < self._room and len(self._kept) < _MOST
-            if enough and now - answer.asked < _IDLE:
+        for stream_id in list(self._kept):  # Those first that nobody asked for the longest.
+            old = _now() - self._kept[stream_id].asked > _IDLE
+            if not old and len(self._kept) < _MOST and self._size() < self._room:
                 break
-            if not answer.lock.locked():
-                size -= len(answer.text)
+            if not self._kept[stream_id].lock.locked():
                 del self._kept[stream_id]
-            del answer  # It counts for as long as it has a name.
         return self._size() >= self._room
 
     def _size(self) -> int:
