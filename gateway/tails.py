@@ -25,7 +25,7 @@ from gateway.viewer import Viewer
 
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
 
-_PATIENCE = 3.0  # Seconds that somebody who comes waits for others' reading.
+_PATIENCE = 5.0  # Seconds that somebody who comes waits: a Redis that is away is told before.
 _PAUSE = 0.5  # Seconds that a viewer waits before it looks again, or reads again what failed.
 
 
