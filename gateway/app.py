@@ -49,6 +49,7 @@ class Gateway:
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
+            replay_bytes=settings.replay_bytes,
         )
         self.upstream = upstream or Upstream()
         self.replica = Replica(
@@ -84,6 +85,7 @@ class Gateway:
             if not self.replica.draining:
                 await self.replica.drain(self.settings.drain)
             await self.replica.stop()
+            await self.tails.stop()
             await self.upstream.close()
             await self.store.close()
 

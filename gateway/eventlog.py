@@ -1,4 +1,4 @@
-"""EventLog: one Redis Stream per ticket; append, read, repair, seal.
+"""EventLog: one Redis Stream per ticket; append, repair, seal.
 
 Theory of operation
 -------------------
@@ -21,7 +21,7 @@ An entry is shown to viewers only after Redis answered. The sending is the Write
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -30,49 +30,12 @@ from gateway.errors import Fenced, Passing
 from gateway.positions import Entries, Entry, Position
 from gateway.records import End, Records, Seal
 from gateway.sse import Event, encode, safe_name
-from gateway.store import Store, log_key
+from gateway.store import log_key
 
 log = logging.getLogger("gateway.eventlog")
 
-READ_COUNT = 500  # Entries fetched at once.
 _REPAIR_BATCH = 64
 _BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended by adoption.
-
-
-async def read(
-    store: Store, stream_ids: Sequence[str], after: Sequence[Position | None]
-) -> list[list[Entry]]:
-    """Return the next entries of several logs, READ_COUNT of each at most; raises Passing."""
-    replies = await store.read(
-        [
-            "XRANGE",
-            log_key(stream_id),
-            f"({position}" if position else "-",
-            "+",
-            "COUNT",
-            READ_COUNT,
-        ]
-        for stream_id, position in zip(stream_ids, after, strict=True)
-    )
-    return [[_entry(*item) for item in reply] for reply in replies]
-
-
-async def read_all(store: Store, stream_id: str) -> list[Entry]:
-    """Return all entries of one log; raises Passing."""
-    entries: list[Entry] = []
-    while True:
-        position = entries[-1].last if entries else None
-        (more,) = await read(store, [stream_id], [position])
-        entries += more
-        if len(more) < READ_COUNT:
-            return entries
-
-
-def _entry(entry_id: bytes, fields: list[bytes]) -> Entry:
-    epoch, _, seq = entry_id.partition(b"-")
-    number, frames, *end = fields
-    state = end[1].decode() if end else ""
-    return Entry(Position(int(epoch), int(seq)), int(number), frames, state)
 
 
 class EventLog:

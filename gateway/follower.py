@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from gateway.beat import inbox
 from gateway.errors import Passing
-from gateway.eventlog import READ_COUNT, read, read_all
 from gateway.positions import Entry
+from gateway.reader import likely, read, read_page
 from gateway.records import FINAL, Records
 from gateway.tail import Tail
 
@@ -133,19 +133,23 @@ class Follower:
             await self._look_at_all(tail)
 
     async def _look_at_all(self, tail: Tail) -> None:
-        """Look whether a log still holds what was shown of it, and who its owner is.
+        """Look whether a log still holds what was last shown of it, and who its owner is.
 
         A Redis that forgot the first claim may have given the stream to another replica. The one
         that took it over wakes only those who make themselves known to it.
         """
-        entries = await read_all(self._store, tail.stream_id)
+        seen = tail.last
+        page = await read_page(self._store, tail.stream_id, seen)
+        lost = not page.entries or page.entries[0].last != seen
+        if lost and page.entries:
+            page = await read_page(self._store, tail.stream_id, None)
         record = await self._records.read(tail.stream_id)
         if tail.local:
             return
-        if not entries:
+        if not page.entries:
             tail.drop()  # What becomes of them is told as they come back.
-        elif tail.last not in [entry.last for entry in entries]:
-            tail.replace(entries)
+        elif lost:
+            tail.replace(page)
             tail.wake()
         if record is not None and record.running and record.owner != tail.owner:
             tail.owner = record.owner
@@ -156,13 +160,13 @@ class Follower:
         tails = [each for each in tails if not each.local and not each.ended]
         if not tails:
             return
-        batches = await read(
-            self._store, [each.stream_id for each in tails], [each.last for each in tails]
-        )
-        for tail, entries in zip(tails, batches, strict=True):
+        counts = [likely(each.typical) for each in tails]
+        ids, after = [each.stream_id for each in tails], [each.last for each in tails]
+        batches = await read(self._store, ids, after, counts)
+        for tail, entries, count in zip(tails, batches, counts, strict=True):
             await self.compare(tail, entries)
             add(tail, entries)
-            if len(entries) == READ_COUNT:
+            if len(entries) == count:
                 self.mark(tail.stream_id)
 
 
@@ -170,3 +174,4 @@ def add(tail: Tail, entries: list[Entry]) -> None:
     """Show what was read, unless a run of this replica began meanwhile: then its log shows it."""
     if not tail.local and tail.extend(entries):
         tail.wake()
+        tail.trim()

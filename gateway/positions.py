@@ -70,6 +70,10 @@ class Entries(Sequence[Entry]):
         """Hold these instead."""
         self._items[:] = [(*each.last, each.number, each.frames, each.state) for each in entries]
 
+    def cut(self, count: int) -> None:
+        """Let go of the first ones."""
+        del self._items[:count]
+
     def frames(self, index: int) -> bytes:
         """Return the frames of one."""
         return self._items[index][3]

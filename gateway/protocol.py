@@ -26,6 +26,7 @@ from gateway.debts import Debts
 from gateway.errors import Refusal
 from gateway.responses import refusal
 
+_UNSENT = 16 * 1024  # Bytes of one connection that wait for its reader, before we wait as well.
 _SLICE = 1 << 14  # Bytes that are parsed before their size is looked at.
 _FIELDS = 256  # Lines of a head, parameters of a URL: whoever looks for one goes through all.
 _URL = 8192
@@ -85,6 +86,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to keep who wants to know of the end: a task that waits for it costs memory."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_UNSENT)  # Of one who does not read it all stays.
         self.pipeline = Few()  # type: ignore[assignment]
         self.flow._is_writable_event = _event(done=True)
         self._closed = Closed()

@@ -11,8 +11,8 @@ from typing import Any
 
 from gateway.beat import Beat, inbox
 from gateway.errors import Passing
-from gateway.eventlog import read
 from gateway.positions import Entry, Position
+from gateway.reader import read, read_page
 from gateway.records import End, Records, Seal, new_id
 from gateway.store import Store, log_key, presence_key, record_key
 
@@ -107,7 +107,8 @@ class Rehearsal:
         self._seal = Seal(second, end, end, b"{}")
 
     async def _read(self) -> None:
-        await read(self._store, [self._id], [None])
+        await read(self._store, [self._id], [None], [1])
+        await read_page(self._store, self._id, None)
         await self._records.show_presence([self._id], _SECONDS)
         await self._records.withdraw_presence([self._id])
         await self._records.outlives_log(self._id)

@@ -9,7 +9,8 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from starlette.responses import Response
@@ -18,11 +19,14 @@ from starlette.types import Receive, Scope, Send
 from gateway.chat import text_of
 from gateway.errors import Passing, Refusal
 from gateway.records import Created
-from gateway.sse import OURS, Event, encode, parse, retry
-from gateway.tail import Viewer
+from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode, retry
 from gateway.tails import Tails
+from gateway.viewer import Viewer
 
 Headers = list[tuple[bytes, bytes]]
+
+_MUCH = 8 * 1024  # Bytes after which others have their turn.
+_SLICE = 16 * 1024  # Bytes of a long reply that are sent at once.
 
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -88,20 +92,29 @@ class EventStream:
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer
         # The head of the first block, at once: it flushes the headers without an event of its own.
-        chunk = self._first + self._take()
+        chunk = self._first + (viewer.take() if self._plain is None else b"")
         while not viewer.finished or chunk:
             if chunk:
                 viewer.sending()
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 viewer.sent()
+            elif viewer.lagging:
+                await self._tails.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
-            chunk = b"" if viewer.gone else self._take()
+            if len(chunk) >= _MUCH:
+                await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
+            chunk = b"" if viewer.finished else viewer.take()
+            if self._plain is not None and chunk and chunk != HEARTBEAT:
+                chunk = await self._text(self._plain, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _take(self) -> bytes:
-        chunk = self._viewer.take()
-        return self._plain.frames(chunk) if self._plain and chunk.endswith(b"\n\n") else chunk
+    async def _text(self, plain: "PlainText", chunk: bytes) -> bytes:
+        if len(chunk) < _MUCH:
+            return plain.frames(chunk)
+        async with self._tails.work:  # One at a time, however many read a whole log at once.
+            await asyncio.sleep(0)
+            return plain.frames(chunk)
 
 
 async def _left(receive: Receive, viewer: Viewer) -> None:
@@ -124,13 +137,14 @@ class PlainText:
     """
 
     def __init__(self) -> None:
+        self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
         self._waiting: Event | None = None
         self._text = ""
 
     def frames(self, frames: bytes) -> bytes:
         """Return what to send for these; b"" if there is nothing yet."""
         parts: list[bytes] = []
-        for event in parse(frames):
+        for event in self._parser.feed(frames):
             if event.name in OURS:
                 parts += [self._flush(), encode(event.data, event.id, event.name)]
             elif text := text_of(event.data):
@@ -171,6 +185,48 @@ def issued(ticket: str, url: str, created: Created) -> Response:
     return reply(data, 201 if created.made else 200, {"Location": url})
 
 
+class LongReply:
+    """A JSON object that nobody keeps, and of which one value is a long text; `text` is written as
+    it is in JSON, without its quotes, and all who ask for it share it."""
+
+    status_code = 200
+
+    def __init__(
+        self, data: dict[str, Any], name: str, text: bytearray, write_timeout: float
+    ) -> None:
+        head, tail = json.dumps({name: "", **data}, separators=(",", ":")).encode().split(b'""', 1)
+        self._before, self._text, self._after = head + b'"', text, b'"' + tail
+        self._size = len(text)  # It may grow while it is sent.
+        self._write_timeout = write_timeout
+        length = len(self._before) + self._size + len(self._after)
+        self.raw_headers: Headers = [
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+            (b"content-length", b"%d" % length),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a slice at a time; a caller who does not read is cut off."""
+        abort = scope.get("extensions", {}).get("gateway.abort")
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        for body in self._slices():
+            try:
+                async with asyncio.timeout(self._write_timeout):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            except TimeoutError:
+                if abort is None:
+                    raise
+                abort()
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _slices(self) -> Iterator[bytes]:
+        yield self._before + bytes(self._text[: min(self._size, _SLICE)])
+        for start in range(_SLICE, self._size, _SLICE):
+            yield bytes(self._text[start : min(self._size, start + _SLICE)])
+        yield self._after
+
+
 def nothing_more() -> Response:
     """Return the one answer after which an EventSource stops for good."""
     return Response(None, 204, {"Cache-Control": "no-store"})
@@ -207,4 +263,4 @@ def _problem(status: int, code: str, title: str, detail: str, headers: dict[str,
     )
 
 
-Answer = Response | EventStream
+Answer = Response | LongReply | EventStream

@@ -16,7 +16,6 @@ from gateway.auth import Authenticator
 from gateway.endings import state_of
 from gateway.endpoint import Call, Methods
 from gateway.errors import Passing, Refusal
-from gateway.eventlog import read_all
 from gateway.mount import Mount
 from gateway.origins import Origins
 from gateway.positions import Position
@@ -33,9 +32,17 @@ from gateway.requests import (
     keyed_stream,
     last_event_id,
 )
-from gateway.responses import Answer, EventStream, Retry, issued, nothing_more, reply
+from gateway.responses import (
+    Answer,
+    EventStream,
+    LongReply,
+    Retry,
+    issued,
+    nothing_more,
+    reply,
+)
 from gateway.settings import Settings
-from gateway.snapshot import answer_of
+from gateway.snapshot import Answers
 from gateway.store import Store
 from gateway.tails import Tails
 from gateway.tickets import Ticket, Tickets
@@ -63,6 +70,7 @@ class Routes:
         self._store = store
         self._records = records
         self._tails = tails
+        self._answers = Answers(store, tails, settings.replay_bytes // 2)
         self._authenticator = authenticator
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -191,7 +199,7 @@ class Routes:
             raise Passing("not_yet")  # Its position is in a log that this replica does not see yet.
         owner = record.owner if record.running else ""
         position = Position.parse(wanted)
-        viewer = await self._tails.attach(record.stream_id, owner, position)
+        viewer = await self._tails.attach(record.stream_id, owner, position, record.subject)
         if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
             self._tails.detach(viewer)  # The log went before the record did.
             if not await self._records.outlives_log(record.stream_id):
@@ -236,23 +244,16 @@ class Routes:
         subject = await self._subject(request)
         record = await self._record(self._ticket(request, subject), subject, "")
         assert record is not None
-        tail = self._tails.get(record.stream_id)
-        whole = tail is not None and (tail.local or tail.ended)
-        entries = tail.entries if tail and whole else []
-        if not whole and record.state != "cached":
-            entries = await read_all(self._store, record.stream_id)
-        answer = await answer_of(list(entries))
+        answer = await self._answers.of(record)
         result = json.loads(record.result) if record.result else {}
-        return reply(
-            {
-                "state": state_of(record, answer.last_id is not None),
-                "text": answer.text,
-                "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
-                "usage": result.get("usage", answer.reading.usage),
-                "last_event_id": answer.last_id,
-                "attempts": result.get("attempts", record.attempts),
-            }
-        )
+        data = {
+            "state": state_of(record, answer.last_id is not None),
+            "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
+            "usage": result.get("usage", answer.reading.usage),
+            "last_event_id": answer.last_id,
+            "attempts": result.get("attempts", record.attempts),
+        }
+        return LongReply(data, "text", answer.text, self._settings.write_timeout)
 
     # Health
 

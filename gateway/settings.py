@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     idle_timeout: Seconds = Field(5, description="a connection without a request is closed after")
     max_event: Bytes = Field(1 << 20, description="largest event of an upstream")
     max_log: Bytes = Field(16 << 20, description="largest stream")
+    replay_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = Field(
+        64 << 20, description="read back for viewers who are behind, in memory of one process"
+    )
     start_by: Seconds = Field(60, description="a ticket must be redeemed within")
     log_ttl: Seconds = Field(600, description="a stream is kept after its end for")
     max_run: Seconds = Field(600, description="longest run")

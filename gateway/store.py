@@ -214,10 +214,18 @@ class Store:
             raise away(error) from error
 
     async def script(
-        self, name: str, keys: Sequence[Any], args: Sequence[Any], *, of_log: bool = False
+        self,
+        name: str,
+        keys: Sequence[Any],
+        args: Sequence[Any],
+        *,
+        of_log: bool = False,
+        large: bool = False,
     ) -> Any:
-        """Run one of `lua/*.lua` and return its reply; `of_log`: where appends go."""
-        way = self._redis.log if of_log else self._redis.short
+        """Run one of `lua/*.lua` and return its reply, which may be `large`; `of_log`: where
+        appends go."""
+        short = self._redis.long if large else self._redis.short
+        way = self._redis.log if of_log else short
         return await self._run(way, self._scripts[name], [len(keys), *keys, *args])
 
     async def script_after(self, first: Script, then: Script) -> tuple[list[Any], Any]:

@@ -3,21 +3,30 @@
 A stream that this replica runs is fed by its own log after each commit; any other is read from
 Redis by a follower, at a wake-up from its owner and once a second in any case. So a lost wake-up
 costs a second, and the number of connections does not grow with viewers.
+
+Of what runs elsewhere only the newest is kept here. Who is further behind reads the log page by
+page; see `pages`.
 """
 
 import asyncio
 from collections.abc import Iterable
 
 from gateway.crew import Crew
-from gateway.eventlog import READ_COUNT, read
+from gateway.errors import Passing
 from gateway.follower import Follower, add
 from gateway.node import Node
+from gateway.pages import Pages
 from gateway.positions import Entry, Position
+from gateway.reader import Page, likely, read
 from gateway.records import Records
 from gateway.store import Store
-from gateway.tail import Tail, Viewer
+from gateway.tail import Tail
+from gateway.viewer import Viewer
 
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
+
+_PATIENCE = 5.0  # Seconds that somebody who comes waits: a Redis that is away is told before.
+_PAUSE = 0.5  # Seconds that a viewer waits before it looks again, or reads again what failed.
 
 
 class Tails:
@@ -31,6 +40,7 @@ class Tails:
         grace: float,
         heartbeat: float,
         write_timeout: float,
+        replay_bytes: int = 64 << 20,
     ) -> None:
         self._store = store
         self._records = records
@@ -39,7 +49,9 @@ class Tails:
         self._heartbeat = heartbeat * 0.5
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
+        self._pages = Pages(store, replay_bytes)
         self._followers = Crew(self._follower)
+        self.work = asyncio.Lock()  # For what takes its time, and is to be done one at a time.
         self.viewers = 0
         self.closing = False
 
@@ -49,10 +61,13 @@ class Tails:
 
     def own(self, stream_id: str, *logged: Entry) -> Tail:
         """Begin the tail of a stream that this replica runs; `logged` is what there is of it."""
-        tail = self._tails.setdefault(stream_id, Tail(stream_id, local=True))
+        new = Tail(stream_id, local=True, pages=self._pages)
+        tail = self._tails.setdefault(stream_id, new)
         tail.local = True
-        if tail.entries != logged[: len(tail.entries)]:
-            tail.drop()  # What they saw is not in this log; as they come back, they are told so.
+        if tail.base is not None or tail.entries != logged[: len(tail.entries)]:
+            # What they saw is not in this log, or not in memory; as they come back they are told.
+            tail.break_off()
+            tail.base = None
             tail.entries.replace(logged)
         elif tail.extend(logged):
             tail.wake()
@@ -62,6 +77,7 @@ class Tails:
         """Let the viewers of a stream that another replica took over follow the log."""
         if tail := self._tails.get(stream_id):
             tail.local = False
+            tail.weigh()
             self.mark([stream_id])
 
     def superseded(self, stream_id: str, epoch: int) -> bool:
@@ -84,12 +100,14 @@ class Tails:
         """Drop a tail; those still looking at it keep it until they leave."""
         self._tails.pop(stream_id, None)
 
-    async def attach(self, stream_id: str, owner: str, position: Position | None) -> Viewer:
+    async def attach(
+        self, stream_id: str, owner: str, position: Position | None, subject: str = ""
+    ) -> Viewer:
         """Return a new viewer, to be detached; raises Passing if the log cannot be read.
 
-        `owner` is the replica that runs the stream, "" if it has ended.
+        `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is.
         """
-        tail = await self._brought_up(stream_id, owner)
+        tail = await self._brought_up(stream_id, owner, subject)
         viewer = Viewer(tail, position)
         tail.viewers.add(viewer)
         self.viewers += 1
@@ -97,10 +115,11 @@ class Tails:
             viewer.leave()
         return viewer
 
-    async def _brought_up(self, stream_id: str, owner: str) -> Tail:
-        """Return a tail that knows all that is logged: a position is judged by it."""
+    async def _brought_up(self, stream_id: str, owner: str, subject: str) -> Tail:
+        """Return a tail that knows where the log ends: a position is judged by it."""
         while True:
-            tail = self._tails.get(stream_id) or Tail(stream_id, local=False)
+            new = Tail(stream_id, local=False, subject=subject, pages=self._pages)
+            tail = self._tails.get(stream_id) or new
             if not tail.local and not tail.ended:
                 tail.owner = owner or tail.owner
                 if tail.owner:  # Before the first byte: the owner may be waiting.
@@ -174,13 +193,44 @@ class Tails:
         ]
 
     async def _load(self, tail: Tail) -> None:
-        """Read a whole log; two viewers that come at once may both do it."""
+        """Bring a tail up to the end of its log; viewers who come at once read it once."""
+        if tail.last is None:
+            page = await self._page(tail, None, _PATIENCE)
+            if page is None:
+                raise Passing("overloaded")
+            if not tail.local and tail.last is None:
+                tail.begin(page)
+        else:
+            await self._rest(tail)
+
+    async def _rest(self, tail: Tail) -> None:
         while True:
-            (entries,) = await read(self._store, [tail.stream_id], [tail.last])
+            count = likely(tail.typical)
+            (entries,) = await read(self._store, [tail.stream_id], [tail.last], [count])
             await self._follower_of(tail.stream_id).compare(tail, entries)
             add(tail, entries)
-            if len(entries) < READ_COUNT or tail.local:
+            if len(entries) < count or tail.local:
                 return
+
+    async def _page(self, tail: Tail, at: Position | None, patience: float) -> Page | None:
+        """Return a page that all share who ask for it now, None if it takes longer."""
+        task = self._pages.load(tail.stream_id, at, tail.subject)
+        await asyncio.wait({task}, timeout=patience)
+        return task.result() if task.done() else None
+
+    async def turn(self, viewer: Viewer) -> None:
+        """Read what a viewer needs who is behind, or give it time for a heartbeat."""
+        try:
+            page = await self._page(viewer.tail, viewer.at, _PAUSE)
+        except Passing:  # As with any other tail: it comes when Redis does.
+            await asyncio.sleep(_PAUSE)
+            return
+        if page is not None:
+            viewer.turn(page)
+
+    async def stop(self) -> None:
+        """End what is being read for viewers."""
+        await self._pages.stop()
 
 
 def _now() -> float:

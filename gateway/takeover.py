@@ -27,9 +27,9 @@ from gateway.beat import Beat
 from gateway.chat import Reading, choices_of
 from gateway.endings import Ending, ending_events, failure
 from gateway.errors import Fenced, Passing
-from gateway.eventlog import read_all
 from gateway.positions import Entries, Entry
 from gateway.presets import Preset
+from gateway.reader import read_all
 from gateway.records import VERSION, Record, Records
 from gateway.snapshot import Answer, answer_of
 from gateway.sse import OURS, Event, parse
@@ -242,7 +242,7 @@ class Takeover:
             return await answer_of(entries, choices_of(request))
         except Exception:  # It is somebody else's, and the stream must end all the same.
             log.exception("%s: what its log tells is not understood", stream_id)
-            return Answer(Reading(), "", None)
+            return Answer()
 
     def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
         """Return how a stream goes on, None if it ends."""

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.app import Gateway
 from gateway.demo import answer
 from gateway.page import page as routes_of_page
+from gateway.viewer import Viewer
 from tests.clients import node_modules
 from tests.support import (
     OK,
@@ -343,6 +344,7 @@ def cut(gateway: Served) -> None:
     """Break the connections of all viewers, as a network does."""
     for tail in gateway.gateway.tails._tails.values():
         for viewer in tail.viewers:
+            assert isinstance(viewer, Viewer)
             assert viewer.abort is not None
             viewer.abort()
 

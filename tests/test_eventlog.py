@@ -14,9 +14,10 @@ from redis import Redis
 
 from gateway.address import Address
 from gateway.errors import Fenced, Passing
-from gateway.eventlog import EventLog, read_all
+from gateway.eventlog import EventLog
 from gateway.node import Node
 from gateway.positions import Cursor, Entries, Entry, Position, seek, start_of
+from gateway.reader import read_all
 from gateway.records import Records, new_id
 from gateway.sse import Event, encode, parse
 from gateway.store import Store, log_key, record_key

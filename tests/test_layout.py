@@ -31,8 +31,8 @@ FLOORS: dict[str, set[str]] = {
     "state": {
         *("outage", "address", "line", "node", "route", "cluster", "store"),
         *("majority", "records", "memory", "limits", "headroom"),
-        *("beat", "eventlog", "rehearsal", "crew", "writer", "tail", "follower", "tails"),
-        "repeats",
+        *("beat", "eventlog", "rehearsal", "crew", "writer", "reader", "pages"),
+        *("tail", "viewer", "follower", "tails", "repeats"),
     },
     "upstream": {
         *("upstream", "answers", "transport", "connection", "codings", "failures", "words"),
@@ -106,13 +106,16 @@ TESTED_IN = {
     "mounts": "settings",
     "node": "store",
     "ownership": "replica",
+    "pages": "tail",
     "positions": "eventlog",
+    "reader": "eventlog",
     "requests": "responses",
     "route": "cluster",
     "claims": "replica",
     "suspects": "takeover",
     "tails": "tail",
     "threads": "auth",
+    "viewer": "tail",
     "server": "cli",
     "writer": "eventlog",
 }

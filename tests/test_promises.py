@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.eventlog import read_all
+from gateway.reader import read_all
 from gateway.sse import Parser, encode
 from gateway.store import Store
 from gateway.tickets import Tickets

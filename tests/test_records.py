@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Passing
-from gateway.eventlog import read_all
+from gateway.reader import read_all
 from gateway.records import End, Record, Records, Seal, new_id
 from gateway.store import BEATS, DAY, Store, log_key, record_key, runs_key
 from tests.support import RedisServer, until

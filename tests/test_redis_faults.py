@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Passing
-from gateway.eventlog import read_all
+from gateway.reader import read_all
 from gateway.sse import parse
 from gateway.store import Store
 from tests.sentinels import ask as ask_redis

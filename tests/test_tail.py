@@ -10,12 +10,15 @@ import pytest
 from gateway.beat import inbox
 from gateway.errors import Passing
 from gateway.follower import Follower
+from gateway.pages import Pages, Turns
 from gateway.positions import Entry, Position
+from gateway.reader import weight
 from gateway.records import Records, new_id
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store import MARKER, Store, log_key, presence_key, record_key
-from gateway.tail import Tail, Viewer
+from gateway.tail import Tail
 from gateway.tails import Tails
+from gateway.viewer import Viewer
 from tests.support import RedisServer, until
 
 EPOCH = 5
@@ -256,6 +259,20 @@ class Elsewhere:
         """Return a viewer."""
         return await self.tails.attach(self.stream_id, "owner", position)
 
+    async def all(self, by: Viewer) -> list[str]:
+        """Return the ids of everything that is logged, however many pages of it."""
+        return [event.id.decode() for event in parse(await self.frames(by))]
+
+    async def frames(self, by: Viewer, enough: int = 1 << 30) -> bytes:
+        """Return everything that is logged, or enough bytes of it."""
+        frames = b""
+        while (by.lagging or by.has_more) and not by.finished and len(frames) < enough:
+            if by.lagging:
+                await self.tails.turn(by)
+            by.sending()
+            frames += by.take()
+        return frames
+
 
 def _records(store: Store) -> Records:
     return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
@@ -283,8 +300,199 @@ async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
 async def test_what_was_logged_before_is_there_at_once(any_redis_url: str) -> None:
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), *(entry(seq, seq) for seq in range(1, 1101)))
-        assert len(ids(await there.attach())) == 1100
-        assert ids(await there.attach(Position(EPOCH, 1098))) == ["5-1099", "5-1100"]
+        assert len(await there.all(await there.attach())) == 1100
+        last = await there.attach(Position(EPOCH, 1098))
+        assert await there.all(last) == ["5-1099", "5-1100"]
+
+
+# Who is further behind than what is kept here
+
+
+def large(seq: int, state: str = "", epoch: int = EPOCH, size: int = 50_000) -> Entry:
+    """Return an entry with one event of which two make a page and more."""
+    frames = encode(b"%d " % seq + b"x" * size, b"%d-%d" % (epoch, seq))
+    return Entry(Position(epoch, seq), 1, frames, state)
+
+
+def numbered(first: int, last: int, epoch: int = EPOCH) -> list[str]:
+    """Return the ids first..last."""
+    return [f"{epoch}-{seq}" for seq in range(first, last + 1)]
+
+
+@pytest.mark.parametrize("ended", ["", "done"])
+async def test_a_log_of_many_pages_is_read_in_windows_from_any_position(
+    any_redis_url: str, ended: str
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 20)), large(20, ended))
+        assert await there.all(await there.attach()) == numbered(1, 20)
+        for seq in (0, 1, 9, 19, 20):
+            one = await there.attach(Position(EPOCH, seq))
+            assert await there.all(one) == numbered(seq + 1, 20)
+            assert one.finished is bool(ended)
+        assert weight(one.tail.entries) < 200_000
+
+
+async def test_a_page_may_begin_and_end_within_what_arrived_together(any_redis_url: str) -> None:
+    """An entry of many events that is larger than a page, and a position inside it."""
+    frames = b"".join(large(seq).frames for seq in range(2, 9))
+    async with elsewhere(any_redis_url) as there:
+        await there.write(
+            fence(), large(1), Entry(Position(EPOCH, 8), 7, frames), large(9), large(10)
+        )
+        assert await there.all(await there.attach()) == numbered(1, 10)
+        for seq in range(1, 10):
+            assert await there.all(await there.attach(Position(EPOCH, seq))) == numbered(
+                seq + 1, 10
+            )
+
+
+async def test_what_comes_while_a_viewer_is_behind_follows_once_and_in_order(
+    any_redis_url: str,
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 10)))
+        slow, late = await there.attach(), await there.attach(Position(EPOCH, 12))
+        got = await there.frames(slow, 100_000)
+        for seq in range(10, 20):
+            await there.write(large(seq))
+            there.tails.mark([there.stream_id])
+            got += await there.frames(slow, 60_000)
+        await there.write(fence(9), large(1, "interrupted", epoch=9))
+        await until(lambda: slow.tail.ended)
+        got += await there.frames(slow)
+        assert [each.id.decode() for each in parse(got)] == [*numbered(1, 19), "9-1"]
+        assert slow.finished
+        assert await there.all(late) == [*numbered(13, 19), "9-1"]
+
+
+async def test_of_a_stream_that_runs_elsewhere_little_is_kept_but_a_slow_viewer_misses_nothing(
+    shared_redis: RedisServer,
+) -> None:
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence())
+        slow, fast = await there.attach(), await there.attach()
+        got: list[str] = []
+        for seq in range(1, 41):
+            await there.write(large(seq, size=20_000))
+            there.tails.mark([there.stream_id])
+            await until(lambda: fast.has_more)
+            got += await there.all(fast)
+            assert weight(fast.tail.entries) < 200_000
+        assert got == numbered(1, 40)
+        assert await there.all(slow) == got
+        assert await there.all(await there.attach()) == got
+
+
+@pytest.mark.parametrize("at", [(4, 1), (6, 1), (5, 99), (9, 3)])
+async def test_what_no_page_has_is_a_gap_and_the_log_follows_from_its_start(
+    any_redis_url: str, at: tuple[int, int]
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 10)))
+        await there.write(fence(9), large(1, epoch=9), large(2, "done", epoch=9))
+        one = await there.attach(Position(*at))
+        gap, *rest = parse(await there.frames(one))
+        assert (gap.name, gap.id) == (b"gap", b"5-0")
+        assert json.loads(gap.data)["from"] == f"{at[0]}-{at[1]}"
+        assert [each.id.decode() for each in rest] == [*numbered(1, 9), *numbered(1, 2, 9)]
+        assert one.finished
+
+
+async def test_a_log_that_begins_anew_under_a_viewer_who_is_behind_is_a_gap(
+    any_redis_url: str,
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 10)))
+        one = await there.attach()
+        assert await there.frames(one, 100_000) == large(1).frames + large(2).frames
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.write(fence(9), *(large(seq, epoch=9) for seq in range(1, 10)))
+        await until(lambda: one.tail.last == Position(9, 9))
+        gap, *rest = parse(await there.frames(one))
+        assert (gap.name, json.loads(gap.data)) == (b"gap", {"from": "5-9", "to": "9-0"})
+        assert [each.id.decode() for each in rest] == numbered(1, 9, 9)
+
+
+async def test_who_is_in_the_midst_of_an_event_that_is_gone_is_sent_away(
+    shared_redis: RedisServer,
+) -> None:
+    """Half an event, and then a gap: the two would be one to who reads it."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 10)))
+        one = await there.attach()
+        await there.tails.turn(one)
+        assert not one.take().endswith(b"\n\n")
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.write(fence(9), large(1, epoch=9))
+        await until(lambda: one.finished)
+
+
+async def test_who_is_behind_in_a_log_that_expired_is_sent_away(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 9)), large(9, "done"))
+        one = await there.attach()
+        assert await there.frames(one, 100_000) == large(1).frames + large(2).frames
+        await there.store.call("DEL", log_key(there.stream_id))
+        await there.all(one)
+        assert one.finished
+
+
+async def test_who_leaves_in_the_midst_of_a_large_event_has_the_whole_of_it() -> None:
+    of = tail(fence(), large(1), large(2))
+    one = viewer(of)
+    frames = one.take()
+    assert 0 < len(frames) < 20_000
+    one.leave()
+    while not one.finished:
+        frames += one.take()
+    assert frames == large(1).frames
+
+
+async def test_no_heartbeat_comes_in_the_midst_of_a_large_event(shared_redis: RedisServer) -> None:
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 9)))
+        one = await there.attach()
+        await there.tails.turn(one)
+        one.take()
+        one.sending()
+        of = one.tail.pages
+        assert of is not None
+        of.forget(there.stream_id)
+        one.tick(later(20), 1, 60)
+        assert one.lagging
+        assert (one.has_more, one.take()) == (False, b"")
+
+
+async def test_pages_are_kept_up_to_a_number_of_bytes_and_shared(shared_redis: RedisServer) -> None:
+    async with elsewhere(shared_redis.url) as there:
+        pages = Pages(there.store, 300_000)
+        await there.write(fence(), *map(large, range(1, 30)))
+        loads = [pages.load(there.stream_id, None, "alice") for _ in range(10)]
+        assert len({id(await each) for each in loads}) == 1
+        for seq in range(1, 27, 3):
+            await pages.load(there.stream_id, Position(EPOCH, seq), "alice")
+            assert pages.size < 300_000
+            assert pages.get(there.stream_id, Position(EPOCH, seq)) is not None
+        assert pages.get(there.stream_id, None) is None
+        pages.forget(there.stream_id)
+        assert pages.size == 0
+        await pages.stop()
+
+
+async def test_one_who_asks_for_much_does_not_hold_up_the_others() -> None:
+    turns, order = Turns(2, 1), list[str]()
+
+    async def work(subject: str) -> None:
+        async with turns.of(subject):
+            order.append(subject)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*map(work, ["mallory"] * 20), work("alice"))
+    assert order.index("alice") < 3
+
+
+# News
 
 
 async def test_a_word_of_the_owner_brings_what_is_new_at_once(any_redis_url: str) -> None:

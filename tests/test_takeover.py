@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gateway.eventlog import read_all
 from gateway.positions import Position
 from gateway.presets import Preset
+from gateway.reader import read_all
 from gateway.sse import Event, parse
 from gateway.store import Store, log_key, record_key
 from gateway.tickets import Tickets

@@ -25,8 +25,8 @@ from gateway.address import TIMEOUT
 from gateway.app import Gateway
 from gateway.eventlog import EventLog
 from gateway.settings import Settings
-from gateway.tail import Viewer
 from gateway.tickets import Tickets
+from gateway.viewer import Viewer
 from tests.simulation.client import Broken, EventSource, Exchange
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network

@@ -1,0 +1,33 @@
+-- Reads a log from the entry that holds a position on, as far as a number of bytes goes: how large
+-- an entry is, nobody knows before.
+-- KEYS: 1 log
+-- ARGV: 1 position, '' for the start, 2 bytes, 3 bytes that count for each entry beside its own
+-- Returns {entries, 0}, or {entries, 1, the log's last two entries, the former without frames} if
+-- there may be more. The first of the entries is the last one not after the position, if there is
+-- one; its frames are left out if it ends there.
+local limit, extra = tonumber(ARGV[2]), tonumber(ARGV[3])
+local entries, size, from, count = {}, 0, '-', 1
+if ARGV[1] ~= '' then
+  local at = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', 1)[1]
+  if at then
+    if at[1] == ARGV[1] then at[2][2] = '' end
+    entries[1], size, from = at, #at[2][2], '(' .. at[1]
+  end
+end
+while size < limit do
+  local batch = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', count)
+  local before, taken = size, 0
+  for _, each in ipairs(batch) do
+    if size >= limit then break end
+    entries[#entries + 1] = each
+    size, taken = size + #each[2][2] + extra, taken + 1
+  end
+  if taken == #batch and taken < count then return {entries, 0} end
+  if taken < #batch then break end
+  from = '(' .. entries[#entries][1]
+  -- As many as will fit if they are like these, but few: they are all in memory for a moment.
+  count = math.max(1, math.min(16, math.floor((limit - size) * taken / (size - before))))
+end
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 2)
+if last[2] then last[2][2][2] = '' end
+return {entries, 1, last}
