@@ -14,10 +14,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.chat import text_of
+from gateway.chat import Voice
 from gateway.errors import Passing, Refusal
 from gateway.sse import OURS, Event, encode, parse, retry
-from gateway.tail import Viewer
+from gateway.tail import Tail, Viewer
 from gateway.tails import Tails
 
 Headers = list[tuple[bytes, bytes]]
@@ -56,7 +56,7 @@ class EventStream:
         self._tails = tails
         self._viewer = viewer
         self._first = first
-        self._plain = PlainText() if text else None
+        self._plain = PlainText(_voice(viewer.tail)) if text else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
@@ -99,6 +99,12 @@ class EventStream:
         return self._plain.frames(chunk) if self._plain and chunk.endswith(b"\n\n") else chunk
 
 
+def _voice(tail: Tail) -> Voice:
+    """Return whose text is shown: a viewer who comes back may be in the middle of the log."""
+    logged = (event for entry in tail.entries for event in parse(entry.frames))
+    return Voice.after(logged, tail.choices)
+
+
 async def _left(receive: Receive, viewer: Viewer) -> None:
     while True:
         message = await receive()
@@ -112,13 +118,14 @@ _HALF = re.compile("[\r\ud800-\udbff]\\Z")
 
 
 class PlainText:
-    """Frames with only the text of choice 0 as data; ids and our own events stay.
+    """Frames with only the answer's text as data, all unnamed; ids and our own events stay.
 
     An upstream may cut a surrogate pair or a CR LF in two. An event that ends so waits for the next
     one and goes out under its id, so a resume between the two loses neither half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, voice: Voice | None = None) -> None:
+        self._voice = voice or Voice(0)
         self._waiting: Event | None = None
         self._text = ""
 
@@ -128,7 +135,7 @@ class PlainText:
         for event in parse(frames):
             if event.name in OURS:
                 parts += [self._flush(), encode(event.data, event.id, event.name)]
-            elif text := text_of(event.data):
+            elif text := self._voice.text_of(event.data):
                 self._text += text
                 self._waiting = event
                 if not _HALF.search(self._text):
@@ -139,7 +146,7 @@ class PlainText:
         if self._waiting is None:
             return b""
         text = _PAIR.sub(_character, self._text).replace("\r\n", "\n").replace("\r", "\n")
-        frame = encode(text.encode("utf-8", "replace"), self._waiting.id, self._waiting.name)
+        frame = encode(text.encode("utf-8", "replace"), self._waiting.id)
         self._waiting, self._text = None, ""
         return frame
 

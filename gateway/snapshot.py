@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from gateway.chat import Reading, text_of
+from gateway.chat import Reading, Voice
 from gateway.positions import Entry
 from gateway.sse import OURS, parse
 
@@ -21,13 +21,17 @@ async def answer_of(entries: list[Entry], choices: int = 1) -> Answer:
     """Return what a log tells since its last `reset`; a long one lets others have their time."""
     reading, last_id = Reading(choices), None
     text: list[str] = []
+    voice = Voice()
     for entry in entries:
         for number, event in enumerate(parse(entry.frames)):
             if event.name == b"reset":
-                reading, text = Reading(choices), []
+                reading, text, voice = Reading(choices), [], Voice()
             elif event.name not in OURS:
                 reading.see(event)
-                text.append(text_of(event.data))
+                said = voice.text_of(event.data)
+                if voice.anew:
+                    text.clear()
+                text.append(said)
             last_id = event.id.decode()
             if number % 100 == 0:
                 await asyncio.sleep(0)

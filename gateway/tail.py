@@ -22,6 +22,7 @@ class Tail:
         self.stream_id = stream_id
         self.local = local
         self.owner = owner
+        self.choices = 1  # That were asked for, as far as it is known here.
         self.entries = Entries()
         self.viewers: set[Viewer] = set()
         self.idle_since = _now()

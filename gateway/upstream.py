@@ -129,15 +129,18 @@ async def _chunks(reply: Reply, preset: Preset) -> "Chunks":
     if kind != "text/event-stream":
         raise no_stream(kind, await _start_of(response, preset), preset)
     encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-    return Chunks(reply.body, response.aiter_bytes() if encoded else None)
+    chunks = Chunks(reply.body, response.aiter_bytes() if encoded else None)
+    chunks.framed = not {"content-length", "transfer-encoding"}.isdisjoint(response.headers)
+    return chunks
 
 
 class Chunks:
     """The body of a stream, decoded if need be; raises UpstreamFailure where it breaks."""
 
-    __slots__ = ("_body", "_decoded")
+    __slots__ = ("_body", "_decoded", "framed")
 
     def __init__(self, body: Body, decoded: AsyncIterator[bytes] | None) -> None:
+        self.framed = False  # Whether HTTP tells the body's end: without, a cut may look like one.
         self._body = body
         self._decoded = decoded  # One for all calls: httpx lets a body be read by one only.
 

@@ -23,6 +23,7 @@ FLOORS: dict[str, set[str]] = {
         "origins",
         "positions",
         "chat",
+        "complaints",
         "tasks",
     },
     "state": {
@@ -57,6 +58,7 @@ TESTED_IN = {
     "__init__": "cli",
     "__main__": "cli",
     "chat": "upstream",
+    "complaints": "chat_shapes",
     "endings": "runs",
     "failures": "upstream",
     "snapshot": "runs",
