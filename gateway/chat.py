@@ -23,7 +23,7 @@ from gateway.sse import Event
 DONE = b"[DONE]"
 BROKEN_OFF = frozenset({"insufficient_system_resource", "abort"})  # Reasons that finish nothing.
 
-_TELLING = re.compile(rb'"(?:finish_reason|usage|errors?)"\s*(?::\s*[^\sn]|[,}\]])')
+_tells = re.compile(rb'"(?:finish_reason|usage|errors?)"\s*(?::\s*[^\sn]|[,}\]])').search
 _TEXT = re.compile(rb'"(?:content|text|refusal|response)"')
 _NO_REASON = frozenset({"", "null", "none", "nil", "undefined"})
 _NO_ANSWER = frozenset({"id", "object", "created", "model", "type", "usage"})
@@ -83,17 +83,17 @@ class Reading:
 
     def see(self, event: Event) -> None:
         """Take note of one event."""
-        data = event.data
+        data, name, _ = event
         if len(data) < _SHORT and data.strip() == DONE:
             self.closed = True
             self.end(framed=True)
             return
         self.pieces += b'"content"' in data
-        if self._reads_all or _TELLING.search(data):
+        if self._reads_all or _tells(data):
             self._read(decoded(data))
         if self._early is not None:
             self._early = [*self._early, data] if len(self._early) < _EARLY else None
-        if event.name and event.name.lower() in ERROR_NAMES:
+        if name and name.lower() in ERROR_NAMES:
             self._fail(named_complaint(decoded(data), data))
         self._last = data
 

@@ -264,8 +264,9 @@ async def test_text_has_no_name_whatever_the_upstream_calls_it() -> None:
 
 async def test_text_is_that_of_the_same_choice_after_a_reconnect() -> None:
     """In the middle of a log nothing tells any more that there is a choice 0."""
-    two = [chunk("b", index=1), chunk("a"), chunk("b", index=1), chunk("a"), chunk("b", index=1)]
-    async with gateway(sends(sse(*two))) as gate:
+    two = [chunk("b", index=1), chunk("a"), chunk("b", index=1), chunk("a")]
+    last = chunk("b", index=1, finish="stop")
+    async with gateway(sends(sse(*two, last))) as gate:
         url = await gate.ticket(ask(n=2)) + "&format=text"
         whole = await gate.read(url)
         parts = [await gate.read(url, last_id=each) for each in whole.ids[:-1]]
