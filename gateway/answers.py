@@ -29,11 +29,12 @@ _LOOKED_AT = 64 * 1024  # Bytes read of what is no stream, or not known to be on
 class Chunks:
     """The body of a stream, unpacked if need be; raises UpstreamFailure where it breaks."""
 
-    __slots__ = ("_body", "_first", "_unpacked")
+    __slots__ = ("_body", "_first", "_unpacked", "framed")
 
     def __init__(
         self, body: Body, unpacked: AsyncIterator[bytes] | None = None, first: bytes = b""
     ) -> None:
+        self.framed = False  # Whether HTTP tells the body's end: without, a cut may look like one.
         self._body = body
         self._unpacked = unpacked  # One for all calls: it stands in the middle of a slice.
         self._first = first  # What was looked at.
@@ -66,6 +67,13 @@ class Chunks:
 
 async def opened(reply: Reply, preset: Preset) -> Chunks:
     """Return the body of a stream; raises UpstreamFailure if it is none."""
+    chunks = await _opened(reply, preset)
+    lengths = (b"content-length", b"transfer-encoding")
+    chunks.framed = any(fields(reply.headers, name) for name in lengths)
+    return chunks
+
+
+async def _opened(reply: Reply, preset: Preset) -> Chunks:
     names = (b"content-encoding", b"transfer-encoding")  # In the order in which they were put on.
     codings = compressions([each for name in names for each in fields(reply.headers, name)])
     strange = unreadable(codings)

@@ -42,6 +42,25 @@ def failure(
     return data if status is None else {**data, "status": status}
 
 
+def natural_ending(reading: Reading, *, strayed: bool) -> Ending | None:
+    """Return the end that an upstream itself came to, None if it was cut off before any.
+
+    `strayed`: it sent what is of no event stream. Its error, if it told one, is not for here.
+    """
+    if reading.finished:
+        return Ending("done")
+    if reading.broken_off:
+        words = f"The upstream broke the completion off: {reading.finish_reason}."
+        return Ending("truncated", failure("upstream_broke_off", words, retryable=True))
+    if strayed and reading.empty:
+        words = "The upstream answered with something else than an event stream."
+        return Ending("failed", failure("upstream_not_a_stream", words, retryable=False))
+    if reading.over and reading.empty:
+        words = "The upstream ended the stream without an answer."
+        return Ending("failed", failure("empty_answer", words, retryable=True))
+    return None
+
+
 def ending_events(
     ending: Ending, reading: Reading, attempts: int
 ) -> tuple[list[Event], Event, bytes]:
@@ -57,4 +76,4 @@ def ending_events(
 
 
 def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

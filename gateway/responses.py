@@ -16,7 +16,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.chat import text_of
+from gateway.chat import Voice
 from gateway.errors import Passing, Refusal
 from gateway.records import Created
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode, retry
@@ -62,7 +62,8 @@ class EventStream:
         self._tails = tails
         self._viewer = viewer
         self._first = first
-        self._plain = PlainText() if text else None
+        self._text = text
+        self._plain: PlainText | None = None
         self.on_close: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +77,8 @@ class EventStream:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
+            if self._text:
+                self._plain = PlainText(await self._tails.voice(viewer.tail))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -106,10 +109,10 @@ class EventStream:
                 await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
             chunk = b"" if viewer.finished else viewer.take()
             if self._plain is not None and chunk and chunk != HEARTBEAT:
-                chunk = await self._text(self._plain, chunk)
+                chunk = await self._plainly(self._plain, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _text(self, plain: "PlainText", chunk: bytes) -> bytes:
+    async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
         if len(chunk) < _MUCH:
             return plain.frames(chunk)
         async with self._tails.work:  # One at a time, however many read a whole log at once.
@@ -130,13 +133,14 @@ _HALF = re.compile("[\r\ud800-\udbff]\\Z")
 
 
 class PlainText:
-    """Frames with only the text of choice 0 as data; ids and our own events stay.
+    """Frames with only the answer's text as data, all unnamed; ids and our own events stay.
 
     An upstream may cut a surrogate pair or a CR LF in two. An event that ends so waits for the next
     one and goes out under its id, so a resume between the two loses neither half.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, voice: Voice | None = None) -> None:
+        self._voice = voice or Voice(0)
         self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
         self._waiting: Event | None = None
         self._text = ""
@@ -147,7 +151,7 @@ class PlainText:
         for event in self._parser.feed(frames):
             if event.name in OURS:
                 parts += [self._flush(), encode(event.data, event.id, event.name)]
-            elif text := text_of(event.data):
+            elif text := self._voice.text_of(event.data):
                 self._text += text
                 self._waiting = event
                 if not _HALF.search(self._text):
@@ -158,7 +162,7 @@ class PlainText:
         if self._waiting is None:
             return b""
         text = _PAIR.sub(_character, self._text).replace("\r\n", "\n").replace("\r", "\n")
-        frame = encode(text.encode("utf-8", "replace"), self._waiting.id, self._waiting.name)
+        frame = encode(text.encode("utf-8", "replace"), self._waiting.id)
         self._waiting, self._text = None, ""
         return frame
 

@@ -24,8 +24,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.chat import Reading, choices_of
-from gateway.endings import Ending, ending_events, failure
+from gateway.chat import Reading, choices_of, is_whole
+from gateway.complaints import retryable
+from gateway.endings import Ending, ending_events, failure, natural_ending
 from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog import EventLog
 from gateway.limits import Held
@@ -39,6 +40,7 @@ log = logging.getLogger("gateway.runs")
 
 
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
+_NOISE = 1 << 20  # Bytes of comments and the like that are read however small a log may be.
 _AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after the finish reason.
 
 
@@ -78,6 +80,7 @@ class Run:
         self._parser = Parser(caps.event)
         self._caps = caps
         self._reading = reading or Reading(choices_of(request))
+        tail.choices = self._reading.choices
         self._ending: Ending | None = None
         self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
         self._pulled = False
@@ -173,12 +176,10 @@ class Run:
             self.stop(self._silent())
 
     def _silent(self) -> Ending:
-        if self._reading.finished:
-            return Ending("done")
-        if self._reading.error is not None:
-            return self._natural_end()
         words = f"The upstream was silent for {self._silence:g} seconds."
-        return Ending("stalled", failure("upstream_stalled", words, retryable=True))
+        stalled = failure("upstream_stalled", words, retryable=True)
+        at_rest = Ending("done") if self._reading.at_rest else Ending("stalled", stalled)
+        return self._natural_end() or at_rest
 
     def _fenced(self) -> None:
         self._stop_pulling()
@@ -209,7 +210,7 @@ class Run:
         return pause if pause <= self.preset.retry_after_max else None
 
     async def _attempt(self, ask: Asks) -> None:
-        self._parser = Parser(self._caps.event)
+        self._parser = Parser(self._caps.event, max(self._caps.log, _NOISE))
         self._heard, self._silence = _now(), self.preset.first_byte
         self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
@@ -217,14 +218,25 @@ class Run:
                 if self._reading.closed:
                     return
                 await self._wait_for_store()
+            if chunks.framed:  # Else nothing tells the end of the body from a cut.
+                self._keep([each for each in self._parser.rest() if is_whole(each.data)])
+            self._reading.end(framed=chunks.framed)
 
     def _take(self, chunk: bytes) -> bool:
         """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
         self._spoke = True
         self._keep(self._parser.feed(chunk))
+        if self._parser.odd:
+            self._look_at_odd()
+        return self._reading.closed or self.log.backlog > BACKLOG
+
+    def _look_at_odd(self) -> None:
+        self._parser.odd = False
+        self._reading.hear(self._parser.strays)
+        if self._parser.noisy:
+            raise _too_large("upstream_noise", "The upstream sends too much that is no event.")
         if self._parser.overflow:
             raise _too_large("event_too_large", "An event of the upstream is too large.")
-        return self._reading.closed or self.log.backlog > BACKLOG
 
     def _keep(self, events: list[Event]) -> None:
         room = self._caps.log - self.log.size
@@ -238,8 +250,9 @@ class Run:
         if len(fit) < len(events):
             raise _too_large("log_full", "The completion is larger than a stream may be.")
         self._silence = self.preset.stall
-        if self._finished_at is None and self._reading.finished:
-            self._finished_at = _now()
+        finished = self._reading.finished  # Not for good: text after it shows that it was none.
+        if finished != (self._finished_at is not None):
+            self._finished_at = _now() if finished else None
 
     async def _wait_for_store(self) -> None:
         self._silence = None  # It is not the upstream who is silent.
@@ -250,9 +263,7 @@ class Run:
         """Tell how the pull ended; an upstream that had finished before is done all the same."""
         if isinstance(error, UpstreamFailure):
             capped = error.code in {"log_full", "event_too_large"}
-            if not capped and (self._reading.finished or self._reading.error is not None):
-                return self._natural_end()
-            return Ending(
+            return (None if capped else self._natural_end()) or Ending(
                 error.state,
                 failure(error.code, error.message, retryable=error.retryable, status=error.status),
             )
@@ -260,16 +271,20 @@ class Run:
             log.error("%s: the run broke", self.log.stream_id, exc_info=error)
             words = "The gateway made a mistake."
             return Ending("failed", failure("internal", words, retryable=True))
-        return self._natural_end()
+        words = "The upstream ended the stream before the completion was whole."
+        cut = Ending("truncated", failure("upstream_cut", words, retryable=True))
+        return self._natural_end() or cut
 
-    def _natural_end(self) -> Ending:
+    def _natural_end(self) -> Ending | None:
+        """Return the end that the upstream itself came to, None if it was cut off."""
+        self._parser.abandon()
+        self._reading.hear(self._parser.strays)
+        self._reading.look_back()
         if self._reading.error is not None:
             words = said(self._reading.error, self.preset) or "The upstream reported an error."
-            return Ending("failed", failure("upstream_error", words, retryable=True))
-        if self._reading.finished:
-            return Ending("done")
-        words = "The upstream ended the stream before the completion was whole."
-        return Ending("truncated", failure("upstream_cut", words, retryable=True))
+            again = retryable(self._reading.error)
+            return Ending("failed", failure("upstream_error", words, retryable=again))
+        return natural_ending(self._reading, strayed=bool(self._parser.strays))
 
 
 def _number(value: object) -> str:

@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from gateway.chat import Reading, text_of
+from gateway.chat import Reading, Voice
 from gateway.errors import Passing
 from gateway.pages import Turns
 from gateway.positions import Entries, Entry, Position
@@ -44,6 +44,7 @@ class Answer:
         self.asked = _now()
         self.lock = asyncio.Lock()
         self._choices = choices
+        self._voice = Voice()
         self._since = self.asked
 
     async def see(self, entries: Iterable[Entry]) -> None:
@@ -59,9 +60,13 @@ class Answer:
     def _see(self, event: Event) -> None:
         if event.name == b"reset":
             self.reading, self.text = Reading(self._choices), bytearray()
+            self._voice = Voice()
         elif event.name not in OURS:
             self.reading.see(event)
-            if text := text_of(event.data):
+            text = self._voice.text_of(event.data)
+            if self._voice.anew:
+                self.text = bytearray()
+            if text:
                 written = json.dumps(text, ensure_ascii=False)[1:-1]
                 self.text += written.encode("utf-8", "backslashreplace")
         self.last_id = event.id.decode()

@@ -12,6 +12,12 @@ RESERVED = frozenset({b"open", b"message", b"error", b"abort", b"readystatechang
 FRAMES = (b"data:", b"event:", b"id:", b"retry:", b":")  # What a stream can begin with.
 
 _BOM = b"\xef\xbb\xbf"
+_FIELDS = frozenset({b"data", b"event", b"id", b"retry", b""})
+_NAME = 200  # Bytes of an event's name, which is written back into every frame.
+_STRAYS = 64 * 1024  # Bytes kept of what is no event stream.
+_PIECES = 1024  # That an event's start is kept in: each has an overhead of its own.
+_BLOCK = 32  # Bytes that an ignored block counts as, beside its own: empty ones cost time too.
+_CONTROLS = bytes([*range(32), 127])
 
 
 class Event(NamedTuple):
@@ -50,12 +56,18 @@ class Parser:
     """Bytes in, events out, however they are cut.
 
     An event of more than `limit` bytes sets `overflow`; the events before it are still returned,
-    and nothing after it is.
+    and nothing after it is. More than `noise` bytes outside of all events set `noisy` as well.
+    Lines of no event stream are kept as `strays`: they may be an error. `odd` tells of any.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, noise: int | None = None) -> None:
         self.overflow = False
+        self.noisy = False
+        self.strays = bytearray()
+        self.odd = False
         self._limit = limit
+        self._noise = noise
+        self._ignored = 0
         self._pieces: list[bytes] = []  # Of the event that is not complete yet.
         self._size = 0
         self._after_cr = False
@@ -77,14 +89,35 @@ class Parser:
             self._pieces.append(chunk)
             self._size += len(chunk)
             if b"\n\n" not in seam:
-                self.overflow = self.overflow or self._size > self._limit
+                self._check(self._size)
+                if len(self._pieces) > _PIECES:
+                    self._pieces = [b"".join(self._pieces)]
                 return []
             chunk = b"".join(self._pieces)
         *blocks, rest = chunk.split(b"\n\n")
         self._pieces, self._size = [rest] if rest else [], len(rest)
         events = self._events(blocks)
-        self.overflow = self.overflow or len(rest) > self._limit
+        self._check(len(rest))
         return events
+
+    def rest(self) -> list[Event]:
+        """Return the last event of a whole body, where the blank line after it is missing."""
+        block = b"".join(self._pieces).rstrip(b"\n")
+        self._pieces, self._size = [], 0
+        return self._events([block]) if block else []
+
+    def abandon(self) -> None:
+        """Look at what was cut off: it is no event, but it may be of no event stream."""
+        lines = b"".join(self._pieces).split(b"\n")
+        if lines and any(field.startswith(lines[-1]) for field in _FIELDS):
+            lines.pop()  # The start of a field, cut off.
+        for line in lines:
+            if line.partition(b":")[0] not in _FIELDS:
+                self._stray(line)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            self.overflow = self.odd = True
 
     def _is_one_line(self, chunk: bytes) -> bool:
         return (
@@ -100,13 +133,45 @@ class Parser:
         events: list[Event] = []
         for block in blocks:
             if self.overflow or len(block) > self._limit:
-                self.overflow = True
+                self.overflow = self.odd = True
                 break
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(Event(block[6:]))
-            elif event := _event(block):
+            elif event := self._event(block):
                 events.append(event)
+            else:
+                self._ignored += len(block) + _BLOCK
+        if self._noise is not None and self._ignored > self._noise:
+            self.overflow = self.noisy = self.odd = True
         return events
+
+    def _event(self, block: bytes) -> Event | None:
+        """Return the event of one block, None if it has no data: comments, retry, an id alone."""
+        if not block or (block.startswith(b":") and b"\n" not in block):
+            return None
+        data: list[bytes] = []
+        name = event_id = b""
+        for line in block.split(b"\n"):
+            field, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"data":
+                data.append(value)
+            elif field == b"event":
+                name = value
+            elif field == b"id" and b"\0" not in value:
+                event_id = value
+            elif field not in _FIELDS:
+                self._stray(line)
+        if not data:
+            return None
+        joined = b"\n".join(data)
+        self._ignored += len(block) - len(joined)
+        return Event(joined, _name(name), event_id)
+
+    def _stray(self, line: bytes) -> None:
+        if len(self.strays) < _STRAYS:
+            self.strays += line[:_STRAYS] + b"\n"
+            self.odd = True
 
     def _without_bom(self, chunk: bytes) -> bytes:
         head = (self._head or b"") + chunk
@@ -125,17 +190,9 @@ class Parser:
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def _event(block: bytes) -> Event | None:
-    """Return the event of one block, None if it has no data: comments, retry, an id alone."""
-    data: list[bytes] = []
-    name = event_id = b""
-    for line in block.split(b"\n"):
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if field == b"data":
-            data.append(value)
-        elif field == b"event":
-            name = value
-        elif field == b"id" and b"\0" not in value:
-            event_id = value
-    return Event(b"\n".join(data), name, event_id) if data else None
+def _name(name: bytes) -> bytes:
+    """Return an event's name as it may be written back; `message` is the default one's."""
+    if not name or name == b"message":
+        return b""
+    name = name[:_NAME].translate(None, _CONTROLS)
+    return b"" if name == b"message" else name

@@ -63,6 +63,7 @@ class Tail:
         self.subject = subject
         self.pages = pages
         self.base: Position | None = None
+        self.choices = 1  # That were asked for, as far as it is known here.
         self.entries = Entries()
         self.viewers: set[Watcher] = set()
         self.idle_since = _now()

@@ -9,8 +9,10 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
+from gateway.chat import Voice
 from gateway.crew import Crew
 from gateway.errors import Passing
 from gateway.follower import Follower, add
@@ -19,6 +21,7 @@ from gateway.pages import Pages
 from gateway.positions import Entry, Position
 from gateway.reader import Page, likely, read
 from gateway.records import Records
+from gateway.sse import parse
 from gateway.store import Store
 from gateway.tail import Tail
 from gateway.viewer import Viewer
@@ -217,6 +220,17 @@ class Tails:
         task = self._pages.load(tail.stream_id, at, tail.subject)
         await asyncio.wait({task}, timeout=patience)
         return task.result() if task.done() else None
+
+    async def voice(self, tail: Tail) -> Voice:
+        """Return whose text is shown: a viewer who comes back may be in the middle of the log."""
+        entries: Sequence[Entry] = tail.entries
+        if tail.base is not None:
+            entries = ()
+            with suppress(Passing):
+                if page := await self._page(tail, None, _PATIENCE):
+                    entries = page.entries
+        logged = (event for entry in entries for event in parse(entry.frames))
+        return Voice.after(logged, tail.choices)
 
     async def turn(self, viewer: Viewer) -> None:
         """Read what a viewer needs who is behind, or give it time for a heartbeat."""

@@ -15,7 +15,19 @@ from starlette.requests import Request
 from gateway.errors import PASSING, REFUSALS, TOO_MANY, Passing, Refusal
 from gateway.requests import accepts, last_event_id
 from gateway.responses import PlainText, Retry, nothing_more, passing, refusal, reply
-from tests.support import OK, WHOLE, Call, Script, Served, Transcript, chunk, running, scripted, sse
+from tests.support import (
+    OK,
+    WHOLE,
+    Call,
+    Script,
+    Served,
+    Transcript,
+    ask,
+    chunk,
+    running,
+    scripted,
+    sse,
+)
 
 SSE = "text/event-stream"
 BLOCK = re.compile(rb"(event: [^\r\n]+\n)?(data: [^\r\n]*\n)+id: [1-9]\d*-\d+\n\n")
@@ -186,11 +198,32 @@ async def test_an_event_keeps_its_name(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["failure", "reset", "gap", "end", "open", "message", "error", "abort", "readystatechange"],
+    ["failure", "reset", "gap", "end", "open", "abort", "readystatechange"],
 )
 async def test_a_name_of_ours_or_of_the_browsers_gets_a_prefix(name: str) -> None:
     got = await shown(f"event: {name}\ndata: x\n\n".encode())
     assert got.names == [f"upstream-{name}", "", "", "end"]
+
+
+async def test_an_event_named_error_gets_a_prefix_and_is_an_error() -> None:
+    got = await shown(b"event: error\ndata: x\n\n")
+    assert got.names == ["upstream-error", "", "", "failure", "end"]
+
+
+async def test_message_is_no_name_so_that_onmessage_hears_it() -> None:
+    got = await shown(b"event: message\ndata: x\n\nevent:message\ndata: y\n\n")
+    assert got.names == ["", "", "", "", "end"]
+
+
+@pytest.mark.parametrize("name", [b"end\0", b"\x1bend", b"\x7fend\x08"])
+async def test_a_name_that_is_ours_without_its_controls_gets_a_prefix(name: bytes) -> None:
+    got = await shown(b"event: " + name + b"\ndata: x\n\n")
+    assert got.names == ["upstream-end", "", "", "end"]
+
+
+async def test_a_name_is_bounded() -> None:
+    got = await shown(b"event: " + b"n" * 500_000 + b"\ndata: x\n\n")
+    assert got.events[0][:2] == (b"x", b"n" * 200)
 
 
 async def test_an_upstream_cannot_end_or_fail_a_stream_by_name(redis_url: str) -> None:
@@ -220,6 +253,25 @@ async def test_text_is_the_delta_alone_with_the_ids_of_the_whole_stream() -> Non
     assert text.ids == [whole.ids[1], whole.ids[4], whole.last_id]
     assert text.events[-1] == whole.events[-1]
     assert rest.events == text.events[1:]
+
+
+async def test_text_has_no_name_whatever_the_upstream_calls_it() -> None:
+    named = b"event: delta\ndata: " + chunk("Hel") + b"\n\nevent: message\ndata: " + chunk("lo")
+    async with gateway(sends(named + b"\n\n")) as gate:
+        got = await gate.read(await gate.ticket() + "&format=text")
+    assert [each[:2] for each in got.events[:-1]] == [(b"Hel", b""), (b"lo", b"")]
+
+
+async def test_text_is_that_of_the_same_choice_after_a_reconnect() -> None:
+    """In the middle of a log nothing tells any more that there is a choice 0."""
+    two = [chunk("b", index=1), chunk("a"), chunk("b", index=1), chunk("a")]
+    last = chunk("b", index=1, finish="stop")
+    async with gateway(sends(sse(*two, last))) as gate:
+        url = await gate.ticket(ask(n=2)) + "&format=text"
+        whole = await gate.read(url)
+        parts = [await gate.read(url, last_id=each) for each in whole.ids[:-1]]
+    assert [each.data for each in whole.events[:-1]] == [b"a", b"a"]
+    assert [each.events for each in parts] == [whole.events[1:], whole.events[2:]]
 
 
 async def test_text_ends_with_a_failure_as_any_stream_does() -> None:

@@ -230,3 +230,88 @@ def test_heartbeat_and_retry_are_lines_of_the_block_that_follows(ours: bytes) ->
 
 def test_retry_is_in_whole_milliseconds() -> None:
     assert retry(1500) == b"retry: 1500\n"
+
+
+# The end of a body, and what is of no event stream
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
+def test_the_rest_of_a_whole_body_is_an_event(end: bytes) -> None:
+    parser = Parser(LIMIT)
+    assert parser.feed(b"data: a\n\nevent: n\ndata: b" + end) == [Event(b"a")]
+    assert parser.rest() == [Event(b"b", b"n")]
+    assert parser.rest() == []
+
+
+@pytest.mark.parametrize("rest", [b"", b"\n", b": c", b"id: 7", b"event: n\n", b"\xef\xbb"])
+def test_a_rest_without_data_is_no_event(rest: bytes) -> None:
+    parser = Parser(LIMIT)
+    parser.feed(rest)
+    assert parser.rest() == []
+
+
+def test_nothing_is_left_of_what_was_too_large() -> None:
+    parser = Parser(limit=20)
+    parser.feed(b"data: " + b"x" * 20)
+    assert (parser.rest(), parser.overflow) == ([], True)
+
+
+def test_message_is_the_default_events_name() -> None:
+    assert fed(b"event: message\ndata: x\n\n") == [Event(b"x")]
+    assert fed(b"event: message2\ndata: x\n\n") == [Event(b"x", b"message2")]
+
+
+def test_a_name_is_bounded_and_has_no_controls() -> None:
+    (event,) = fed(b"event: a\0b\x1bc\x7f" + b"d" * 9999 + b"\ndata: x\n\n")
+    assert event.name.startswith(b"abcddd")
+    assert len(event.name) <= 200
+
+
+@pytest.mark.parametrize("noise", [b":\n\n", b"\n\n", b": a comment\n\n", b"id: 7\n\n", b"x\n\n"])
+def test_noise_without_events_is_bounded(noise: bytes) -> None:
+    parser = Parser(LIMIT, noise=1 << 20)
+    sent = 0
+    while not parser.overflow:
+        assert sent <= 1 << 20
+        parser.feed(noise * 1000)
+        sent += len(noise) * 1000
+    assert (parser.noisy, parser.odd) == (True, True)
+
+
+def test_events_of_any_number_are_no_noise() -> None:
+    parser = Parser(LIMIT, noise=1 << 10)
+    for _ in range(100):
+        parser.feed(b"data: some text\n\n" * 100)
+    assert not parser.noisy
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_large_event_in_tiny_pieces_takes_as_much_room_as_its_bytes(step: int) -> None:
+    parser, stream = Parser(1 << 20), b"data: " + b"xy" * 100_000 + b"\n\n"
+    events = [e for i in range(0, len(stream), step) for e in parser.feed(stream[i : i + step])]
+    assert [len(event.data) for event in events] == [200_000]
+    parser.feed(b"data: ")
+    for _ in range(100_000):
+        parser.feed(b"xy")
+    assert len(parser._pieces) < 2000
+
+
+def test_what_is_of_no_event_stream_is_kept_and_bounded() -> None:
+    parser = Parser(LIMIT)
+    assert parser.feed(b": c\n\nretry: 1\n\nid\n\ndata: a\n\n") == [Event(b"a")]
+    assert (bytes(parser.strays), parser.odd) == (b"", False)
+    assert parser.feed(b'{"error":\n\n"x"}\ndata: b\n\n') == [Event(b"b")]
+    assert (bytes(parser.strays), parser.odd) == (b'{"error":\n"x"}\n', True)
+    for _ in range(100):
+        parser.feed(b"junk\n\n" * 1000)
+    assert len(parser.strays) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("rest", "strays"), [(b"BOOM", b"BOOM\n"), (b"dat", b""), (b"data: x", b""), (b": x", b"")]
+)
+def test_what_was_cut_off_is_looked_at(rest: bytes, strays: bytes) -> None:
+    parser = Parser(LIMIT)
+    parser.feed(rest)
+    parser.abandon()
+    assert bytes(parser.strays) == strays

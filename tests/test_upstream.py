@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat import Reading, text_of
+from gateway.chat import Reading, decoded, text_of
 from gateway.errors import UpstreamFailure
 from gateway.server import bind, url_of
 from gateway.sse import Event
@@ -105,24 +105,23 @@ def test_a_text_about_the_protocol_is_a_text(text: str) -> None:
 
 
 def test_events_that_tell_nothing_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[bytes] = []
-    loads = json.loads
+    seen: list[bytes] = []
 
-    def noted(data: bytes, **options: Any) -> Any:
-        decoded.append(data)
-        return loads(data, **options)
+    def noted(data: bytes) -> dict[str, Any]:
+        seen.append(data)
+        return decoded(data)
 
-    monkeypatch.setattr(json, "loads", noted)
+    monkeypatch.setattr("gateway.chat.decoded", noted)
     last = chunk("", finish="stop")
     reading(chunk("Hel"), chunk("lo"), b"{no JSON", b"\xff\xfe", of(usage=None), last)
-    assert decoded == [last]
+    assert seen == [last]
 
 
 NONSENSE = [
     *(b'{"usage":1', b'"usage":{}', b'[{"usage":{"x":1}}]', b'{"usage":[1],"choices":5}'),
-    *(b'{"choices":[5,null,[]],"usage":7}', b'{"choices":[{"finish_reason":"s","index":"x"}]}'),
+    *(b'{"choices":[5,null,[]],"usage":7}', b'{"choices":[{"finish_reason":5}]}'),
     *(b'{"choices":{"finish_reason":"stop"}}', b'{"usage":' + b"[" * 100_000, b'"usage":\xff'),
-    b'{"choices":[{"finish_reason":"s","index":null}]}',
+    b'{"choices":[{"finish_reason":null,"delta":{"content":[[]]}}],"usage":[]}',
 ]
 
 
