@@ -279,6 +279,14 @@ async def test_serve_says_loudly_that_its_store_is_embedded() -> None:
         assert "EMBEDDED STORE" in said(served)
 
 
+@pytest.mark.parametrize("name", ["upstream_api_key", "secrets", "upstream_url", "public_url"])
+def test_a_lines_end_inside_a_secret_stops_the_start_and_is_not_shown(name: str) -> None:
+    given = {"secrets": SECRET, "upstream_url": "http://u.example/v1"}
+    line = refused("serve", **{**given, name: "https://sk-of-a-mount\r\nX-Smuggled: 1"})
+    assert line.startswith(f"gateway: GATEWAY_{name.upper()}: ")
+    assert "sk-of" not in line
+
+
 def test_a_wrong_setting_ends_the_process_with_78_one_line_and_no_traceback() -> None:
     ended = Process("serve", secrets=SECRET)
     assert ended.wait() == 78
