@@ -112,8 +112,9 @@ class Fenced(GatewayError):
     """The stream has another owner; whatever this one still holds must not be written."""
 
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_PAIR = re.compile(r"([?&][^=&#\s]*=)[^&#\s'\"]+")
+# The last character is none that ends a clause.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]*[^\s'\"<>,.:;)]", re.IGNORECASE)
+_PAIR = re.compile(r"([?&][^=&#\s]*=)[^&#\s'\"]*[^&#\s'\",.:;)]")
 # Of what follows a "?" only this is shown: a key may have any name (key, sig, code, token …).
 _OPEN = frozenset(("api-version", "api_version", "db"))
 
