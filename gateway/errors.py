@@ -126,8 +126,9 @@ def one_line(words: str) -> str:
     return "".join(each if each.isprintable() else "\ufffd" for each in " ".join(words.split()))
 
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_PAIR = re.compile(r"([?&][^=&#\s]*=)[^&#\s'\"]+")
+# The last character is none that ends a clause.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]*[^\s'\"<>,.:;)]", re.IGNORECASE)
+_PAIR = re.compile(r"([?&][^=&#\s]*=)[^&#\s'\"]*[^&#\s'\",.:;)]")
 # Of what follows a "?" only this is shown: a key may have any name (key, sig, code, token …).
 _OPEN = frozenset(("api-version", "api_version", "db"))
 

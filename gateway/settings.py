@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "",
         repr=False,  # It may hold a password.
-        description="redis://, rediss://, unix://, redis+sentinel://h1:p,h2:p/master or "
-        "redis+cluster://h1:p,h2:p (rediss+cluster: with TLS); "
+        description="redis://, unix://, redis+sentinel://h1:p,h2:p/master or "
+        "redis+cluster://h1:p,h2:p (rediss://, rediss+sentinel://, rediss+cluster:// with TLS); "
         "empty = embedded: one process, lost at exit",
     )
     redis_url_file: str = Field("", description="file that holds GATEWAY_REDIS_URL")

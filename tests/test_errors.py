@@ -101,7 +101,8 @@ SHOWN = {
     "unix://u:p@/run/redis.sock?db=1": "unix://***@/run/redis.sock?db=1",
     "https://h/v1?api-version=1&key=k&sig=s": "https://h/v1?api-version=1&key=***&sig=***",
     "https://h/v1?k#f": "https://h/v1?***#***",
-    "cannot POST /v1/x?token=t, no": "cannot POST /v1/x?token=*** no",
+    "cannot POST /v1/x?token=t: no": "cannot POST /v1/x?token=***: no",
+    "p: https://h/v1?key=a:b.c: gone": "p: https://h/v1?key=***: gone",
     "'https://a:b@h/' and https://h/@cf/m, why?": "'https://***@h/' and https://h/@cf/m, why?",
     "nothing to hide? a=b": "nothing to hide? a=b",
 }
