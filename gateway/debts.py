@@ -6,7 +6,7 @@ One look at all of them stands for a timer each. Open streams are not among them
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-_MOST = 8192  # Connections that have asked for nothing yet; the oldest makes room.
+_MOST = 8192  # Connections that owe something to send; the oldest makes room.
 
 
 class Terms(NamedTuple):
@@ -35,8 +35,9 @@ class Debtor(Protocol):
 class Debts:
     """Who has to send, and who has to read; each in the order in which that began."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, files: int) -> None:
         self.terms = terms
+        self._most = min(_MOST, files // 2)  # The rest are for streams, and for what they need.
         self._sending: dict[Debtor, float] = {}
         self._reading: dict[Debtor, float] = {}
 
@@ -44,7 +45,7 @@ class Debts:
         """Expect something of a connection, instead of what was expected before."""
         self._sending.pop(debtor, None)
         self._sending[debtor] = monotonic() + seconds
-        if len(self._sending) > _MOST:
+        if len(self._sending) > self._most:
             next(iter(self._sending)).drop()
 
     def expect_reading(self, debtor: Debtor) -> None:

@@ -160,13 +160,13 @@ class Protocol(HttpToolsProtocol):
             self.cycle.keep_alive = False  # Whoever asks for so many at once may ask again.
             self._stage = _DEAF
             return
-        self._stage, self._owed = _BODY, 0
-        self._debts.expect(self, self._debts.terms.body)
         app = self.app
         if self.parser.get_http_version() != "1.1":
             self.app = partial(_without_chunks, app)
         super().on_headers_complete()
         self.app = app
+        self._stage, self._owed = _BODY, 0
+        self._debts.expect(self, self._debts.terms.body)
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # The parser takes what follows for another protocol.
         self.cycle.message_event = _event()  # Its task has not run yet.
@@ -273,7 +273,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()  # Nothing can be said between the parts of another answer.
             return
         if self._answering:
-            self.cycle.disconnected = True
+            self.cycle.disconnected = self.cycle.response_complete = True
             self.cycle.message_event.set()
         answer = refusal(error)
         head = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
@@ -313,7 +313,7 @@ async def _without_chunks(app: ASGIApp, scope: Scope, receive: Receive, send: Se
         if message["type"] == "http.response.start":
             endless = all(name.lower() != b"content-length" for name, _ in message["headers"])
             if endless:
-                cycle.chunked_encoding = False
+                cycle.chunked_encoding = cycle.keep_alive = False
         elif endless and scope["method"] != "HEAD":
             cycle.expected_content_length = len(message.get("body", b""))
         await send(message)

@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway | None) -> None:
         super().__init__(config)
-        self._debts = Debts(_terms(gateway.settings) if gateway else Terms())
+        self._debts = Debts(_terms(gateway.settings) if gateway else Terms(), _files())
         config.http = partial(Protocol, debts=self._debts)  # type: ignore[assignment]
         self.linger = _LINGER
         self._gateway = gateway
@@ -135,6 +135,13 @@ def _terms(given: Settings) -> Terms:
         idle=given.idle_timeout,
         reading=given.write_timeout,
     )
+
+
+def _files() -> int:
+    if resource is None:
+        return _FILES
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _FILES if allowed == resource.RLIM_INFINITY else allowed
 
 
 def _allow_files() -> None:

@@ -353,10 +353,11 @@ async def test_thousands_of_requests_at_once_are_not_kept() -> None:
 # HTTP/1.0, and what two servers could read in two ways
 
 
-async def test_a_caller_of_http_1_0_gets_a_stream_without_chunks() -> None:
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+async def test_a_caller_of_another_http_gets_a_stream_without_chunks(version: str) -> None:
     async with scripted(whole) as up, running(upstream_url=up.url) as served:
         url = await served.ticket()
-        asked = get(url, "1.0", Accept="text/event-stream", **served.cookie())
+        asked = get(url, version, Accept="text/event-stream", **served.cookie())
         got = await answer(served.url, asked)
         chunked = await served.read(url)
     head, _, body = got.partition(b"\r\n\r\n")
@@ -411,6 +412,20 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_the_connection_closed
     async with running() as served:
         head = post(served, length=lines.removesuffix("\r\n"))
         refused(await answer(served.url, head + b"0\r\n\r\n"), 400, "bad_request")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("before", [b"", get("/healthz")], ids=["first", "second"])
+@pytest.mark.parametrize("url", ["?x", "//[", "http://", "a b", "\\"])
+async def test_a_url_that_is_none_is_refused(url: str, before: bytes, version: str) -> None:
+    async with running() as served, line(served.url) as (reader, writer):
+        if before:
+            writer.write(before)
+            await reader.readuntil(b"}")
+        writer.write(get(url, version, Connection="close"))
+        got = await rest(reader)
+        assert got.startswith(b"HTTP/1.1 4"), got[:100]
+        assert (await served.http.get("/healthz")).status_code == 200
 
 
 async def test_a_caller_of_http_1_0_has_no_chunks_either() -> None:
