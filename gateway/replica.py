@@ -142,6 +142,7 @@ class Replica:
                 continue
             except Passing:
                 if not sent and _now() > deadline:
+                    self._takeover.orphan(record.stream_id)  # It may be on the list all the same.
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(0.3)
         if claim.verdict == "claimed":
