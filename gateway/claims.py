@@ -90,6 +90,7 @@ class Claims:
                 continue
             except Passing:
                 if not sent and _now() > deadline:
+                    self._lost(record.stream_id)  # It may be on the list all the same.
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(_PAUSE)
         if claim.verdict == "claimed":

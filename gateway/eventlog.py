@@ -238,18 +238,16 @@ class EventLog:
     async def hold(self, torn: str = "") -> tuple[str, str]:
         """Assert the ownership; see `Records.hold`; raises Passing."""
         given = self.stream_id, self.epoch, self.fields
-        before = None if self.inherited else ()
-        verdict, last = await self._records.hold(*given, before, torn)
+        verdict, last = await self._records.hold(*given, None if self.inherited else (), torn)
         if verdict == "behind":
             earlier = [entry for entry in self.entries if entry.last.epoch < self.epoch]
             verdict, last = await self._records.hold(*given, earlier, torn)
         return verdict, last
 
     async def _hold_whole(self) -> tuple[str, str]:
-        """Do as `hold`; a log with a hole begins anew.
+        """Do as `hold`; but begin the log anew if it has fewer entries than it must.
 
-        Where a repair broke off, what came late may have gone in ahead of the rest: the log has
-        fewer entries than it must.
+        Where a repair broke off, what came late may have gone in ahead of the rest.
         """
         verdict, last = await self.hold()
         if verdict != "ours" or not self._torn:
@@ -261,7 +259,7 @@ class EventLog:
             log.warning("%s lacks something, and is written again", self.stream_id)
             verdict, last = await self.hold(f"{last} {count}")
             if verdict == "ours" and last != f"{self.epoch}-0":
-                raise Passing("store_unavailable", "the log grew while it was looked at")
+                raise Passing("store_unavailable", "the log grew meanwhile")
         return verdict, last
 
     async def repair(self) -> None:

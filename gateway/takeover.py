@@ -198,8 +198,12 @@ class Takeover:
             if held(stream_id) or stream_id in self._inheriting:
                 continue
             record = await self._records.read(stream_id)
-            if _is_of(record, me) and not held(stream_id):
+            if held(stream_id) or stream_id in self._inheriting:
+                continue
+            if _is_of(record, me):
                 await self._inherit(stream_id, self._broken_off.get(stream_id, me))
+            else:
+                await self._beat.leave(stream_id)  # As of a claim that was given up.
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""

@@ -239,6 +239,24 @@ async def test_a_claim_that_could_not_be_sent_is_given_up(own_redis: RedisServer
         assert len(upstream.calls) == 1
 
 
+async def test_a_claim_that_was_given_up_leaves_no_name_on_the_list(own_redis: RedisServer) -> None:
+    async with behind_a_proxy(own_redis) as (_, upstream, proxy, served):
+        url, direct = await served.ticket(), Store(own_redis.url)
+        names = runs_key(served.gateway.name)
+        proxy.judge = lambda data: 0 if names.encode() in data and b"SADD" in data else None
+        await served.read(url)
+        assert await direct.call("SCARD", names) == 1
+        proxy.judge = lambda _: None
+
+        async def is_off() -> bool:
+            return bool(await direct.call("SCARD", names) == 0)
+
+        await until(is_off, "it is off the list")
+        assert await state_of(served, url) == "cached"
+        assert not upstream.calls
+        await direct.close()
+
+
 async def test_a_replica_that_is_full_still_serves_the_streams_it_runs(redis_url: str) -> None:
     async with slow() as (script, upstream):
         limits = {"max_streams": 1, "upstream_url": upstream.url, "redis_url": redis_url}

@@ -216,6 +216,8 @@ class Oracle:
         calls = self._calls(stream)
         if len(epochs) != 1 or not calls or len({call.host for call in calls}) != 1:
             return False
+        if "nonsense" in self._world.redis.sprung:
+            return False  # It may have given up.
         owner = calls[0].host
         if any(owner in what for _, _, what in self._world.troubles if what[:5] in _DEADLY):
             return False
