@@ -1,0 +1,202 @@
+"""The documents: what they tell a reader to type or to paste works as it stands there."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.async_api import BrowserContext, Page
+
+from gateway.settings import Settings, table
+from tests import test_browser
+from tests.support import OK, Call, ask, chunk, scripted, sse, whole
+from tests.test_browser import cut, in_halves, log_in, watched
+
+HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text("utf-8")
+PAGES = (HOME / "docs" / "pages.md").read_text("utf-8")
+DOCUMENTS = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+
+context = test_browser.context
+
+# What the documents leave to their reader. `said` is what the page shows.
+NAMES = """
+window.said = "";
+window.finished = [];
+const show = (text) => { said += text; };
+const complain = (text) => { said += `[${text}]`; };
+const finish = (state) => finished.push(state);
+const output = {append: show, replaceChildren() { said = ""; }};
+"""
+
+
+def script(text: str, marker: str) -> str:
+    """Return the block of JavaScript that has a marker."""
+    blocks: list[str] = re.findall(r"^```js\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (found,) = [each for each in blocks if marker in each]
+    return found
+
+
+async def run(page: Page, lines: str) -> None:
+    """Run these lines on a page as a module, which may not have ended when this does."""
+    body = f"const body = {json.dumps(json.dumps(ask()))};"
+    await page.evaluate(
+        """(text) => {
+            const module = document.createElement("script");
+            module.type = "module";
+            module.textContent = text;
+            const failed = (event) => { said += `{${(event.reason ?? event).message}}`; };
+            for (const name of ["error", "unhandledrejection"]) addEventListener(name, failed);
+            document.head.append(module);
+        }""",
+        NAMES + body + lines,
+    )
+
+
+# The README's lines
+
+
+LINES = script(README, "new EventSource(stream_url)")
+
+
+async def no_key(call: Call) -> None:
+    """Refuse as a provider does that was given a wrong key."""
+    words = b'{"error": {"message": "Incorrect API key."}}'
+    head = b"HTTP/1.1 401 No\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    await call.send(head % len(words), words)
+
+
+async def breaks(call: Call) -> None:
+    """Break off in the middle."""
+    await call.send(OK, sse(chunk("Hel")))
+    call.cut()
+
+
+@pytest.mark.parametrize(
+    ("upstream_is", "shown", "state"),
+    [
+        (whole, r"Hello", "done"),
+        (no_key, r"\[.*Incorrect API key.*\]", "failed"),
+        (breaks, r"Hel\[.+\]", "truncated"),
+    ],
+    ids=["whole", "a wrong key", "cut"],
+)
+async def test_the_lines_of_the_readme_show_an_answer_and_what_went_wrong(
+    context: BrowserContext, upstream_is: Callable[..., object], shown: str, state: str
+) -> None:
+    async with scripted(upstream_is) as upstream, watched(upstream_url=upstream.url) as (gate, _):  # type: ignore[arg-type]
+        await log_in(context, gate)
+        page = await context.new_page()
+        await page.goto(f"{gate.url}/bare")
+        await run(page, LINES)
+        await page.wait_for_function("window.finished?.length === 1")
+        assert re.fullmatch(shown, await page.evaluate("said"))
+        assert await page.evaluate("finished") == [state]
+        assert len(upstream.calls) == 1
+
+
+async def test_the_lines_of_the_readme_say_why_there_is_no_ticket(context: BrowserContext) -> None:
+    async with scripted(whole) as upstream, watched(upstream_url=upstream.url) as (gate, watch):
+        page = await context.new_page()
+        await page.goto(f"{gate.url}/bare")
+        await run(page, LINES)
+        await page.wait_for_function("window.said")
+        assert await page.evaluate("said") == "{Uncaught Error: No valid cookie}"
+        assert [each.path for each in watch.seen if each.path != "/bare"] == ["/tickets"]
+        assert not upstream.calls
+
+
+# docs/pages.md
+
+
+FETCHING = script(PAGES, "await fetchEventSource(")
+LIBRARY = 'import { fetchEventSource } from "/library/index";\n'
+
+
+@pytest.mark.parametrize("how", ["cut", "sent away"])
+async def test_the_lines_for_fetch_event_source_outlive_a_cut_and_a_deploy(
+    context: BrowserContext, how: str
+) -> None:
+    script, go_on = in_halves()
+    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gate, watch):
+        await log_in(context, gate)
+        page = await context.new_page()
+        await page.goto(f"{gate.url}/bare")
+        await run(page, f"{LIBRARY}{FETCHING}\nfinished.push(over);")
+        await page.wait_for_function("window.said?.includes('19 ')")
+        if how == "cut":
+            cut(gate)
+        else:
+            for tail in gate.gateway.tails._tails.values():
+                tail.drop()
+        go_on()
+        await page.wait_for_function("window.finished.length === 1")
+        assert await page.evaluate("finished") == [True]
+        words = "".join(f"{number} " for number in range(40))
+        assert await page.evaluate("said") == f"{words}Hello"
+        assert watch.statuses("/tickets", "POST") == [200, 200]
+        assert len(upstream.calls) == 1
+
+
+async def test_the_lines_for_fetch_event_source_do_not_ask_again_for_what_is_refused(
+    context: BrowserContext,
+) -> None:
+    async with scripted(whole) as upstream, watched(upstream_url=upstream.url) as (gate, watch):
+        page = await context.new_page()
+        await page.goto(f"{gate.url}/bare")
+        await run(page, f"{LIBRARY}{FETCHING}\nfinished.push(over);")
+        await page.wait_for_function("window.finished?.length === 1")
+        assert await page.evaluate("said") == "[401]"
+        assert watch.statuses("/tickets", "POST") == [401]
+        assert not upstream.calls
+
+
+# docs/gateway.service
+
+
+def unit(key: str) -> list[str]:
+    """Return the values of a key of the unit, which may be there more than once."""
+    text = (HOME / "docs" / "gateway.service").read_text("utf-8")
+    return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
+
+
+def test_the_unit_names_only_settings_and_every_secret_comes_from_a_file() -> None:
+    given = dict(each.split("=", 1) for each in unit("Environment"))
+    known = {row.name for row in table()} | {"GATEWAY_PORT"}
+    assert {name.removesuffix("_FILE") for name in given} <= known
+    credentials = dict(each.split(":", 1) for each in unit("LoadCredential"))
+    assert {f"%d/{name}" for name in credentials} == {
+        value for name, value in given.items() if name.endswith("_FILE")
+    }
+    for name in ("SECRETS", "COOKIE_SECRETS", "REDIS_URL", "UPSTREAM_API_KEY"):
+        assert given[f"GATEWAY_{name}_FILE"] == f"%d/{name.lower()}"
+
+
+def test_the_unit_waits_for_the_drain_and_lets_nothing_else_end_it() -> None:
+    (seconds,) = unit("TimeoutStopSec")
+    assert float(seconds) >= Settings.model_fields["drain"].default + 10
+    assert unit("KillMode") == ["mixed"]
+    assert unit("ExecStart") == ["/opt/gateway/.venv/bin/gateway serve"]
+
+
+# All of them
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^):#]+)\)", path.read_text("utf-8"))
+    assert [each for each in links if not (path.parent / each).exists()] == []
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)]+)\)", README))
+    there = {f"docs/{each.name}" for each in (HOME / "docs").iterdir()}
+    assert there == linked
+
+
+def test_the_readme_can_be_read_in_one_sitting_and_runs_before_its_thirtieth_line() -> None:
+    lines = README.splitlines()
+    assert len(lines) < 150
+    assert any(".venv/bin/gateway demo" in line for line in lines[:30])
+    assert any("bin/pytest -n" in line for line in lines[:30])
