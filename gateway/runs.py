@@ -40,6 +40,7 @@ log = logging.getLogger("gateway.runs")
 
 
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
+_AT_ONCE = 1 << 16  # Bytes: they may be ten thousand events, and other streams wait meanwhile.
 _NOISE = 1 << 20  # Bytes of comments and the like that are read however small a log may be.
 _AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after the finish reason.
 
@@ -81,6 +82,7 @@ class Run:
         self._caps = caps
         self._reading = reading or Reading(choices_of(request))
         tail.choices = self._reading.choices
+        self._held = b""  # Read, and not yet looked at.
         self._ending: Ending | None = None
         self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
         self._pulled = False
@@ -210,11 +212,15 @@ class Run:
         return pause if pause <= self.preset.retry_after_max else None
 
     async def _attempt(self, ask: Asks) -> None:
+        self._held = b""
         self._parser = Parser(self._caps.event, max(self._caps.log, _NOISE))
         self._heard, self._silence = _now(), self.preset.first_byte
         self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
             while await chunks.each(self._take):
+                while self._held and not self._reading.closed:
+                    await self._let_others()
+                    self._take(self._held)
                 if self._reading.closed:
                     return
                 await self._wait_for_store()
@@ -225,10 +231,12 @@ class Run:
     def _take(self, chunk: bytes) -> bool:
         """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
         self._spoke = True
+        if len(chunk) > _AT_ONCE or self._held:
+            self._held, chunk = chunk[_AT_ONCE:], chunk[:_AT_ONCE]
         self._keep(self._parser.feed(chunk))
         if self._parser.odd:
             self._look_at_odd()
-        return self._reading.closed or self.log.backlog > BACKLOG
+        return self._reading.closed or self.log.backlog > BACKLOG or bool(self._held)
 
     def _look_at_odd(self) -> None:
         self._parser.odd = False
@@ -253,6 +261,11 @@ class Run:
         finished = self._reading.finished  # Not for good: text after it shows that it was none.
         if finished != (self._finished_at is not None):
             self._finished_at = _now() if finished else None
+
+    async def _let_others(self) -> None:
+        await asyncio.sleep(0)
+        if self.log.backlog > BACKLOG:
+            await self._wait_for_store()
 
     async def _wait_for_store(self) -> None:
         self._silence = None  # It is not the upstream who is silent.

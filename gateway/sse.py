@@ -16,7 +16,8 @@ _FIELDS = frozenset({b"data", b"event", b"id", b"retry", b""})
 _NAME = 200  # Bytes of an event's name, which is written back into every frame.
 _STRAYS = 64 * 1024  # Bytes kept of what is no event stream.
 _PIECES = 1024  # That an event's start is kept in: each has an overhead of its own.
-_BLOCK = 32  # Bytes that an ignored block counts as, beside its own: empty ones cost time too.
+_BLOCK = 128  # Bytes that an ignored block counts as, beside its own: empty ones cost time too.
+_COLON = ord(":")
 _CONTROLS = bytes([*range(32), 127])
 
 
@@ -137,6 +138,8 @@ class Parser:
                 break
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(Event(block[6:]))
+            elif not block or (block[0] == _COLON and b"\n" not in block):
+                self._ignored += len(block) + _BLOCK  # A comment; a flood of them must be cheap.
             elif event := self._event(block):
                 events.append(event)
             else:
@@ -147,8 +150,6 @@ class Parser:
 
     def _event(self, block: bytes) -> Event | None:
         """Return the event of one block, None if it has no data: comments, retry, an id alone."""
-        if not block or (block.startswith(b":") and b"\n" not in block):
-            return None
         data: list[bytes] = []
         name = event_id = b""
         for line in block.split(b"\n"):
