@@ -347,6 +347,16 @@ async def test_a_page_may_begin_and_end_within_what_arrived_together(any_redis_u
             )
 
 
+async def test_a_position_within_an_entry_is_found_behind_one_that_is_larger_than_a_page(
+    any_redis_url: str,
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        together = entry(2, 5)
+        await there.write(fence(), large(1, size=200_000), together, *map(large, range(6, 12)))
+        one = await there.attach(Position(EPOCH, 3))
+        assert await there.all(one) == numbered(4, 11)
+
+
 async def test_what_comes_while_a_viewer_is_behind_follows_once_and_in_order(
     any_redis_url: str,
 ) -> None:
