@@ -448,6 +448,30 @@ async def test_who_is_behind_in_a_log_that_expired_is_sent_away(any_redis_url: s
         assert one.finished
 
 
+async def test_a_page_that_was_read_before_the_tail_went_on_ends_nobodys_connection(
+    shared_redis: RedisServer,
+) -> None:
+    """It brought nothing, and by now the tail begins after it: it is read once more."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 6)))
+        one, pages = await there.attach(), Pages(there.store, 1 << 20)
+        got = await there.frames(one)
+        early = await pages.load(there.stream_id, Position(EPOCH, 5), "alice")
+        for seq in range(6, 20):
+            await there.write(large(seq))
+            there.tails.mark([there.stream_id])
+            await until(lambda: one.has_more)
+            got += await there.frames(one)
+        late = Viewer(one.tail, Position(EPOCH, 5))
+        assert late.lagging
+        late.turn(early)
+        assert late.take() == b""
+        assert not late.gone
+        assert await there.all(late) == numbered(6, 19)
+        assert [each.id.decode() for each in parse(got)] == numbered(1, 19)
+        await pages.stop()
+
+
 async def test_who_leaves_in_the_midst_of_a_large_event_has_the_whole_of_it() -> None:
     of = tail(fence(), large(1), large(2))
     one = viewer(of)
