@@ -18,7 +18,7 @@ _MOST = 500  # Entries fetched at once.
 
 
 class Page(NamedTuple):
-    """A part of a log: its first entry holds the position asked for, if there is one.
+    """A part of a log; first, without frames, what precedes the position asked for, if there is.
 
     If there is more in the log than that, `last` is its last entry, and `base` what precedes it.
     """

@@ -29,6 +29,7 @@ from gateway.viewer import Viewer
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
 
 _PATIENCE = 5.0  # Seconds that somebody who comes waits: a Redis that is away is told before.
+_BREATH = 0.05  # Seconds between two readings of which the first brought nothing.
 _PAUSE = 0.5  # Seconds that a viewer waits before it looks again, or reads again what failed.
 
 
@@ -241,6 +242,8 @@ class Tails:
             return
         if page is not None:
             viewer.turn(page)
+            if not page.more and len(page.entries) < 2:
+                await asyncio.sleep(_BREATH)  # The tail has more: it is to be read once more.
 
     async def stop(self) -> None:
         """End what is being read for viewers."""

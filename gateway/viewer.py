@@ -201,8 +201,6 @@ class Viewer:
             tail.pages.drop(tail.stream_id, self._at)  # There may be more by now.
         if not tail.local and tail.covers(last) and tail.extend(page.entries):
             asyncio.get_running_loop().call_soon(tail.wake)  # It was read before the tail was.
-        if last == self._at and not tail.covers(last):
-            self.break_off()  # What the tail had is in no log any more.
         self._go_on(last)
 
     def _take_gap(self, entries: Sequence[Entry]) -> bytes:

@@ -347,6 +347,16 @@ async def test_a_page_may_begin_and_end_within_what_arrived_together(any_redis_u
             )
 
 
+async def test_a_position_within_an_entry_is_found_behind_one_that_is_larger_than_a_page(
+    any_redis_url: str,
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        together = entry(2, 5)
+        await there.write(fence(), large(1, size=200_000), together, *map(large, range(6, 12)))
+        one = await there.attach(Position(EPOCH, 3))
+        assert await there.all(one) == numbered(4, 11)
+
+
 async def test_what_comes_while_a_viewer_is_behind_follows_once_and_in_order(
     any_redis_url: str,
 ) -> None:
@@ -436,6 +446,30 @@ async def test_who_is_behind_in_a_log_that_expired_is_sent_away(any_redis_url: s
         await there.store.call("DEL", log_key(there.stream_id))
         await there.all(one)
         assert one.finished
+
+
+async def test_a_page_that_was_read_before_the_tail_went_on_ends_nobodys_connection(
+    shared_redis: RedisServer,
+) -> None:
+    """It brought nothing, and by now the tail begins after it: it is read once more."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 6)))
+        one, pages = await there.attach(), Pages(there.store, 1 << 20)
+        got = await there.frames(one)
+        early = await pages.load(there.stream_id, Position(EPOCH, 5), "alice")
+        for seq in range(6, 20):
+            await there.write(large(seq))
+            there.tails.mark([there.stream_id])
+            await until(lambda: one.has_more)
+            got += await there.frames(one)
+        late = Viewer(one.tail, Position(EPOCH, 5))
+        assert late.lagging
+        late.turn(early)
+        assert late.take() == b""
+        assert not late.gone
+        assert await there.all(late) == numbered(6, 19)
+        assert [each.id.decode() for each in parse(got)] == numbered(1, 19)
+        await pages.stop()
 
 
 async def test_who_leaves_in_the_midst_of_a_large_event_has_the_whole_of_it() -> None:

@@ -356,7 +356,8 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """There is no run to be woken yet, and the record was read before."""
-    is_takeover, taken, reads = script_is("takeover"), asyncio.Event(), asyncio.Event()
+    is_takeover, is_read = script_is("takeover"), script_is("read")
+    taken, reads = asyncio.Event(), asyncio.Event()
     async with (
         scripted(in_turn(dies)) as upstream,
         proxied(own_redis) as proxy,
@@ -369,7 +370,7 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
         def judge(data: bytes) -> None:
             if is_takeover(data):
                 taken.set()
-            elif taken.is_set() and b"XRANGE" in data and not reads.is_set():
+            elif taken.is_set() and is_read(data) and not reads.is_set():
                 reads.set()
                 proxy.answering.clear()
 

@@ -1,17 +1,17 @@
--- Reads a log from the entry that holds a position on, as far as a number of bytes goes: how large
--- an entry is, nobody knows before.
+-- Reads a log from a position on, as far as a number of bytes goes, but one entry at least: how
+-- large an entry is, nobody knows before.
 -- KEYS: 1 log
 -- ARGV: 1 position, '' for the start, 2 bytes, 3 bytes that count for each entry beside its own
 -- Returns {entries, 0}, or {entries, 1, the log's last two entries, the former without frames} if
--- there may be more. The first of the entries is the last one not after the position, if there is
--- one; its frames are left out if it ends there.
+-- there may be more. First, without frames, comes the last entry that is not after the position, if
+-- there is one: it tells whether the log knows the position.
 local limit, extra = tonumber(ARGV[2]), tonumber(ARGV[3])
 local entries, size, from, count = {}, 0, '-', 1
 if ARGV[1] ~= '' then
   local at = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', 1)[1]
   if at then
-    if at[1] == ARGV[1] then at[2][2] = '' end
-    entries[1], size, from = at, #at[2][2], '(' .. at[1]
+    at[2][2] = ''
+    entries[1], from = at, '(' .. at[1]
   end
 end
 while size < limit do
