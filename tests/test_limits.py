@@ -5,8 +5,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -552,18 +552,27 @@ async def test_who_posts_megabytes_without_end_does_not_hold_up_the_stream_of_an
         seen = list[float]()
         look = asyncio.create_task(arrivals(http, answer.json()["stream_url"], alice, seen))
         await until(lambda: len(seen) > 20, "it streams")
-        command = [HAMMER, str(httpx.URL(gate.url).port), mallory["Cookie"]]
-        with subprocess.Popen([sys.executable, "-c", *command], stdout=subprocess.PIPE) as hammer:
-            parts.callback(hammer.kill)
-            await look
-            hammer.kill()
-            statuses = set(hammer.communicate()[0].split())
+        hammer = parts.enter_context(hammering(gate.url, mallory["Cookie"]))
+        await look
+        hammer.kill()
+        statuses = set(hammer.communicate()[0].split())
         assert {b"201", b"429"} <= statuses <= {b"201", b"429", b"503"}
         assert max(after - before for before, after in pairwise(seen)) < 0.5
         assert memory(gate) - before < 150 * MIB
         with Redis(port=redis.port) as looking:
             assert int(looking.info("memory")["used_memory"]) < 85 * MIB
     await http.aclose()
+
+
+@contextmanager
+def hammering(url: str, cookie: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Post for the length of the block, from another process; it prints the statuses."""
+    command = [sys.executable, "-c", HAMMER, str(httpx.URL(url).port), cookie]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as hammer:
+        try:
+            yield hammer
+        finally:
+            hammer.kill()
 
 
 async def arrivals(
