@@ -19,6 +19,7 @@ from gateway.errors import Passing
 from gateway.limits import RECORD, Most
 from gateway.records import Records, new_id
 from gateway.store import Store, record_key, subject_keys
+from tests.clusters import redis_cluster
 from tests.support import (
     OK,
     SECRET,
@@ -585,3 +586,28 @@ async def arrivals(
             seen.append(time.monotonic())
             text += part
     assert b'"state":"done"' in text
+
+
+async def kept_without_end(records: Records) -> None:
+    """Store requests until one is refused."""
+    while True:
+        await kept(records, "alice", MIB - KIB)
+
+
+async def test_every_master_of_a_cluster_keeps_the_last_part_for_what_runs(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path) as cluster:
+        store = Store(cluster.url)
+        most = Most(share=0.5)
+        records = Records(store, "me", start_by=60, log_ttl=600, max_run=600, lease=1, most=most)
+        await store.call("PING")
+        for node in store.nodes:
+            await node.call("CONFIG", "SET", "maxmemory", 16 * MIB)
+        looking = asyncio.create_task(records.limits.run(list))
+        with pytest.raises(Passing) as caught:
+            await kept_without_end(records)
+        assert caught.value.code == "store_full"
+        looking.cancel()
+        for node in store.nodes:
+            info = (await node.call("INFO", "memory")).decode()
+            assert int(info.partition("used_memory:")[2].split()[0]) < 10 * MIB
+        await store.close()
