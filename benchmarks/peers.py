@@ -174,6 +174,10 @@ def start_gateway(bench: Bench, workers: int = 1, tools: Path = PYTHON) -> Runni
         "GATEWAY_SECRETS": COOKIE_SECRET,
         "GATEWAY_UPSTREAM_URL": bench.upstream_url,
         "GATEWAY_AUTH": "signed",
+        # One user plays all.
+        "GATEWAY_SUBJECT_BYTES": str(1 << 40),
+        "GATEWAY_SUBJECT_STREAMS": str(1 << 20),
+        "GATEWAY_SUBJECT_VIEWERS": str(1 << 20),
     }
     command: Command = [tools / "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
     cores = SERVER_CORE if workers == 1 else set(CORES)

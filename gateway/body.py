@@ -45,13 +45,11 @@ class Body:
         """Return the request that a preset makes of it; raises Refusal."""
         asked = prepare(self.values)
         try:
-            sorted_ = json.dumps(asked, separators=(",", ":"), sort_keys=True, allow_nan=False)
+            same = _utf8(_dumped(asked, sort_keys=True))
             parts = [f"{_dumped(name)}:{self._text(name, value)}" for name, value in asked.items()]
         except (ValueError, RecursionError) as error:  # 1e999 only looks like JSON.
             raise _no_json(error) from None
-        # A lone half of a surrogate pair has no UTF-8. Only strings can hold one; its escape is it.
-        text = f"{{{','.join(parts)}}}".encode("utf-8", "backslashreplace")
-        return Asked(text, hashlib.sha256(sorted_.encode()).hexdigest()[:32])
+        return Asked(_utf8(f"{{{','.join(parts)}}}"), hashlib.sha256(same).hexdigest()[:32])
 
     def _text(self, name: str, value: Any) -> str:
         if name in self._texts and self.values[name] is value:
@@ -98,8 +96,15 @@ def _decoded(text: str) -> Any:
     return json.loads(text, parse_constant=_no_constant)
 
 
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def _dumped(value: Any, *, sort_keys: bool = False) -> str:
+    return json.dumps(
+        value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys, allow_nan=False
+    )
+
+
+def _utf8(text: str) -> bytes:
+    # A lone half of a surrogate pair has no UTF-8. Only strings can hold one; its escape is it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _no_json(error: Exception) -> Refusal:

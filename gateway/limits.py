@@ -9,7 +9,7 @@ for this process. What is refused is refused before anything is stored, claimed 
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from gateway.errors import Passing
 from gateway.headroom import Headroom
@@ -132,11 +132,13 @@ class Limits:
         admit = Script("admit", subject_keys(held.subject), args)
         if self._store.cluster is None and size <= _SMALL:
             verdict, reply = await self._store.script_after(admit, create)
-            return reply if verdict[0] else _refuse(verdict[1])
+            if not verdict[0]:
+                raise _too_many(verdict[1])
+            return reply
         # On another server; and what is large and does not fit must not be sent in vain.
         verdict = await self._store.script("admit", admit.keys, admit.args)
         if not verdict[0]:
-            _refuse(verdict[1])
+            raise _too_many(verdict[1])
         return await self._store.script("create", create.keys, create.args)
 
     def ended(self, subject: str, stream_id: str) -> None:
@@ -181,7 +183,9 @@ class Limits:
                     raise answer
 
 
-def _refuse(milliseconds: int) -> NoReturn:
-    refused = Passing("too_many_bytes", "Redeem or cancel what you have asked for.")
-    refused.headers["Retry-After"] = str(min(60, milliseconds // 1000 + 1))
-    raise refused
+def _too_many(milliseconds: int) -> Passing:
+    # Not raised here: it would be in a circle with this frame, and keep the request until a
+    # collector comes.
+    error = Passing("too_many_bytes", "Redeem or cancel what you have asked for.")
+    error.headers["Retry-After"] = str(min(60, milliseconds // 1000 + 1))
+    return error

@@ -150,7 +150,6 @@ class Replica:
             state = await run.main(start.ask or self._upstream, permit)
             level = _LEVELS.get(state, logging.WARNING)
             log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
-            self._limits.ended(run.subject, stream_id)
             await self._leave(stream_id)
         except Fenced:
             log.warning("%s: another replica took it over, or its log broke", stream_id)
@@ -162,6 +161,8 @@ class Replica:
             run.finished_at = _now()
             self._count -= 1
             self._limits.streams.give(run.subject)
+            if not run.log.fenced:  # Else it counts as another's.
+                self._limits.ended(run.subject, stream_id)
 
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; adoption ends what Redis says is ours."""

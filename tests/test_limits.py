@@ -2,8 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ from gateway.errors import Passing
 from gateway.limits import RECORD, Most
 from gateway.records import Records, new_id
 from gateway.store import Store, record_key, subject_keys
+from tests.clusters import redis_cluster
 from tests.support import (
     OK,
+    SECRET,
     Call,
     RedisServer,
     Script,
@@ -24,13 +30,18 @@ from tests.support import (
     Served,
     ask,
     chunk,
+    client,
+    cookie,
+    process,
     redis_server,
     running,
     scripted,
+    settings,
     sse,
     until,
     whole,
 )
+from tests.test_bounds import memory
 
 STREAM = {"Accept": "text/event-stream"}
 KIB = 1024
@@ -499,3 +510,104 @@ async def test_a_redis_that_never_refuses_is_never_full(
         async with gateway(redis_url=server.url) as (gate, _):
             body = json.dumps(ask("x" * 500_000)).encode()
             assert {(await post(gate, body)).status_code for _ in range(10)} == {201}
+
+
+HAMMER = """
+import asyncio, sys
+async def one(port, head, body):
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            while True:
+                writer.write(head + body)
+                answer = await reader.readuntil(b"\\r\\n\\r\\n")
+                length = int(answer.lower().split(b"content-length: ")[1].split(b"\\r\\n")[0])
+                await reader.readexactly(length)
+                print(answer[9:12].decode(), flush=True)
+        except (OSError, asyncio.IncompleteReadError):
+            await asyncio.sleep(0.05)
+async def main(port, cookie):
+    text = "\U0001f600" * 260_000
+    body = f'{{"messages":[{{"role":"user","content":"{text}"}}]}}'.encode()
+    head = f"POST /tickets HTTP/1.1\\r\\nHost: a\\r\\nCookie: {cookie}\\r\\n"
+    head += f"Content-Length: {len(body)}\\r\\nContent-Type: application/json\\r\\n\\r\\n"
+    await asyncio.gather(*(one(port, head.encode(), body) for _ in range(6)))
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+"""
+
+
+async def test_who_posts_megabytes_without_end_does_not_hold_up_the_stream_of_another(
+    tmp_path: Path,
+) -> None:
+    """Each filled 300 MB of Redis in two seconds, and all streams stood still while it went on."""
+    with ExitStack() as parts:
+        redis = parts.enter_context(redis_server(tmp_path, "--maxmemory", "100mb"))
+        upstream = parts.enter_context(process("upstream", "--port", "0", "--tokens", "200"))
+        url = f"{upstream.url}/v1/chat/completions"
+        given = {"redis_url": redis.url, "upstream_url": url, "secrets": SECRET}
+        gate = parts.enter_context(process("serve", "--port", "0", **given))
+        http = client(gate.url)
+        alice, mallory = cookie(settings()), cookie(settings(), "mallory")
+        before = memory(gate)
+        answer = await http.post("/tickets", json=ask(), headers=alice)
+        seen = list[float]()
+        look = asyncio.create_task(arrivals(http, answer.json()["stream_url"], alice, seen))
+        await until(lambda: len(seen) > 20, "it streams")
+        hammer = parts.enter_context(hammering(gate.url, mallory["Cookie"]))
+        await look
+        hammer.kill()
+        statuses = set(hammer.communicate()[0].split())
+        assert {b"201", b"429"} <= statuses <= {b"201", b"429", b"503"}
+        assert max(after - before for before, after in pairwise(seen)) < 0.5
+        assert memory(gate) - before < 150 * MIB
+        with Redis(port=redis.port) as looking:
+            assert int(looking.info("memory")["used_memory"]) < 85 * MIB
+    await http.aclose()
+
+
+@contextmanager
+def hammering(url: str, cookie: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Post for the length of the block, from another process; it prints the statuses."""
+    command = [sys.executable, "-c", HAMMER, str(httpx.URL(url).port), cookie]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as hammer:
+        try:
+            yield hammer
+        finally:
+            hammer.kill()
+
+
+async def arrivals(
+    http: httpx.AsyncClient, url: str, headers: dict[str, str], seen: list[float]
+) -> None:
+    """Read a stream to its end; note when something came."""
+    text = b""
+    async with http.stream("GET", url, headers={**STREAM, **headers}) as response:
+        async for part in response.aiter_raw():
+            seen.append(time.monotonic())
+            text += part
+    assert b'"state":"done"' in text
+
+
+async def kept_without_end(records: Records) -> None:
+    """Store requests until one is refused."""
+    while True:
+        await kept(records, "alice", MIB - KIB)
+
+
+async def test_every_master_of_a_cluster_keeps_the_last_part_for_what_runs(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path) as cluster:
+        store = Store(cluster.url)
+        most = Most(share=0.5)
+        records = Records(store, "me", start_by=60, log_ttl=600, max_run=600, lease=1, most=most)
+        await store.call("PING")
+        for node in store.nodes:
+            await node.call("CONFIG", "SET", "maxmemory", 16 * MIB)
+        looking = asyncio.create_task(records.limits.run(list))
+        with pytest.raises(Passing) as caught:
+            await kept_without_end(records)
+        assert caught.value.code == "store_full"
+        looking.cancel()
+        for node in store.nodes:
+            info = (await node.call("INFO", "memory")).decode()
+            assert int(info.partition("used_memory:")[2].split()[0]) < 10 * MIB
+        await store.close()
