@@ -91,6 +91,8 @@ class Reading:
         self.pieces += b'"content"' in data
         if self._reads_all or _tells(data):
             self._read(decoded(data))
+            if data.startswith(b"["):
+                self.hear(data)  # Gemini's errors come in a list.
         if self._early is not None:
             self._early = [*self._early, data] if len(self._early) < _EARLY else None
         if name and name.lower() in ERROR_NAMES:
@@ -137,6 +139,8 @@ class Reading:
         if index in self._reasons and _says_something(choice):
             self._went_on = True
             self._unfinished.add(index)
+        elif self.finished and index in self._reasons:
+            return  # It is whole, whatever reason is told once more.
         if reason is not None:
             if reason.lower() == "error":  # Some say so instead of an error object.
                 self._fail({})

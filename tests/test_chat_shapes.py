@@ -172,6 +172,8 @@ ENDS = {
         "failed", "stop", "ab", says="BOOM",
     ),
     "an error after the finish": done(closed(HELLO, STOP, b'{"error":"BOOM"}', DONE)),
+    "an error as a reason after the finish": done(closed(HELLO, STOP, of(delta(finish="error")))),
+    "broken off after the finish": done(closed(HELLO, STOP, chunk("", finish="abort"), DONE)),
     "broken off": truncated(
         closed(HELLO, chunk("", finish="insufficient_system_resource"), DONE),
         reason="insufficient_system_resource", code="upstream_broke_off",
@@ -322,6 +324,8 @@ ERRORS = {
     "a reason and no more": Shape(
         closed(HALF, of(delta(finish="error")), DONE), "failed", "error", "half"
     ),
+    "in a list": failed(closed(HALF, b"[" + BARE + b"]", DONE), "half"),
+    "in several lines": failed(OK + b"data: {\ndata: \"error\":\ndata: \"BOOM\"}\n\n" + sse(DONE)),
     "a code and words": failed(closed(HALF, b'{"code":500,"message":"BOOM"}', DONE), "half"),
     "a status and words": failed(closed(HALF, b'{"status":"error","message":"BOOM"}'), "half"),
     **{
