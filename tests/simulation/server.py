@@ -336,11 +336,14 @@ class Server:
         peer.answer(replies)
 
     def _nonsense(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
-        """Answer what no script answers, and run it or not."""
+        """Answer what no script answers, and run it or not; what went with it is answered."""
         runs = random.Random(trap.seed).random() < 0.5
-        replies = self.execute(peer, batch) if runs else [1 for _ in batch]
-        named = [self._name(each) == trap.on for each in batch]
-        peer.answer([1 if its else each for its, each in zip(named, replies, strict=True)])
+        replies: list[Reply] = []
+        for command in batch:
+            its = self._name(command) == trap.on
+            reply = self.execute(peer, [command])[0] if runs or not its else None
+            replies.append(1 if its else reply)
+        peer.answer(replies)
 
     def _readonly(self, peer: "_Peer", batch: list[Args], trap: Trap) -> None:
         error = RedisError("READONLY You can't write against a read only replica.")
