@@ -25,7 +25,7 @@ FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "inter
 
 _DRAWS = 64
 
-_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried")
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
@@ -47,6 +47,7 @@ class Record:
     attempts: int
     cancel: int
     buried: int  # How often it was named by a dead replica, and nobody owned it yet.
+    ahead: int  # Milliseconds that its epochs are ahead of the time.
     end_id: str
     result: bytes
     now: int
@@ -159,19 +160,19 @@ class Records:
         preset: str,
         request: bytes,
         digest: str,
-        after: int = 0,
+        ahead: int = 0,
     ) -> Created:
         """Store a request, unless its id is taken; tell what is stored there then.
 
-        Unredeemed it is kept no longer than a failover's loss may last. All its epochs will be
-        above `after`.
+        Unredeemed it is kept no longer than a failover's loss may last. The clock that its epochs
+        are drawn by is `ahead` of Redis's, in milliseconds.
         """
         fields: dict[str, Any] = {
             "version": VERSION,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
-            **({"epoch": after} if after else {}),
+            **({"ahead": ahead} if ahead else {}),
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]

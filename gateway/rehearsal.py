@@ -11,24 +11,29 @@ from typing import Any
 
 from gateway.beat import Beat, inbox
 from gateway.errors import Passing
+from gateway.limits import Most
 from gateway.positions import Entry, Position
 from gateway.reader import read, read_page
 from gateway.records import End, Records, Seal, new_id
-from gateway.store import Store, log_key, presence_key, record_key
+from gateway.repeats import Repeats
+from gateway.store import Store, asked_key, log_key, presence_key, record_key, subject_keys
 
 _SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
+_TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
+_MUCH = 1 << 40
 
 
 async def can_store(records: Records) -> None:
     """Store what a ticket would, and take it back; raises Passing where that cannot be.
 
     A full Redis passes: open streams wait, pages that come are told to come back, and to take this
-    replica out of service would turn them away for good.
+    replica out of service would turn them away for good. So does one that is full for tickets only,
+    and nobody's bytes are counted: who asks has no login, and may ask as often as he likes.
     """
     probe = records.new_stream()
     log, store = log_key(probe), records.store
     try:
-        await records.create(probe, "", "", b"", "")
+        await _records(store, records.replica).create(probe, "", "", b"", "")
         await store.calls([["XADD", log, "NOMKSTREAM", "1-1", 1, ""], ["EXISTS", log]])
     except Passing as error:
         if not str(error).startswith("OOM "):
@@ -44,8 +49,8 @@ class Rehearsal:
         self._store = store
         self._id = stream_id
         self._me = me
-        times: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
-        self._records = Records(store, me, **times, lease=1)
+        self._records = _records(store, me, _MUCH)
+        self._repeats = Repeats(self._records)
         self._beat = Beat(store, me, 1)
         self._epoch = 0
 
@@ -54,6 +59,7 @@ class Rehearsal:
         acts: dict[str, Callable[[], Awaitable[object]]] = {
             "show that this replica lives": self._live,
             "store a ticket": self._ask,
+            "count what a user has": self._count,
             "start a stream": self._begin,
             "write its log": self._write,
             "read its log": self._read,
@@ -85,22 +91,34 @@ class Rehearsal:
         await self._beat.cancelled(*await self._beat.cancels())
 
     async def _ask(self) -> None:
-        await self._records.create(self._id, "check", "default", b"{}", "digest")
+        await self._records.create(self._id, self._me, "default", b"{}", "digest")
         await self._records.read(self._id)
         await self._records.states([self._id])
         # Not only by the digest: a Redis that is started again has to be told the scripts anew.
         await self._store.call("EVAL", "return 1", 1, record_key(self._id))
 
+    async def _count(self) -> None:
+        try:
+            await _records(self._store, self._me, 1).create(new_id(), self._me, "", b"", "")
+        except Passing as error:
+            if error.code != "too_many_bytes":
+                raise
+        free = [int(_SECONDS * 1000), self._id, 0, 0]
+        await self._store.script("settle", subject_keys(self._me), free)
+
     async def _begin(self) -> None:
         await self._beat.enter(self._id)
+        await self._repeats.remember(self._id, self._id)
         await self._records.claim(self._id, "nonce")
         self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
+        await self._repeats.find(self._id, Position(self._epoch, 0))
 
     async def _write(self) -> None:
         first, second = (str(Position(self._epoch, number)) for number in (1, 2))
         key = log_key(self._id)
         await self._store.urgent([["XADD", key, "NOMKSTREAM", first, 1, "data:\n\n"]])
-        await self._records.hold(self._id, self._epoch, {"version": 1})
+        await self._records.hold(self._id, self._epoch, {"version": 1}, torn="none")
+        await self._store.urgent([["XLEN", key]])
         entry = Entry(Position(self._epoch, 2), 1, b"data:\n\n")
         await self._records.append(self._id, first, [entry])
         end = End("done", str(Position(self._epoch, 3)), 1, b"event: end\ndata:\n\n")
@@ -119,8 +137,13 @@ class Rehearsal:
         await self._beat.leave(self._id)
 
     async def _leave(self) -> None:
-        keys = [each(self._id) for each in (record_key, log_key, presence_key)]
+        keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
+        keys += subject_keys(self._me)
         with suppress(Passing):
             await self._store.calls(["DEL", key] for key in keys)
         with suppress(Passing):
             await self._beat.stop()
+
+
+def _records(store: Store, replica: str, size: int = 0) -> Records:
+    return Records(store, replica, **_TIMES, lease=1, most=Most(size=size))

@@ -31,9 +31,10 @@ class Repeats:
         self._store = records.store
 
     async def remember(self, name: str, stream_id: str) -> int:
-        """Let a request find the stream that it is about to begin; return the epoch before its own.
+        """Let a request find the stream that it is about to begin; return how far it is ahead.
 
-        It comes before the claim: what is paid for and not to be found would be paid for again.
+        That is of its clock, see `Records.create`. It comes before the claim: what is paid for and
+        not to be found would be paid for again.
         """
         args = [self._records.longest, stream_id, KEPT]
         return int(await self._store.script("remember", [asked_key(name)], args))

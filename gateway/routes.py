@@ -125,10 +125,10 @@ class Routes:
         if position is not None:
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
-        after = 0
+        ahead = 0
         if at_once and not key:
-            after = await self._repeats.remember(request_name, stream_id)
-        created = await self._records.create(stream_id, subject, name, *made, after)
+            ahead = await self._repeats.remember(request_name, stream_id)
+        created = await self._records.create(stream_id, subject, name, *made, ahead)
         if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)

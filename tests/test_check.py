@@ -1,6 +1,7 @@
 """`gateway check`: a verdict on everything the gateway depends on, before anybody depends on it."""
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ async def ends(at: Served, url: str) -> bool:
     return got.names[-1:] == ["end"] and got.end["state"] == "done"
 
 
+NEEDED = ("time", "xadd", "hset", "sadd", "xrange", "zadd", "hincrby")
 RIGHTS = {
     "all": "+@all ~* &*",
     "the gateway's keys and no admin's commands": "+@all -@dangerous ~gw:* &gw:*",
@@ -215,7 +217,10 @@ RIGHTS = {
     "other keys": "+@all ~app:* &*",
     "keys to read": "+@all %R~gw:* &*",
     "keys of streams alone": "+@all ~gw:{* &*",
-    **{f"no {each}": f"+@all -{each} ~* &*" for each in ("time", "xadd", "hset", "sadd", "xrange")},
+    **{
+        f"no {each}": f"+@all -{each} ~* &*"
+        for each in ("time", "xadd", "hset", "sadd", "xrange", "zadd", "hincrby")
+    },
     "no password": "",
 }
 UNREADY = ("no scripts", "scripts known, none new", "other keys", "keys to read", "no password")
@@ -241,6 +246,16 @@ async def test_check_tells_whether_the_gateway_will_work_with_this_user(
     assert not (ready and rights in UNREADY)
     assert "pw" not in words(said, "redis")
     assert await ask(own_redis.port, "KEYS", "*check*") == []
+
+
+@pytest.mark.parametrize("command", ["xlen", "zrange", "zrevrange", "zscore", "zrem", "hdel"])
+async def test_a_right_that_is_needed_only_at_times_is_a_fault_too(
+    command: str, own_redis: RedisServer
+) -> None:
+    await ask(own_redis.port, "ACL", "SETUSER", "gw", "on", ">pw", "+@all", f"-{command}", "~*")
+    said = await found(redis_url=own_redis.url.replace("//", "//gw:pw@"))
+    assert "fault" in levels(said, "redis")
+    assert re.search(r"cannot [a-z ]+: (NOPERM|ERR The user)", words(said, "redis"))
 
 
 @pytest.mark.parametrize("rights", ["no channels", "no word to others", "no word of others"])
@@ -306,6 +321,27 @@ async def test_a_full_redis_takes_no_replica_out_of_service(own_redis: RedisServ
         await ask(own_redis.port, "CONFIG", "SET", "maxmemory", 1)
         assert (await gateway.post()).status_code == 503
         assert (await gateway.http.get("/readyz")).status_code == 200
+
+
+async def test_a_redis_that_is_full_for_tickets_takes_no_replica_out_of_service(
+    own_redis: RedisServer,
+) -> None:
+    async with running(redis_url=own_redis.url, store_share=0.001) as gateway:
+        await ask(own_redis.port, "CONFIG", "SET", "maxmemory", 100 << 20)
+
+        async def is_full() -> bool:
+            answer = await gateway.post()
+            return answer.status_code == 503 and answer.json()["code"] == "store_full"
+
+        await until(is_full)
+        assert (await gateway.http.get("/readyz")).status_code == 200
+
+
+async def test_who_looks_whether_a_replica_is_ready_fills_nothing(own_redis: RedisServer) -> None:
+    async with running(redis_url=own_redis.url, subject_bytes=4096) as gateway:
+        for _ in range(6):
+            assert (await gateway.http.get("/readyz")).status_code == 200
+        assert await ask(own_redis.port, "KEYS", "gw:*:bytes") == []
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ FLOORS: dict[str, set[str]] = {
     "state": {
         *("outage", "address", "line", "node", "route", "cluster", "store"),
         *("majority", "records", "memory", "limits", "headroom"),
-        *("beat", "eventlog", "rehearsal", "crew", "writer", "reader", "pages"),
-        *("tail", "viewer", "follower", "tails", "repeats"),
+        *("beat", "eventlog", "repeats", "rehearsal", "crew", "writer", "reader", "pages"),
+        *("tail", "viewer", "follower", "tails"),
     },
     "upstream": {
         *("upstream", "answers", "transport", "connection", "codings", "failures", "words"),

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,52 @@ async def test_while_the_store_is_away_a_repeat_is_to_come_back(own_redis: Redis
         assert len(upstream.calls) == 1
 
 
+@pytest.mark.parametrize("what", ["a claim", "a takeover"])
+async def test_what_a_failover_lost_and_is_done_again_draws_another_epoch(
+    any_redis_url: str, what: str
+) -> None:
+    """Else an id of the lost log would be one of the new log, whose text is another."""
+    async with running(redis_url=any_redis_url) as gate:
+        records, store = gate.gateway.records, gate.gateway.store
+        stream = records.new_stream()
+        name, me = asked("alice", "default", stream), records.replica
+        repeats = Repeats(records)
+        await repeats.remember(name, records.new_stream())
+        ahead = await repeats.remember(name, stream)
+        assert ahead > 0
+        await records.create(stream, "alice", "default", b"{}", "digest", ahead)
+        epochs = [(await records.claim(stream, "first")).epoch]
+        if what == "a takeover":
+            epochs.append(await records.takeover(stream, me, "one") or 0)
+            await lose(gate, stream, state="starting", epoch=epochs[0], nonce="")
+            await passes(gate)
+            epochs.append(await records.takeover(stream, me, "another") or 0)
+        else:
+            await lose(gate, stream, state="cached", epoch=0, nonce="", owner="")
+            await passes(gate)
+            epochs.append((await records.claim(stream, "second")).epoch)
+        assert epochs == sorted(set(epochs))
+        seconds, _ = await store.call("TIME")
+        assert min(epochs) > int(seconds) * 1000 + ahead - 60_000
+
+
+async def lose(gate: Served, stream: str, **fields: Any) -> None:
+    """Give a stream the record that it had, and no log."""
+    flat = [part for item in fields.items() for part in item]
+    await gate.gateway.store.calls([["HSET", record_key(stream), *flat], ["DEL", log_key(stream)]])
+
+
+async def passes(gate: Served) -> None:
+    """Return when the store's clock is another."""
+    before = await gate.gateway.store.call("TIME")
+
+    async def later() -> bool:
+        now = await gate.gateway.store.call("TIME")
+        return int(now[0]) > int(before[0]) or int(now[1]) > int(before[1]) + 2000
+
+    await until(later)
+
+
 # Who runs it
 
 
@@ -274,9 +321,12 @@ async def test_only_as_many_streams_of_a_request_are_remembered_as_anybody_goes_
         records, store = gate.gateway.records, gate.gateway.store
         name = asked("alice", "default", records.new_stream())
         repeats = Repeats(records)
-        floors = [await repeats.remember(name, f"stream {n}") for n in range(KEPT + 5)]
-        assert floors == sorted(set(floors))
-        assert await repeats.remember(name, f"stream {KEPT}") == floors[KEPT]  # Sent twice.
+        clocks = [await repeats.remember(name, f"stream {n}") for n in range(KEPT + 5)]
+        assert clocks[0] == 0
+        steps = [after - before for before, after in pairwise(clocks)]
+        assert all(0.99 * records.longest < step <= records.longest for step in steps)
+        again = await repeats.remember(name, f"stream {KEPT}")  # Sent twice.
+        assert clocks[KEPT] - 1000 < again <= clocks[KEPT]
         kept = await store.call("ZRANGE", asked_key(name), 0, -1)
         assert kept == [b"stream %d" % number for number in range(5, KEPT + 5)]
         assert 0 < await store.call("PTTL", asked_key(name)) <= records.longest
