@@ -291,6 +291,8 @@ class Replica:
             if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]
                 self._writer.close(run.log)
+                if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
+                    self._takeover.orphan(stream_id)
                 if self._tails.get(stream_id) is run.tail:
                     self._tails.forget(stream_id)
 
