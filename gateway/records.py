@@ -25,7 +25,7 @@ FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "inter
 
 _DRAWS = 64
 
-_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried")
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "after")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
@@ -50,6 +50,7 @@ class Record:
     end_id: str
     result: bytes
     now: int
+    after: int = 0  # Its epochs are above this, and grow with the clock from there.
 
     @property
     def expired(self) -> bool:
@@ -171,7 +172,7 @@ class Records:
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
-            **({"epoch": after} if after else {}),
+            **({"after": after} if after else {}),
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]

@@ -325,4 +325,5 @@ def fields_of(record: Record) -> dict[str, Any]:
         "issued": record.issued,
         "start_by": record.start_by,
         "attempts": record.attempts,
+        **({"after": record.after} if record.after else {}),
     }

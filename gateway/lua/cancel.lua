@@ -4,7 +4,7 @@
 -- Returns {state, owner}; state: missing, expired, or what the stream ends with; owner '' if none
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local r = redis.call('HMGET', KEYS[1], 'state', 'start_by', 'owner', 'epoch')
+local r = redis.call('HMGET', KEYS[1], 'state', 'start_by', 'owner', 'epoch', 'after', 'issued')
 if not r[1] then return {'missing', ''} end
 if r[1] == 'starting' then
   redis.call('HSET', KEYS[1], 'cancel', 1)
@@ -12,7 +12,9 @@ if r[1] == 'starting' then
 end
 if r[1] ~= 'cached' then return {r[1], ''} end
 if now > tonumber(r[2]) then return {'expired', ''} end
-local epoch = string.format('%.0f', math.max(now, (tonumber(r[4]) or 0) + 1))
+local epoch = math.max(now, (tonumber(r[4]) or 0) + 1)
+if r[5] then epoch = math.max(epoch, r[5] + 1 + now - r[6]) end  -- As at the claim.
+epoch = string.format('%.0f', epoch)
 local id = epoch .. '-1'
 redis.call('XADD', KEYS[2], id, '1', ARGV[2] .. 'id: ' .. id .. '\n\n', 'end', 'cancelled')
 redis.call('HSET', KEYS[1], 'state', 'cancelled', 'end_id', id, 'epoch', epoch, 'result', ARGV[3])

@@ -6,7 +6,7 @@
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local r = redis.call('HMGET', KEYS[1], 'state', 'start_by', 'owner', 'nonce', 'epoch', 'request',
-  'buried')
+  'buried', 'after', 'issued')
 if not r[1] then return {'missing'} end
 if r[1] == 'starting' and r[3] == ARGV[1] and r[4] == ARGV[2] then
   return {'claimed', r[5], r[6]}  -- The same command again: its first reply was lost.
@@ -15,6 +15,8 @@ if r[1] ~= 'cached' then return {'attach'} end
 if now > tonumber(r[2]) then return {'expired'} end
 if (r[7] or '0') ~= ARGV[4] then return {'unnamed'} end
 local epoch = math.max(now, (tonumber(r[5]) or 0) + 1)
+-- By the clock as well: a claim that Redis forgot must not have had the same.
+if r[8] then epoch = math.max(epoch, r[8] + 1 + now - r[9]) end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then epoch = math.max(epoch, tonumber(string.match(last[1], '^%d+')) + 1) end
 local name = string.format('%.0f', epoch)

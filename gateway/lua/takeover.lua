@@ -6,12 +6,13 @@
 -- Returns {verdict, epoch}; verdict: taken or no
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'nonce')
+local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'epoch', 'nonce', 'after', 'issued')
 if r[1] == 'cached' then redis.call('HINCRBY', KEYS[1], 'buried', 1) end
 if r[1] ~= 'starting' then return {'no'} end
 if r[2] == ARGV[2] and r[4] == ARGV[3] then return {'taken', r[3]} end
 if r[2] ~= ARGV[1] then return {'no'} end
 local epoch = math.max(now, tonumber(r[3]) + 1)
+if r[5] then epoch = math.max(epoch, r[5] + 1 + now - r[6]) end  -- As at the claim.
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if last then epoch = math.max(epoch, tonumber(string.match(last[1], '^%d+')) + 1) end
 local name = string.format('%.0f', epoch)
