@@ -184,6 +184,14 @@ class Records:
             self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
         return made
 
+    async def created(self, stream_id: str) -> Created | None:
+        """Return what `create` would find to be stored already, None if that would store it."""
+        record = await self.read(stream_id)
+        if record is None or record.expired:
+            return None
+        facts = (record.issued, record.start_by, record.now, record.digest, record.state)
+        return Created(*facts, made=False)
+
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
         (seconds, micros), values = await self.store.calls(

@@ -128,7 +128,14 @@ class Routes:
         after = 0
         if at_once and not key:
             after = await self._repeats.remember(request_name, stream_id)
-        created = await self._records.create(stream_id, subject, name, *made, after)
+        try:
+            created = await self._records.create(stream_id, subject, name, *made, after)
+        except Passing as error:
+            # There is no room for a new one; what the key has begun needs none.
+            known = await self._records.created(stream_id) if key and error.of_room else None
+            if known is None:
+                raise
+            created = known
         if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)

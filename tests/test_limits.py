@@ -341,6 +341,28 @@ async def test_a_key_that_is_used_again_costs_nothing_more(redis_url: str) -> No
         too_many(await post(gate, BODY, **{"Idempotency-Key": new_id()}), "bytes")
 
 
+async def test_what_a_key_has_begun_is_found_also_where_there_is_no_room(redis_url: str) -> None:
+    """It has ended, so it counts no more; but nothing is stored for it either."""
+    async with gateway(redis_url=redis_url, subject_bytes=16 * KIB) as (gate, upstream):
+        key = {"Idempotency-Key": new_id()}
+        first = await post(gate, BODY, **key)
+        got = await gate.read(first.json()["stream_url"])
+        stream_id = gate.gateway.routes.tickets.verify(first.json()["ticket"]).stream_id
+        counts = ("HEXISTS", subject_keys("alice")[0], stream_id)
+
+        async def is_free() -> bool:
+            return not await gate.gateway.store.call(*counts)
+
+        await until(is_free)
+        await filled_up(gate)
+        again = await post(gate, BODY, **key)
+        assert (again.status_code, again.json()["ticket"]) == (200, first.json()["ticket"])
+        assert (await post(gate, BODY, **key, **STREAM)).content.endswith(got.raw[-40:])
+        other = await post(gate, BODY.replace(b"x", b"y", 1), **key)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+        assert len(upstream.calls) == 1
+
+
 async def test_what_runs_counts_until_it_has_ended(redis_url: str) -> None:
     """Also after its ticket would have run out."""
     held = Held()
