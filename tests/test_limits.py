@@ -464,6 +464,26 @@ async def test_a_refused_stream_takes_no_seat(redis_url: str) -> None:
             assert (await gate.http.get(f"{url}x", headers=gate.cookie())).status_code == 404
 
 
+async def test_a_stream_never_counts_twice(redis_url: str) -> None:
+    """As its claim and as its run: who may run two would be refused the second."""
+    held = Held()
+    async with gateway(held, redis_url=redis_url) as (gate, upstream):
+        counts, seen = gate.gateway.records.limits.streams.counts, set[int]()
+
+        async def look() -> None:
+            while True:
+                seen.add(counts.get("alice", 0))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        got = asyncio.create_task(gate.read(await gate.ticket()))
+        await until(lambda: len(upstream.calls) == 1)
+        held.go.set()
+        await got
+        looking.cancel()
+        assert seen == {0, 1}
+
+
 @pytest.mark.parametrize("how", ["cancelled", "refused"])
 async def test_a_run_is_counted_no_more_however_it_ended(how: str) -> None:
     async def script(call: Call) -> None:
