@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -540,6 +541,25 @@ async def test_many_at_once_do_not_fill_what_is_left_to_what_runs(tmp_path: Path
             assert {each.status_code for each in answers} == {201, 503}
             assert {each.json().get("code") for each in answers} == {None, "store_full"}
             assert int(client.info("memory")["used_memory"]) < 0.9 * 40 * MIB
+
+
+async def test_what_waits_for_a_replica_that_hangs_is_no_full_redis(tmp_path: Path) -> None:
+    """Redis itself does not count it: it would refuse nobody."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    limits = ("--maxmemory", "30mb", "--repl-diskless-sync-delay", "0")
+    with redis_server(tmp_path / "a", *limits) as server, Redis(port=server.port) as client:
+        follows = ("--replicaof", f"127.0.0.1 {server.port}")
+        with redis_server(tmp_path / "b", *follows) as other:
+            replication = partial(client.info, "replication")
+            await until(lambda: replication().get("slave0", {}).get("state") == "online")
+            other.pause()
+            for _ in range(40):
+                client.set("much", "x" * MIB)
+                client.delete("much")
+            assert int(client.info("memory")["used_memory"]) > 30 * MIB
+            async with gateway(redis_url=server.url) as (gate, _):
+                await gate.ticket()
 
 
 @pytest.mark.parametrize(
