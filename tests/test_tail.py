@@ -514,6 +514,29 @@ async def test_pages_are_kept_up_to_a_number_of_bytes_and_shared(shared_redis: R
         await pages.stop()
 
 
+async def test_pages_of_a_log_that_nobody_looks_at_are_let_go(shared_redis: RedisServer) -> None:
+    """A key that is used again, later, is for another log of the same name."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 30)))
+        viewer = await there.attach()
+        await there.all(viewer)
+        pages = viewer.tail.pages
+        assert pages is not None
+        assert pages.size > 0
+        there.tails.detach(viewer)
+        there.tails.sweep(later(5))
+        assert pages.size == 0
+
+
+async def test_of_a_log_that_is_gone_nothing_is_kept(shared_redis: RedisServer) -> None:
+    async with elsewhere(shared_redis.url) as there:
+        pages = Pages(there.store, 300_000)
+        at = Position(EPOCH, 7)
+        await pages.load(there.stream_id, at, "alice")
+        assert pages.get(there.stream_id, at) is None
+        await pages.stop()
+
+
 async def test_one_who_asks_for_much_does_not_hold_up_the_others() -> None:
     turns, order = Turns(2, 1), list[str]()
 
