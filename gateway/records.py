@@ -301,10 +301,14 @@ class Records:
         soon = min(young, self._ended_ttl, self._start_by)
         return forgot_all or self.just_reached(stream_id) or now - issued < soon
 
-    async def ran_out(self, issued: int) -> bool:
-        """Whether a ticket whose record is not there was never redeemed: else it would be there."""
-        seconds, micros = await self.store.call("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000 - issued < self._ended_ttl
+    async def ran_out(self, stream_id: str, issued: int) -> bool:
+        """Whether a ticket whose record is not there was never redeemed: else it would be there,
+        unless Redis forgot it."""
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return int(marker or now) <= issued and now - issued < self._ended_ttl
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""

@@ -312,7 +312,7 @@ class Routes:
         lives = record is None and self.replica.owes(ticket.stream_id)
         if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
             raise Passing("not_yet")
-        if not wanted and await self._records.ran_out(ticket.issued):
+        if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
             raise Refusal("ticket_expired", "Ask for a new one.")
         _unless_reconnect(wanted)
         return None
