@@ -80,8 +80,7 @@ class Pages:
     async def _load(self, key: Key, subject: str) -> Page:
         async with self._turns.of(subject):
             page = await read_page(self._store, *key)
-        # A whole log is what its tail begins with; of one that is gone there is nothing to keep.
-        if page.entries and (page.more or key[1] is not None):
+        if page.more or key[1] is not None:  # A whole log is what its tail begins with.
             self._keep(key, page)
         return page
 

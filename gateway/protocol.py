@@ -204,8 +204,6 @@ class Protocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
             if cycle is self.cycle and self._stage is _BODY:
                 self._expect_body()
-        elif self._stage is _BODY:
-            self._expect_body()  # Who sends on would lose the answer that is a refusal.
         else:
             self._debts.expect(
                 self, self._debts.terms.head if self._stage is _HEAD else self._debts.terms.idle
