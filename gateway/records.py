@@ -184,6 +184,14 @@ class Records:
             self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
         return made
 
+    async def created(self, stream_id: str) -> Created | None:
+        """Return what `create` would find to be stored already, None if that would store it."""
+        record = await self.read(stream_id)
+        if record is None or record.expired:
+            return None
+        facts = (record.issued, record.start_by, record.now, record.digest, record.state)
+        return Created(*facts, made=False)
+
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
         (seconds, micros), values = await self.store.calls(
@@ -293,10 +301,14 @@ class Records:
         soon = min(young, self._ended_ttl, self._start_by)
         return forgot_all or self.just_reached(stream_id) or now - issued < soon
 
-    async def ran_out(self, issued: int) -> bool:
-        """Whether a ticket whose record is not there was never redeemed: else it would be there."""
-        seconds, micros = await self.store.call("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000 - issued < self._ended_ttl
+    async def ran_out(self, stream_id: str, issued: int) -> bool:
+        """Whether a ticket whose record is not there was never redeemed: else it would be there,
+        unless Redis forgot it."""
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return int(marker or now) <= issued and now - issued < self._ended_ttl
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""

@@ -128,7 +128,14 @@ class Routes:
         ahead = 0
         if at_once and not key:
             ahead = await self._repeats.remember(request_name, stream_id)
-        created = await self._records.create(stream_id, subject, name, *made, ahead)
+        try:
+            created = await self._records.create(stream_id, subject, name, *made, ahead)
+        except Passing as error:
+            # There is no room for a new one; what the key has begun needs none.
+            known = await self._records.created(stream_id) if key and error.of_room else None
+            if known is None:
+                raise
+            created = known
         if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
@@ -305,7 +312,7 @@ class Routes:
         lives = record is None and self.replica.owes(ticket.stream_id)
         if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
             raise Passing("not_yet")
-        if not wanted and await self._records.ran_out(ticket.issued):
+        if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
             raise Refusal("ticket_expired", "Ask for a new one.")
         _unless_reconnect(wanted)
         return None
