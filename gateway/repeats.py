@@ -8,6 +8,7 @@ remembered by what was asked: the one whose log knows the epoch, whoever wrote i
 
 import hashlib
 from base64 import urlsafe_b64encode
+from contextlib import suppress
 
 from gateway.errors import Passing
 from gateway.positions import Position
@@ -38,6 +39,11 @@ class Repeats:
         """
         args = [self._records.longest, stream_id, KEPT]
         return int(await self._store.script("remember", [asked_key(name)], args))
+
+    async def forget(self, name: str, stream_id: str) -> None:
+        """Let go of a stream that will not begin: what is refused must not fill the store."""
+        with suppress(Passing):
+            await self._store.call("ZREM", asked_key(name), stream_id)
 
     async def find(self, name: str, position: Position) -> str:
         """Return the one stream of a request whose log knows an epoch, "" if there is none."""

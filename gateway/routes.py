@@ -125,17 +125,21 @@ class Routes:
         if position is not None:
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
-        ahead = 0
-        if at_once and not key:
-            ahead = await self._repeats.remember(request_name, stream_id)
-        created = await self._records.create(stream_id, subject, name, *made, ahead)
+        repeats = at_once and not key
+        ahead = await self._repeats.remember(request_name, stream_id) if repeats else 0
+        try:
+            created = await self._records.create(stream_id, subject, name, *made, ahead)
+            if at_once and await request.is_disconnected():
+                raise ClientDisconnect  # Nobody else could find what would be paid for.
+        except (Passing, ClientDisconnect):
+            if repeats:
+                await self._repeats.forget(request_name, stream_id)
+            raise
         if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = self._stream_url(request, ticket)
         if at_once:
-            if await request.is_disconnected():
-                raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self.tickets.verify(ticket), subject)
         return issued(ticket, url, created)
 

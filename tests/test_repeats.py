@@ -342,3 +342,15 @@ async def test_a_plain_post_and_one_with_a_key_remember_nothing(shared_redis: Re
         assert set(await store.call("KEYS", "gw:*:asked")) == before
         await posted(gate.http, body=body)
         assert len(set(await store.call("KEYS", "gw:*:asked")) - before) == 1
+
+
+async def test_what_is_refused_or_left_before_it_begins_is_not_remembered(
+    own_redis: RedisServer,
+) -> None:
+    """Refused without end, it would fill the store although each is told that it has too much."""
+    async with gateway(whole, redis_url=own_redis.url, subject_bytes=2048) as (gate, upstream):
+        await gate.post()
+        for number in range(3):
+            assert (await posted(gate.http, body=ask(f"Number {number}."))).status == 429
+        assert await gate.gateway.store.call("KEYS", "gw:*:asked") == []
+    assert upstream.calls == []
