@@ -10,7 +10,7 @@ marker may have a record that is only forgotten, not expired.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "inter
 _DRAWS = 64
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
-_TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
+_TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
@@ -48,6 +48,7 @@ class Record:
     cancel: int
     buried: int  # How often it was named by a dead replica, and nobody owned it yet.
     ahead: int  # Milliseconds that its epochs are ahead of the time.
+    asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
     now: int
@@ -160,19 +161,18 @@ class Records:
         preset: str,
         request: bytes,
         digest: str,
-        ahead: int = 0,
+        more: Mapping[str, Any] | None = None,
     ) -> Created:
         """Store a request, unless its id is taken; tell what is stored there then.
 
-        Unredeemed it is kept no longer than a failover's loss may last. The clock that its epochs
-        are drawn by is `ahead` of Redis's, in milliseconds.
+        Unredeemed it is kept no longer than a failover's loss may last. `more` is of its repeats.
         """
         fields: dict[str, Any] = {
             "version": VERSION,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
-            **({"ahead": ahead} if ahead else {}),
+            **(more or {}),
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]

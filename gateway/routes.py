@@ -126,9 +126,9 @@ class Routes:
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
         repeats = at_once and not key
-        ahead = await self._repeats.remember(request_name, stream_id) if repeats else 0
+        more = await self._repeats.remember(request_name, stream_id) if repeats else {}
         try:
-            created = await self._records.create(stream_id, subject, name, *made, ahead)
+            created = await self._records.create(stream_id, subject, name, *made, more)
             if at_once and await request.is_disconnected():
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
         except (Passing, ClientDisconnect):
