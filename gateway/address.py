@@ -189,6 +189,8 @@ def _possible() -> str:
 
 
 def _single(parts: SplitResult, given: dict[str, str], tls: bool) -> Address:
+    if "," in parts.netloc.rpartition("@")[2]:
+        raise SettingsError("names several; that is redis+sentinel:// or redis+cluster://")
     options = _connection(given, tls)
     options["host"] = parts.hostname or "localhost"
     options["port"] = parts.port or 6379

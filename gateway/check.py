@@ -108,7 +108,8 @@ async def _told(call: Callable[..., Awaitable[bytes]]) -> tuple[dict[str, str], 
     except Passing as error:
         if error.__cause__ is not None:
             raise
-        words = f"answers; its version and what it keeps are not told ({error})"
+        told = "its version, what it keeps and how full it is are not told"
+        words = f"answers; {told} ({error}): GATEWAY_STORE_SHARE keeps nothing back"
         return {}, [Verdict("warning", "redis", words)]
     return info, _durability(info)
 

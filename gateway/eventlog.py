@@ -281,7 +281,7 @@ class EventLog:
             last = str(batch[-1].last)
         self._torn = False
         if missing:
-            log.warning("wrote %d entries of %s again", len(missing), self.stream_id)
+            log.debug("wrote %d entries of %s again", len(missing), self.stream_id)
         if self._sealed is not None and verdict != "sealed":
             again, _ = await self._records.seal(self.stream_id, self.epoch, self._sealed)
             if again != "sealed":

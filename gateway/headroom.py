@@ -14,7 +14,7 @@ from gateway.errors import Passing
 from gateway.node import Node
 from gateway.store import Store
 
-_REFUSED = 10  # Looks left out after one that was not answered: a Redis may not let us have INFO.
+_REFUSED = 10  # Looks left out after one that was refused: a Redis may not let us have INFO.
 _LOOKS = 10  # For one ticket.
 
 
@@ -42,8 +42,9 @@ class Room:
     async def _look(self) -> None:
         try:
             self._left = _left(await self._node.call("INFO", "memory"), self._share)
-        except (Passing, ValueError):
-            self._left, self._pause = None, _REFUSED
+        except (Passing, ValueError) as error:
+            # One that was only slow is asked again soon: nothing is kept back from it meanwhile.
+            self._left, self._pause = None, 0 if error.__cause__ else _REFUSED
         self._since = 0
 
     async def fits(self, size: int) -> bool:

@@ -10,15 +10,15 @@ marker may have a record that is only forgotten, not expired.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gateway.errors import Passing
 from gateway.limits import Held, Limits, Most
 from gateway.majority import Majority
 from gateway.positions import Entry
-from gateway.store import Script, Store, log_key, naming, presence_key, record_key
+from gateway.presence import Presence
+from gateway.store import Script, Store, log_key, naming, record_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -26,7 +26,7 @@ FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "inter
 _DRAWS = 64
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
-_TEXTS = ("state", "subject", "preset", "digest", "owner", "end_id")
+_TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
@@ -48,6 +48,7 @@ class Record:
     cancel: int
     buried: int  # How often it was named by a dead replica, and nobody owned it yet.
     ahead: int  # Milliseconds that its epochs are ahead of the time.
+    asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
     now: int
@@ -130,6 +131,7 @@ class Records:
     ) -> None:
         self.replica = replica
         self.store = store
+        self.presence = Presence(store, replica)
         self._majority = Majority(len(store.books))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
@@ -160,19 +162,18 @@ class Records:
         preset: str,
         request: bytes,
         digest: str,
-        ahead: int = 0,
+        more: Mapping[str, Any] | None = None,
     ) -> Created:
         """Store a request, unless its id is taken; tell what is stored there then.
 
-        Unredeemed it is kept no longer than a failover's loss may last. The clock that its epochs
-        are drawn by is `ahead` of Redis's, in milliseconds.
+        Unredeemed it is kept no longer than a failover's loss may last. `more` is of its repeats.
         """
         fields: dict[str, Any] = {
             "version": VERSION,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,
-            **({"ahead": ahead} if ahead else {}),
+            **(more or {}),
         }
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]
@@ -320,28 +321,6 @@ class Records:
         names = ("state", "epoch")
         replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
         return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
-
-    async def show_presence(self, stream_ids: list[str], ttl: float) -> None:
-        """Tell the owners of these streams that somebody watches from here."""
-        milliseconds = max(1, int(ttl * 1000))
-        await self.store.calls(
-            ["SET", presence_key(each), self.replica, "PX", milliseconds] for each in stream_ids
-        )
-
-    async def withdraw_presence(self, stream_ids: list[str]) -> None:
-        """Take back what was told, unless another replica has told it since."""
-        replies = await self.store.calls(["GET", presence_key(each)] for each in stream_ids)
-        ours = [
-            presence_key(stream_id)
-            for stream_id, reply in zip(stream_ids, replies, strict=True)
-            if reply == self.replica.encode()
-        ]
-        await self.store.calls(["DEL", key] for key in ours)
-
-    async def watched(self, stream_ids: list[str]) -> list[bool]:
-        """Tell which of these streams somebody watches from another replica, or may watch."""
-        replies = await self.store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
-        return [isinstance(reply, Passing) or bool(reply) for reply in replies]
 
 
 def new_id() -> str:

@@ -6,8 +6,12 @@ would show two answers as one. An id names an epoch, and the streams that a requ
 remembered by what was asked: the one whose log knows the epoch, whoever wrote it, is meant.
 """
 
+import asyncio
 import hashlib
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from gateway.errors import Passing
 from gateway.positions import Position
@@ -30,14 +34,24 @@ class Repeats:
         self._records = records
         self._store = records.store
 
-    async def remember(self, name: str, stream_id: str) -> int:
-        """Let a request find the stream that it is about to begin; return how far it is ahead.
+    async def remember(self, name: str, stream_id: str) -> dict[str, Any]:
+        """Let a request find the stream that it is about to begin; return what its record says.
 
-        That is of its clock, see `Records.create`. It comes before the claim: what is paid for and
-        not to be found would be paid for again.
+        It comes before the claim: what is paid for and not to be found would be paid for again.
         """
         args = [self._records.longest, stream_id, KEPT]
-        return int(await self._store.script("remember", [asked_key(name)], args))
+        ahead = int(await self._store.script("remember", [asked_key(name)], args))
+        return {"asked": name, "ahead": ahead}
+
+    async def again(self, streams: Mapping[str, str]) -> None:
+        """Let requests find their streams, stream -> request, that Redis has forgotten of them."""
+        asked = (self.remember(name, stream_id) for stream_id, name in streams.items())
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    async def forget(self, name: str, stream_id: str) -> None:
+        """Let go of a stream that will not begin: what is refused must not fill the store."""
+        with suppress(Passing):
+            await self._store.call("ZREM", asked_key(name), stream_id)
 
     async def find(self, name: str, position: Position) -> str:
         """Return the one stream of a request whose log knows an epoch, "" if there is none."""

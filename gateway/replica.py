@@ -20,6 +20,7 @@ from gateway.inbox import Inbox
 from gateway.ownership import Ownership
 from gateway.presets import Preset
 from gateway.records import Record, Records
+from gateway.repeats import Repeats
 from gateway.runs import Caps, Run
 from gateway.suspects import Suspects
 from gateway.tails import Tails
@@ -64,6 +65,7 @@ class Replica:
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * beat.lease, tails.owners)
         self._runs: dict[str, Run] = {}
+        self._repeats = Repeats(records)
         self._inbox = Inbox(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._tasks = Tasks()
@@ -245,6 +247,7 @@ class Replica:
                 if news.forgot:
                     log.warning("the store came back without its memory")
                     self._doubt(self._in_memory_of(news.forgot))
+                    self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
                 self._bury(news.dead, owners)
                 pause = self._beat.interval
             except Passing as error:
@@ -264,6 +267,11 @@ class Replica:
     def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
         at = self._records.store.marker_of
         return [run for run in self._runs.values() if at(run.log.stream_id) in markers]
+
+    def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
+        at = self._records.store.marker_of
+        asked = {each: run.log.fields.get("asked", "") for each, run in self._runs.items()}
+        return {each: name for each, name in asked.items() if name and at(name) in markers}
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:

@@ -325,5 +325,5 @@ def fields_of(record: Record) -> dict[str, Any]:
         "issued": record.issued,
         "start_by": record.start_by,
         "attempts": record.attempts,
-        **({"ahead": record.ahead} if record.ahead else {}),
+        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
     }

@@ -132,7 +132,11 @@ async def test_a_server_of_a_cluster_that_is_named_as_a_single_one_is_a_fault(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h/", "redis://h:port/", "redis+sentinel://h", "redis+cluster://h"]
+    "url",
+    [
+        *("http://h/", "redis://h:port/", "redis+sentinel://h", "redis+cluster://h"),
+        *("redis://a:1,b:2/0", "redis://a,b:2", "rediss://u:p@a:1,b:2"),
+    ],
 )
 async def test_a_wrong_redis_url_is_a_fault(url: str) -> None:
     said = await found(redis_url=url)

@@ -33,7 +33,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "state": {
         *("outage", "address", "line", "node", "route", "cluster", "store"),
-        *("majority", "records", "memory", "limits", "headroom"),
+        *("majority", "presence", "records", "memory", "limits", "headroom"),
         *("beat", "eventlog", "repeats", "rehearsal", "crew", "writer", "reader", "pages"),
         *("tail", "viewer", "follower", "tails"),
     },
@@ -112,6 +112,7 @@ TESTED_IN = {
     "mounts": "settings",
     "node": "store",
     "ownership": "replica",
+    "presence": "records",
     "pages": "tail",
     "positions": "eventlog",
     "reader": "eventlog",

@@ -172,6 +172,18 @@ async def test_what_its_replica_did_not_live_to_free_is_free_by_itself(store: St
     assert await counted(store, alice) == 8 * KIB
 
 
+async def test_what_was_counted_by_a_clock_that_was_set_back_is_free_when_a_record_would_be(
+    store: Store,
+) -> None:
+    records, alice = replica(store), somebody()
+    old = await kept(records, alice, 6 * KIB)
+    await store.call("ZADD", subject_keys(alice)[1], 1 << 43, old)
+    await refused(records, alice, 6 * KIB)
+    seconds, _ = await store.call("TIME")
+    until_when = float(await store.call("ZSCORE", subject_keys(alice)[1], old))
+    assert until_when <= (int(seconds) + 601) * 1000
+
+
 async def test_a_thousand_that_ran_out_make_room_for_one_that_is_refused_at_first(
     store: Store,
 ) -> None:

@@ -191,7 +191,7 @@ async def test_what_is_not_there_is_not_claimed(store: Store) -> None:
 async def test_what_redis_forgot_lends_its_epoch_to_nobody(store: Store) -> None:
     """Else what was seen of the one log would be a place in the other one, without a gap."""
     records, stream_id, after = replica(store), new_id(), 2**50
-    await records.create(stream_id, "alice", "default", REQUEST, "digest", after)
+    await records.create(stream_id, "alice", "default", REQUEST, "digest", {"ahead": after})
     epochs: list[list[int]] = [[], []]
 
     async def next_one(claims: bool) -> bool:
@@ -538,12 +538,12 @@ async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store
 async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:
     records = replica(store)
     here, nobody = new_id(), new_id()
-    await records.show_presence([here], 5)
-    assert await records.watched([here, nobody]) == [True, False]
-    await records.show_presence([here], 0.001)
+    await records.presence.show([here], 5)
+    assert await records.presence.watched([here, nobody]) == [True, False]
+    await records.presence.show([here], 0.001)
 
     async def gone() -> bool:
-        return not (await records.watched([here]))[0]
+        return not (await records.presence.watched([here]))[0]
 
     await until(gone)
 

@@ -208,6 +208,26 @@ async def test_after_redis_forgot_a_repeat_is_to_come_back_and_then_gone_but_nev
     assert len(upstream.calls) == 1
 
 
+async def test_a_repeat_finds_what_still_runs_after_redis_forgot_it(
+    own_redis: RedisServer,
+) -> None:
+    script = held(3)
+    async with gateway(script, redis_url=own_redis.url, lease=1) as (gate, upstream):
+        got = await posted(gate.http, enough=at_least(3))
+        own_redis.kill()
+        own_redis.start()
+        records = gate.gateway.records
+
+        async def is_old() -> bool:
+            """Whether a Redis that has just come back is no excuse any more."""
+            return not await records.may_be_forgotten("nobody", 0)
+
+        await until(is_old, seconds=10)
+        again = await posted(gate.http, got.ids[0], at_least(2))
+        assert again.events == got.events[1:]
+        assert len(upstream.calls) == 1
+
+
 async def test_while_the_store_is_away_a_repeat_is_to_come_back(own_redis: RedisServer) -> None:
     async with gateway(held(2), redis_url=own_redis.url, lease=5) as (gate, upstream):
         got = await posted(gate.http, enough=at_least(2))
@@ -230,9 +250,9 @@ async def test_what_a_failover_lost_and_is_done_again_draws_another_epoch(
         name, me = asked("alice", "default", stream), records.replica
         repeats = Repeats(records)
         await repeats.remember(name, records.new_stream())
-        ahead = await repeats.remember(name, stream)
-        assert ahead > 0
-        await records.create(stream, "alice", "default", b"{}", "digest", ahead)
+        more = await repeats.remember(name, stream)
+        assert more["ahead"] > 0
+        await records.create(stream, "alice", "default", b"{}", "digest", more)
         epochs = [(await records.claim(stream, "first")).epoch]
         if what == "a takeover":
             epochs.append(await records.takeover(stream, me, "one") or 0)
@@ -245,7 +265,7 @@ async def test_what_a_failover_lost_and_is_done_again_draws_another_epoch(
             epochs.append((await records.claim(stream, "second")).epoch)
         assert epochs == sorted(set(epochs))
         seconds, _ = await store.call("TIME")
-        assert min(epochs) > int(seconds) * 1000 + ahead - 60_000
+        assert min(epochs) > int(seconds) * 1000 + more["ahead"] - 60_000
 
 
 async def lose(gate: Served, stream: str, **fields: Any) -> None:
@@ -321,14 +341,15 @@ async def test_only_as_many_streams_of_a_request_are_remembered_as_anybody_goes_
         records, store = gate.gateway.records, gate.gateway.store
         name = asked("alice", "default", records.new_stream())
         repeats = Repeats(records)
-        clocks = [await repeats.remember(name, f"stream {n}") for n in range(KEPT + 5)]
+        kept = [await repeats.remember(name, f"stream {n}") for n in range(KEPT + 5)]
+        clocks = [each["ahead"] for each in kept]
         assert clocks[0] == 0
         steps = [after - before for before, after in pairwise(clocks)]
         assert all(0.99 * records.longest < step <= records.longest for step in steps)
         again = await repeats.remember(name, f"stream {KEPT}")  # Sent twice.
-        assert clocks[KEPT] - 1000 < again <= clocks[KEPT]
-        kept = await store.call("ZRANGE", asked_key(name), 0, -1)
-        assert kept == [b"stream %d" % number for number in range(5, KEPT + 5)]
+        assert clocks[KEPT] - 1000 < again["ahead"] <= clocks[KEPT]
+        found = await store.call("ZRANGE", asked_key(name), 0, -1)
+        assert found == [b"stream %d" % number for number in range(5, KEPT + 5)]
         assert 0 < await store.call("PTTL", asked_key(name)) <= records.longest
 
 
@@ -342,3 +363,15 @@ async def test_a_plain_post_and_one_with_a_key_remember_nothing(shared_redis: Re
         assert set(await store.call("KEYS", "gw:*:asked")) == before
         await posted(gate.http, body=body)
         assert len(set(await store.call("KEYS", "gw:*:asked")) - before) == 1
+
+
+async def test_what_is_refused_or_left_before_it_begins_is_not_remembered(
+    own_redis: RedisServer,
+) -> None:
+    """Refused without end, it would fill the store although each is told that it has too much."""
+    async with gateway(whole, redis_url=own_redis.url, subject_bytes=2048) as (gate, upstream):
+        await gate.post()
+        for number in range(3):
+            assert (await posted(gate.http, body=ask(f"Number {number}."))).status == 429
+        assert await gate.gateway.store.call("KEYS", "gw:*:asked") == []
+    assert upstream.calls == []

@@ -14,7 +14,7 @@ from gateway.records import Records, new_id
 from gateway.store import Store, cancels_key, log_key, presence_key, record_key, runs_key
 from tests.support import RedisServer, free_port, running, scripted, until
 from tests.test_eventlog import LOSE_REQUEST, proxied
-from tests.test_promises import at_least, held
+from tests.test_promises import Paced, at_least, held
 
 
 @pytest.fixture
@@ -283,6 +283,25 @@ async def test_a_redis_that_is_away_is_logged_once_and_once_when_it_is_back(
         assert all(f":{own_redis.port}" in each for each in away)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_after_an_outage_no_line_is_said_for_each_stream(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        scripted(Paced(60, 0.05)) as upstream,
+        running(redis_url=own_redis.url, upstream_url=upstream.url) as gate,
+    ):
+        urls = [await gate.ticket() for _ in range(8)]
+        looks = [asyncio.create_task(gate.read(url)) for url in urls]
+        await until(lambda: len(upstream.calls) == len(urls))
+        caplog.set_level("INFO", "gateway")
+        own_redis.kill()
+        await until(lambda: "does not answer" in caplog.text)
+        own_redis.start()
+        assert {(await look).end["state"] for look in looks} == {"done"}
+    said = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(said) == 2, said  # That it was away, and that it has forgotten all.
 
 
 async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(

@@ -21,6 +21,10 @@ local bytes = math.max(had, tonumber(ARGV[4]))
 local sum = math.max(0, all - freed) - had + bytes
 if sum > tonumber(ARGV[1]) and bytes > had then
   if freed > 0 then redis.call('HINCRBY', KEYS[1], '', -freed) end
+  -- By a clock set back, they would count until it is there again.
+  local last = string.format('%.0f', now + tonumber(ARGV[5]))
+  local late = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. last, '+inf', 'LIMIT', 0, 1000)
+  for _, each in ipairs(late) do redis.call('ZADD', KEYS[2], last, each) end
   local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
   return {0, math.max(0, tonumber(first or now) - now)}
 end
