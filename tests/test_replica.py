@@ -245,6 +245,7 @@ async def test_a_claim_that_was_given_up_leaves_no_name_on_the_list(own_redis: R
         names = runs_key(served.gateway.name)
         proxy.judge = lambda data: 0 if names.encode() in data and b"SADD" in data else None
         await served.read(url)
+        await until(lambda: not served.gateway.replica._claims, "the claim is given up")
         assert await direct.call("SCARD", names) == 1
         proxy.judge = lambda _: None
 
