@@ -43,6 +43,8 @@ _NOTHING = frozenset({b"", b"{}", b"null", b'""'})
 _TEXTS = frozenset({"text", "output_text", "refusal"})
 _SHORT = 128  # Bytes that `[DONE]` and the white space around it may have.
 _EARLY = 4  # Events that are looked at once more where `[DONE]` comes soon after them.
+_ROUNDS = 8  # Times that some more are looked at where the first ones were none of an answer.
+_MOST = 1000  # Choices of which note is taken.
 _LOOKED_AT = 200  # Events in which a choice 0 is looked for.
 _REASON = 100  # Characters of a finish reason: it goes into `end` and the record, as a usage does:
 
@@ -65,9 +67,11 @@ class Reading:
         self.choices = choices
         self._reasons: dict[int, str] = {}  # The last of each choice that told one.
         self._unfinished: set[int] = set()  # Choices seen without one, or with text since.
+        self._broken: set[int] = set()  # Those whose reason says the opposite.
         self._went_on = False  # Whether text came after a finish.
         self._reads_all = choices > 1  # Which choice is an event of?
         self._early: list[bytes] | None = []  # The first events, if none of an answer was seen.
+        self._rounds = 0  # How often there were some more.
         self._last = b""
 
     @property
@@ -84,7 +88,7 @@ class Reading:
     @property
     def broken_off(self) -> bool:
         """Whether a choice was finished by a reason that says the opposite."""
-        return any(reason.lower() in BROKEN_OFF for reason in self._reasons.values())
+        return bool(self._broken)
 
     @property
     def at_rest(self) -> bool:
@@ -124,8 +128,10 @@ class Reading:
 
     def _later(self, data: bytes) -> list[bytes] | None:
         assert self._early is not None
-        answers = any(map(_says, self._early)) or not self.empty  # Most are, and not decoded.
-        return None if answers else [data]
+        self._rounds += 1
+        if self._rounds > _ROUNDS or any(map(_says, self._early)) or not self.empty:
+            return None  # Most are at once, and nothing was decoded.
+        return [data]
 
     def hear(self, strays: bytes | bytearray) -> None:
         """Take note of what came outside of all events: it may be the JSON of an error."""
@@ -173,7 +179,9 @@ class Reading:
         if self.closed:
             return
         for index, choice in choices:
-            self._note(index, choice)
+            known = index in self._reasons or index in self._unfinished
+            if known or len(self._reasons) + len(self._unfinished) < _MOST:
+                self._note(index, choice)
         self.finished = self.at_rest and not self._went_on
 
     def _note(self, index: int, choice: dict[str, Any]) -> None:
@@ -187,6 +195,7 @@ class Reading:
             if _ERROR.fullmatch(reason):  # Some say so instead of an error object.
                 self._fail({})
             self._reasons[index] = reason
+            (self._broken.add if reason.lower() in BROKEN_OFF else self._broken.discard)(index)
             self._reads_all = True  # What follows is little, or shows that this was no finish.
             self._unfinished.discard(index)
         elif index not in self._reasons:
