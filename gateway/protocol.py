@@ -34,7 +34,7 @@ _PIPELINED = 32  # Requests that may wait for the answer before theirs.
 _PACE = 16 * 1024  # Bytes of a body in a second that are progress: a phone's, and no drip.
 _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader's sake.
 
-_IDLE, _HEAD, _BODY, _DEAF = "idle", "head", "body", "deaf"
+_IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
 
 
 class Closed:
@@ -127,14 +127,26 @@ class Protocol(HttpToolsProtocol):
             if not self._answering:  # A viewer's client may send an empty line after its request.
                 self._debts.expect(self, self._debts.terms.head)
         self._owed += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # To nothing that we speak: the request is answered as it is.
-        except httptools.HttpParserError:
-            self._refuse(Refusal("bad_request", "It is not HTTP/1.1."))
+        self._feed(data)
         if self._owed > self._debts.terms.size:
             self._refuse(self._too_large())
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # To nothing that we speak: the request is answered as it is.
+            if self._stage is _AGAIN:
+                self._feed(self._without_upgrade() + data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(Refusal("bad_request", "It is not HTTP/1.1."))
+
+    def _without_upgrade(self) -> bytes:
+        """Return the head once more: behind an Upgrade the parser sees no body."""
+        lines = [b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade"]
+        asked = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (*asked, b"".join(lines))
 
     # The parser's calls
 
@@ -157,6 +169,10 @@ class Protocol(HttpToolsProtocol):
             return
         if error := self._fault():
             self._refuse(error)
+            return
+        names = {name for name, _ in self.headers} if self.parser.should_upgrade() else set()
+        if b"upgrade" in names and names & {b"content-length", b"transfer-encoding"}:
+            self._stage = _AGAIN
             return
         if len(self.pipeline) >= _PIPELINED:
             self.cycle.keep_alive = False  # Whoever asks for so many at once may ask again.
@@ -185,7 +201,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Owe nothing more, unless the answer has come before the end of the question."""
-        if self._stage is _DEAF:
+        if self._stage in (_DEAF, _AGAIN):
             return
         self._stage, self._owed = _IDLE, 0
         super().on_message_complete()

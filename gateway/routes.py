@@ -213,10 +213,15 @@ class Routes:
             raise Passing("draining")
         if self._tails.viewers >= self._settings.max_streams:
             raise Passing("overloaded")  # Before anything is paid for that it could not show.
-        with self._records.limits.seat(subject) as seat:
+        leave = self._records.limits.seat(subject)
+        answer: Answer | None = None
+        try:
             answer = await self._watch(request, record, wanted)
+        finally:
             if isinstance(answer, EventStream):
-                answer.on_close = seat.pop_all().close
+                answer.on_close = leave
+            else:
+                leave()
         return answer
 
     async def _watch(self, request: Request, record: Record, wanted: str) -> Answer:

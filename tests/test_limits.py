@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -466,6 +467,19 @@ async def test_who_watches_too_much_opens_no_further_stream(redis_url: str) -> N
         held.go.set()
         assert (await last).end["state"] == "done"
         await asyncio.gather(*reads, return_exceptions=True)
+
+
+def test_a_seat_takes_next_to_no_memory() -> None:
+    """Every open stream has one."""
+    limits = replica(Store("")).limits
+    tracemalloc.start()
+    seats = [limits.seat("alice") for _ in range(1000)]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 300_000
+    for leave in seats:
+        leave()
+    assert limits.viewers.counts == {}
 
 
 async def test_a_refused_stream_takes_no_seat(redis_url: str) -> None:

@@ -466,6 +466,24 @@ async def test_a_trailer_is_nobodys_cookie() -> None:
     assert got.startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.parametrize("piece", [1, 1 << 16])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_upgrade_takes_no_body_away(chunked: bool, piece: int) -> None:
+    """Java's client, and `curl --http2`, offer HTTP/2 with every request that is not encrypted."""
+    body = json.dumps(ask()).encode()
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    more = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+    async with running() as served, line(served.url) as (reader, writer):
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+        sent = post(served, more, length) + framed
+        for start in range(0, len(sent), piece):
+            writer.write(sent[start : start + piece])
+            await writer.drain()
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 201 ")
+        writer.write(get("/healthz", Connection="close"))
+        assert (await rest(reader)).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_an_upgrade_to_what_we_do_not_speak_is_answered_as_it_is() -> None:
     async with running() as served:
         asked = get("/healthz", Connection="Upgrade, HTTP2-Settings", Upgrade="h2c")
