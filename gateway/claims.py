@@ -61,9 +61,11 @@ class Claims:
         limits.streams.take(record.subject)
         task = self._claims[record.stream_id] = self._tasks.spawn(self._claim(record, preset))
 
-        def over(_: object) -> None:
-            self._claims.pop(record.stream_id, None)
-            limits.streams.give(record.subject)  # A run has taken its own.
+        def over(task: asyncio.Task[str]) -> None:
+            if self._claims.get(record.stream_id) is task:
+                del self._claims[record.stream_id]
+            if task.cancelled() or task.result() != "claimed":  # Else it is the run's to give.
+                limits.streams.give(record.subject)
 
         task.add_done_callback(over)
         return task
@@ -94,6 +96,7 @@ class Claims:
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(_PAUSE)
         if claim.verdict == "claimed":
+            self._claims.pop(record.stream_id, None)  # From here on it counts as a run.
             fence = Entry(Position(claim.epoch, 0), 0, b"")
             self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
         elif record.stream_id not in self._runs:

@@ -135,7 +135,6 @@ class Replica:
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
         self._count += 1
-        self._limits.streams.take(record.subject)
         self._tasks.spawn(self._live(run, start))
 
     def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
@@ -143,6 +142,7 @@ class Replica:
         if self._count >= self._caps.streams:
             return False
         self._begin(record, preset, start)
+        self._limits.streams.take(record.subject)
         return True
 
     async def _live(self, run: Run, start: Start) -> None:
