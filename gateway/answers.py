@@ -68,8 +68,7 @@ class Chunks:
 async def opened(reply: Reply, preset: Preset) -> Chunks:
     """Return the body of a stream; raises UpstreamFailure if it is none."""
     chunks = await _opened(reply, preset)
-    lengths = (b"content-length", b"transfer-encoding")
-    chunks.framed = any(fields(reply.headers, name) for name in lengths)
+    chunks.framed = reply.body.framed
     return chunks
 
 

@@ -11,20 +11,32 @@ text, with no reason at all, is the server's own word; with nothing before it th
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from gateway.complaints import ERROR_NAMES, complaint, named_complaint, stray_complaint
+from gateway.complaints import (
+    ERROR_NAMES,
+    complaint,
+    last_words,
+    named_complaint,
+    stray_complaint,
+)
 from gateway.sse import Event
+from gateway.usage import Usage
 
 DONE = b"[DONE]"
-BROKEN_OFF = frozenset({"insufficient_system_resource", "abort"})  # Reasons that finish nothing.
+BROKEN_OFF = frozenset(  # Reasons that finish nothing.
+    {"insufficient_system_resource", "abort", "aborted", "cancelled", "canceled", "interrupted"}
+    | {"timeout", "user_cancel"}
+)
 
 _tells = re.compile(rb'"(?:finish_reason|usage|errors?)"\s*(?::\s*[^\sn]|[,}\]])').search
+_says = re.compile(rb'"(?:content|text)"\s*:\s*"[^"]').search
+_speaks = re.compile(rb'"(?:\w*(?:[mM]essage|msg)|errors?|detail|description|reason)"').search
 _TEXT = re.compile(rb'"(?:content|text|refusal|response)"')
+_ERROR = re.compile(r"error|errored|failed|failure|error_.*|.*_error", re.IGNORECASE | re.DOTALL)
 _NO_REASON = frozenset({"", "null", "none", "nil", "undefined"})
 _NO_ANSWER = frozenset({"id", "object", "created", "model", "type", "usage"})
 _NOTHING = frozenset({b"", b"{}", b"null", b'""'})
@@ -33,7 +45,6 @@ _SHORT = 128  # Bytes that `[DONE]` and the white space around it may have.
 _EARLY = 4  # Events that are looked at once more where `[DONE]` comes soon after them.
 _LOOKED_AT = 200  # Events in which a choice 0 is looked for.
 _REASON = 100  # Characters of a finish reason: it goes into `end` and the record, as a usage does:
-_DEPTH, _WIDTH, _LONG = 6, 100, 1000
 
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # NaN would not be JSON for a page.
 _PATIENT = json.JSONDecoder(
@@ -45,7 +56,7 @@ class Reading:
     """What a streamed chat completion has told so far."""
 
     def __init__(self, choices: int = 1) -> None:
-        self.usage: dict[str, Any] | None = None
+        self._usage = Usage()
         self.error: dict[str, Any] | None = None
         self.finished = False  # Whether the upstream said that the completion is whole.
         self.closed = False  # Whether `[DONE]` came: what follows is not of the answer.
@@ -60,6 +71,11 @@ class Reading:
         self._last = b""
 
     @property
+    def usage(self) -> dict[str, Any] | None:
+        """What it told of the price."""
+        return self._usage.told
+
+    @property
     def finish_reason(self) -> str | None:
         """The reason of choice 0, or of the first one that there is."""
         seen = self._reasons.keys() | self._unfinished
@@ -68,7 +84,7 @@ class Reading:
     @property
     def broken_off(self) -> bool:
         """Whether a choice was finished by a reason that says the opposite."""
-        return not BROKEN_OFF.isdisjoint(self._reasons.values())
+        return any(reason.lower() in BROKEN_OFF for reason in self._reasons.values())
 
     @property
     def at_rest(self) -> bool:
@@ -81,6 +97,12 @@ class Reading:
         """Whether nothing of an answer came."""
         return self._early is not None and not any(map(_is_of_answer, self._early))
 
+    @property
+    def _in_mid_answer(self) -> bool:
+        """Whether what came before the last event is a chat without any reason, or nothing."""
+        nothing = self._early is not None and not any(map(_is_of_answer, self._early[:-1]))
+        return not self._reasons and (bool(self.pieces) or nothing)
+
     def see(self, event: Event) -> None:
         """Take note of one event."""
         data, name, _ = event
@@ -90,14 +112,20 @@ class Reading:
             return
         self.pieces += b'"content"' in data
         if self._reads_all or _tells(data):
-            self._read(decoded(data))
+            self._suspect(self._last)
+            self._read(decoded(data), len(data))
             if data.startswith(b"["):
                 self.hear(data)  # Gemini's errors come in a list.
         if self._early is not None:
-            self._early = [*self._early, data] if len(self._early) < _EARLY else None
+            self._early = [*self._early, data] if len(self._early) < _EARLY else self._later(data)
         if name and name.lower() in ERROR_NAMES:
             self._fail(named_complaint(decoded(data), data))
         self._last = data
+
+    def _later(self, data: bytes) -> list[bytes] | None:
+        assert self._early is not None
+        answers = any(map(_says, self._early)) or not self.empty  # Most are, and not decoded.
+        return None if answers else [data]
 
     def hear(self, strays: bytes | bytearray) -> None:
         """Take note of what came outside of all events: it may be the JSON of an error."""
@@ -117,20 +145,34 @@ class Reading:
         if said and self.error is None and not self.broken_off:
             self.finished = True
 
-    def look_back(self) -> None:
-        """Take the last event for an error if it looks like one: nothing came after it."""
-        if b'"choices"' not in self._last and (error := complaint(decoded(self._last))):
+    def suspect(self, event: Event) -> None:
+        """Take an event that was cut off for an error, if it is one: it is not for anyone else."""
+        self._suspect(event.data)
+        if event.name.lower() in ERROR_NAMES and is_whole(event.data):
+            self._fail(named_complaint(decoded(event.data), event.data))
+
+    def _suspect(self, data: bytes) -> None:
+        if b'"choices"' in data or not _speaks(data):
+            return
+        if error := complaint(decoded(data)):
             self._fail(error)
 
-    def _read(self, chunk: dict[str, Any]) -> None:
-        for usage in _usages(chunk):
-            if told := _merged(self.usage or {}, usage):
-                self.usage = told
+    def look_back(self) -> None:
+        """Take the last event for an error if it looks like one: nothing came after it."""
+        if b'"choices"' in self._last:
+            return
+        chunk = decoded(self._last)
+        if error := complaint(chunk) or (last_words(chunk) if self._in_mid_answer else None):
+            self._fail(error)
+
+    def _read(self, chunk: dict[str, Any], size: int) -> None:
+        choices = _choices_of(chunk)
+        self._usage.see([*(each for _, each in choices), chunk.get("x_groq"), chunk], size)
         if error := complaint(chunk):  # Before the reasons: it may stand beside one.
             self._fail(error)
         if self.closed:
             return
-        for index, choice in _choices_of(chunk):
+        for index, choice in choices:
             self._note(index, choice)
         self.finished = self.at_rest and not self._went_on
 
@@ -142,7 +184,7 @@ class Reading:
         elif self.finished and index in self._reasons:
             return  # It is whole, whatever reason is told once more.
         if reason is not None:
-            if reason.lower() == "error":  # Some say so instead of an error object.
+            if _ERROR.fullmatch(reason):  # Some say so instead of an error object.
                 self._fail({})
             self._reasons[index] = reason
             self._reads_all = True  # What follows is little, or shows that this was no finish.
@@ -296,37 +338,3 @@ def _part(part: Any) -> str:
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _usages(chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what an event tells of the price; the last one counts most."""
-    groq = chunk.get("x_groq")
-    places = [each for _, each in _choices_of(chunk)] + [groq, chunk]
-    for place in places:
-        if isinstance(place, dict) and isinstance(place.get("usage"), dict):
-            yield place["usage"]
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any], depth: int = _DEPTH) -> dict[str, Any]:
-    """Return a usage with what was told since: key by key, and nothing takes a number back."""
-    merged = dict(old)
-    for key, value in new.items():
-        if len(key) > _WIDTH or (key not in merged and len(merged) >= _WIDTH):
-            continue
-        before = merged.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and depth:
-            merged[key] = _merged(before, value, depth - 1)
-        elif (plain := _plain(value, depth)) is not None or key not in merged:
-            merged[key] = plain
-    return merged
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """Return a value as JSON that any page can read, null for what would not be or is too large."""
-    if isinstance(value, dict):
-        return _merged({}, value, depth - 1) if depth > 0 else None
-    if isinstance(value, list):
-        return [_plain(each, depth - 1) for each in value[:_WIDTH]] if depth > 0 else None
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return None if isinstance(value, str) and len(value) > _LONG else value

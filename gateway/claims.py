@@ -60,15 +60,14 @@ class Claims:
         limits.check_streams(record.subject)
         limits.streams.take(record.subject)
         task = self._claims[record.stream_id] = self._tasks.spawn(self._claim(record, preset))
-
-        def over(task: asyncio.Task[str]) -> None:
-            if self._claims.get(record.stream_id) is task:
-                del self._claims[record.stream_id]
-            if task.cancelled() or task.result() != "claimed":  # Else it is the run's to give.
-                limits.streams.give(record.subject)
-
-        task.add_done_callback(over)
+        task.add_done_callback(lambda _: self._over(record, task))
         return task
+
+    def _over(self, record: Record, task: "asyncio.Task[str] | None") -> None:
+        """Count a claim no more, once: a run has taken its own place."""
+        if task is not None and self._claims.get(record.stream_id) is task:
+            del self._claims[record.stream_id]
+            self._records.limits.streams.give(record.subject)
 
     async def _claim(self, record: Record, preset: Preset) -> str:
         try:
@@ -96,9 +95,9 @@ class Claims:
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(_PAUSE)
         if claim.verdict == "claimed":
-            self._claims.pop(record.stream_id, None)  # From here on it counts as a run.
             fence = Entry(Position(claim.epoch, 0), 0, b"")
             self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
+            self._over(record, self._claims.get(record.stream_id))  # Not later: it counts as two.
         elif record.stream_id not in self._runs:
             with suppress(Passing):
                 await self._beat.leave(record.stream_id)

@@ -14,9 +14,13 @@ ERROR_NAMES = frozenset(
     {b"error", b"upstream-error"}
 )  # As an upstream sends it, and as it is logged.
 
-_WORDS = ("message", "detail", "msg", "error", "description", "reason", "title", "text")
+_MESSAGES = ("error_msg", "error_message", "errorMessage", "errmsg", "status_msg")
+_WORDS = ("message", "detail", "msg", *_MESSAGES, "error", "description", "reason", "title", "text")
 _CODES = ("code", "status", "status_code", "statusCode", "http_status")
 _KINDS = ("type", *_CODES)
+_SPEECHLESS = frozenset(
+    {"choices", "type", "event", "object", "role", "content", "response", "data"}
+)
 _SHOWN = 2000  # Characters of a complaint that are kept.
 
 # As parts of a type or a code, without case and signs. The first list that knows one has the word.
@@ -28,14 +32,15 @@ _MISTAKES = (
     *("contextlength", "contextwindow", "toolarge", "toolong", "abovemax", "maxlength"),
     *("contentfilter", "contentpolicy", "safety", "precondition", "deactivated", "quota"),
 )
+_FIELD = re.compile(rb"^error:([^\n]*\S)", re.IGNORECASE | re.MULTILINE)
 _LATER = frozenset({408, 409, 425, 429, 498, 499})  # 4xx that pass; 498 is a full Groq.
 
 
 def complaint(chunk: dict[str, Any]) -> dict[str, Any] | None:
     """Return the error that an event tells, its words as `message`; None if it tells none."""
     for error in _errors(chunk):
-        if error:
-            return _told(error, chunk)
+        if error and not ("choices" in chunk and _is_void(error)):
+            return _told(error if isinstance(error, str | dict | list) else chunk, chunk)
     return _told(chunk, {}) if _is_error(chunk) else None
 
 
@@ -52,7 +57,8 @@ def stray_complaint(strays: bytes | bytearray) -> dict[str, Any] | None:
     try:
         found, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
-        return None
+        field = _FIELD.search(strays)
+        return _told(field[1].decode("utf-8", "replace").strip(), {}) if field else None
     if isinstance(found, list):  # Gemini's.
         found = next((each for each in found if isinstance(each, dict)), None)
     if not isinstance(found, dict):
@@ -61,20 +67,36 @@ def stray_complaint(strays: bytes | bytearray) -> dict[str, Any] | None:
     return complaint(found) or (_told(found, {}) if speaks else None)
 
 
+def last_words(chunk: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the error that an event is of which nothing tells but that it has words and no more.
+
+    For the last event of a chat that has come to no end: there it is no part of the answer.
+    """
+    if not chunk or not _SPEECHLESS.isdisjoint(chunk):
+        return None
+    speaks = any(chunk.get(key) and isinstance(chunk[key], str) for key in ("message", "detail"))
+    return _told(chunk, {}) if speaks or isinstance(chunk.get("detail"), list) else None
+
+
 def retryable(error: dict[str, Any]) -> bool:
     """Whether asking again may mend it: not what is wrong with the request, the key or the bill."""
-    told = [error.get(key) for key in _KINDS]
-    kinds = [re.sub(r"[^a-z]", "", each.lower()) for each in told if isinstance(each, str)]
-
-    def any_of(parts: tuple[str, ...]) -> bool:
-        return any(part in kind for kind in kinds for part in parts)
-
-    if any_of(_FINAL):
+    if is_final(error):
         return False
-    for status in map(_status, told):
+    for status in (_status(error.get(key)) for key in _KINDS):
         if status >= 400:
             return status >= 500 or status in _LATER
-    return any_of(_PASSING) or not any_of(_MISTAKES)
+    return _is_any_of(_PASSING, error) or not _is_any_of(_MISTAKES, error)
+
+
+def is_final(error: dict[str, Any]) -> bool:
+    """Whether it is the bill: that outweighs any status."""
+    return _is_any_of(_FINAL, error)
+
+
+def _is_any_of(parts: tuple[str, ...], error: dict[str, Any]) -> bool:
+    told = [error.get(key) for key in _KINDS]
+    kinds = [re.sub(r"[^a-z]", "", each.lower()) for each in told if isinstance(each, str)]
+    return any(part in kind for kind in kinds for part in parts)
 
 
 def _errors(chunk: dict[str, Any]) -> Iterator[Any]:
@@ -88,17 +110,30 @@ def _errors(chunk: dict[str, Any]) -> Iterator[Any]:
             delta = choice.get("delta")
             yield delta.get("error") if isinstance(delta, dict) else None
     yield chunk.get("errors")
+    whole = chunk.get("response")  # A snapshot of the Responses API.
+    yield whole.get("error") if isinstance(whole, dict) else None
+    base = chunk.get("base_resp")  # MiniMax's, beside each chunk.
+    yield base if isinstance(base, dict) and base.get("status_code") else None
+
+
+def _is_void(error: Any) -> bool:
+    """Whether an error says that there is none: its code is 0, its message empty."""
+    return isinstance(error, dict) and not any(error.values())
 
 
 def _is_error(chunk: dict[str, Any]) -> bool:
     """Whether an event is an error as a whole, without a member that holds it."""
     if "error" in (chunk.get("object"), chunk.get("type"), chunk.get("event")):
         return True
+    if "choices" not in chunk and any(
+        isinstance(chunk.get(k), str) and chunk[k] for k in _MESSAGES
+    ):
+        return True
     if "choices" in chunk or not any(isinstance(chunk.get(key), str) for key in _WORDS):
         return False
-    kind = chunk.get("type")
+    kind = chunk.get("type", chunk.get("__type"))
     failed = chunk.get("status") in ("error", "failed") or chunk.get("success") is False
-    wrong = isinstance(kind, str) and kind.lower().endswith("error")
+    wrong = isinstance(kind, str) and kind.lower().endswith(("error", "exception"))
     return failed or wrong or any(_status(chunk.get(key)) >= 400 for key in _CODES)
 
 

@@ -3,9 +3,8 @@
 What a response may be is bounded in bytes as they come: its head with all that goes before it, and
 whatever else is no body (extensions of chunks, trailers): one that never ends fills the memory.
 
-A head that is odd but tells what it means (a length beside chunks, folded or bare lines) is read
-all the same: its answer is paid for. The connection is then not used again, as where such an answer
-ends is a matter of opinion.
+A head that is odd but tells what it means (see `heads`) is read all the same: its answer is paid
+for. The connection is then not used again, as where such an answer ends is a matter of opinion.
 """
 
 import asyncio
@@ -15,6 +14,8 @@ from typing import cast
 
 import httptools
 import httpx
+
+from gateway.heads import ends_in, tidied
 
 _BARREN = 64 * 1024  # Bytes without any body among them: a head, trailers.
 _FULL = 256 * 1024  # Bytes not yet taken, above which the socket is not read.
@@ -57,6 +58,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request can go over it."""
         return self._complete and self._keep_alive and not self._closed and not self._chunks
+
+    @property
+    def framed(self) -> bool:
+        """Whether HTTP tells the end of the body; else the connection's is it, as of one cut."""
+        return self._bounded
 
     @property
     def readable(self) -> bool:
@@ -155,10 +161,13 @@ class Connection(asyncio.Protocol):
         if not self._has_head:
             self._seen.append(data)
         try:
-            self._parser.feed_data(data)
+            if self._odd and not self._has_head:
+                data = self._tidied()
+            if data:
+                self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(httpx.RemoteProtocolError("the server wants another protocol"))
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, ValueError) as error:
             if self._has_head or self._odd:
                 self._fail(httpx.RemoteProtocolError(f"this is no HTTP: {error}"))
             else:
@@ -169,6 +178,12 @@ class Connection(asyncio.Protocol):
         self._headers, self._head_size = [], 0
         seen, self._seen = b"".join(self._seen), []
         self._feed(seen)
+
+    def _tidied(self) -> bytes:
+        if len(self._seen) > 1 and not ends_in(b"".join(self._seen[-4:])):
+            return b""
+        self._seen = [b"".join(self._seen)]
+        return tidied(self._seen[0])
 
     def _count(self, size: int) -> None:
         self._size += size
@@ -213,6 +228,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if not self._complete:
             self._broken = error
+        self._keep_alive = False  # It is told of its close only later.
         self.abort()
 
     # httptools

@@ -53,6 +53,7 @@ PASSING = {
 
 # What passes when the caller has less of it: 429, not 503.
 TOO_MANY = frozenset(("too_many_bytes", "too_many_streams", "too_many_viewers"))
+OF_ROOM = frozenset(("too_many_bytes", "store_full"))
 
 
 class GatewayError(Exception):
@@ -87,6 +88,11 @@ class Passing(GatewayError):
         self.title = PASSING[code]
         self.detail = detail
         self.headers: dict[str, str] = {}
+
+    @property
+    def of_room(self) -> bool:
+        """Whether there is no room to store anything more."""
+        return self.code in OF_ROOM
 
 
 class UpstreamFailure(GatewayError):

@@ -6,6 +6,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from gateway.complaints import is_final, stray_complaint
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.words import message_of, said
@@ -56,12 +57,15 @@ def refused(status: int, headers: httpx.Headers, body: bytes, preset: Preset) ->
     # An upstream that knows better says so; that it may be asked again does not make it sure.
     told = headers.get("x-should-retry", "").strip().lower()
     sure = (status in SURE or status in preset.retry_on) and told != "false"
+    again = sure or status == 429 or status >= 500
+    if error := stray_complaint(body):
+        again = again and not is_final(error)
     return UpstreamFailure(
         "upstream_refused",
         message_of(body, preset) or _answered(status, headers, preset),
         state="failed",
         status=status,
-        retryable=told != "false" and (sure or status == 429 or status >= 500 or told == "true"),
+        retryable=told == "true" or (told != "false" and again),
         sure=sure,
         retry_after=_retry_after(headers),
     )

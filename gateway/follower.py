@@ -90,7 +90,7 @@ class Follower:
 
     async def show_presence(self, tails: list[Tail]) -> None:
         """Tell the owners of watched streams that somebody is here; raises Passing."""
-        await self._records.show_presence([each.stream_id for each in tails], self._grace)
+        await self._records.presence.show([each.stream_id for each in tails], self._grace)
         words: dict[str, list[str]] = {}
         for tail in tails:
             if tail.owner:
@@ -104,7 +104,7 @@ class Follower:
         """Let owners know soon that the last viewer here has left; else the grace would double."""
         left, self._left = self._left, set()
         gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
-        await self._records.withdraw_presence(gone)
+        await self._records.presence.withdraw(gone)
 
     async def _drop_lost(self, tails: list[Tail], unclaimed: dict[str, float]) -> None:
         """Send viewers away from streams that Redis lost and that nobody wrote again in time.

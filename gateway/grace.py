@@ -25,7 +25,7 @@ class Grace:
         if not alone:
             return []
         now = asyncio.get_running_loop().time()
-        watched = await self._records.watched([run.log.stream_id for run in alone])
+        watched = await self._records.presence.watched([run.log.stream_id for run in alone])
         over: list[Run] = []
         for run, seen in zip(alone, watched, strict=True):
             if seen or run.tail.viewers:

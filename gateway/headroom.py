@@ -103,4 +103,6 @@ def _left(info: bytes, share: float) -> int | None:
     # One that makes room by itself is full of what it would drop, and refuses nobody.
     if not most or told.get("maxmemory_policy", "noeviction") != "noeviction":
         return None
-    return int(most * share) - int(told.get("used_memory", 0))
+    # What Redis does not count itself: a replica that hangs has hundreds of megabytes to come.
+    used = int(told.get("used_memory", 0)) - int(told.get("mem_not_counted_for_evict", 0))
+    return int(most * share) - used

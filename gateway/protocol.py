@@ -31,6 +31,7 @@ _SLICE = 1 << 14  # Bytes that are parsed before their size is looked at.
 _FIELDS = 256  # Lines of a head, parameters of a URL: whoever looks for one goes through all.
 _URL = 8192
 _PIPELINED = 32  # Requests that may wait for the answer before theirs.
+_PACE = 16 * 1024  # Bytes of a body in a second that are progress: a phone's, and no drip.
 _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader's sake.
 
 _IDLE, _HEAD, _BODY, _DEAF = "idle", "head", "body", "deaf"
@@ -72,13 +73,14 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's, with sizes and deadlines; it keeps less for an open stream."""
 
     # Not in the instance's dict: uvicorn's attributes fill the one that all instances share.
-    __slots__ = ("_closed", "_debts", "_owed", "_stage", "_unsent")
+    __slots__ = ("_closed", "_debts", "_owed", "_since", "_stage", "_unsent")
 
     def __init__(self, *, debts: Debts, **given: Any) -> None:
         super().__init__(**given)
         self._debts = debts
         self._stage = _IDLE
         self._owed = 0  # Bytes since the caller last said something whole.
+        self._since = 0  # Bytes of the body since its deadline was set.
         self._unsent = 0
 
     # The connection
@@ -166,7 +168,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.app = app
         self._stage, self._owed = _BODY, 0
-        self._debts.expect(self, self._debts.terms.body)
+        self._expect_body()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # The parser takes what follows for another protocol.
         self.cycle.message_event = _event()  # Its task has not run yet.
@@ -178,6 +180,7 @@ class Protocol(HttpToolsProtocol):
         """Take a part of the body."""
         if self._stage is not _DEAF:
             self._owed = 0
+            self._since += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -200,7 +203,7 @@ class Protocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
             if cycle is self.cycle and self._stage is _BODY:
-                self._debts.expect(self, self._debts.terms.body)
+                self._expect_body()
         else:
             self._debts.expect(
                 self, self._debts.terms.head if self._stage is _HEAD else self._debts.terms.idle
@@ -219,8 +222,10 @@ class Protocol(HttpToolsProtocol):
         if self._stage is _HEAD and not self._answering:
             self._refuse(Refusal("request_timeout", "The head did not end in time."))
         elif self._stage is _BODY and self._answering:
-            if self.pipeline or self.cycle.response_started:
-                self._debts.expect(self, self._debts.terms.body)
+            # As much has an end: the app bounds its size.
+            enough = self._since >= self._debts.terms.body * _PACE
+            if enough or self.pipeline or self.cycle.response_started:
+                self._expect_body()
             else:
                 self._refuse(Refusal("request_timeout", "The body did not end in time."))
         elif self._stage is _DEAF or not self._answering:
@@ -239,6 +244,10 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._expect_reading()
+
+    def _expect_body(self) -> None:
+        self._since = 0
+        self._debts.expect(self, self._debts.terms.body)
 
     def _expect_reading(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
@@ -268,7 +277,11 @@ class Protocol(HttpToolsProtocol):
         if self._stage is _DEAF:
             return
         reading = self._stage is _BODY and not self.pipeline and not self.cycle.response_started
+        answered = self._stage is _BODY and not self._answering
         self._stage, self._owed = _DEAF, 0
+        if answered:
+            self.drop()  # Two answers to one request: the second would be taken for the next one's.
+            return
         if self._answering and not reading:
             self.transport.abort()  # Nothing can be said between the parts of another answer.
             return

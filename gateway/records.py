@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gateway.errors import Passing
 from gateway.limits import Held, Limits, Most
 from gateway.majority import Majority
 from gateway.positions import Entry
-from gateway.store import Script, Store, log_key, naming, presence_key, record_key
+from gateway.presence import Presence
+from gateway.store import Script, Store, log_key, naming, record_key
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -131,6 +131,7 @@ class Records:
     ) -> None:
         self.replica = replica
         self.store = store
+        self.presence = Presence(store, replica)
         self._majority = Majority(len(store.books))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
@@ -183,6 +184,14 @@ class Records:
         if made.state in FINAL:
             self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
         return made
+
+    async def created(self, stream_id: str) -> Created | None:
+        """Return what `create` would find to be stored already, None if that would store it."""
+        record = await self.read(stream_id)
+        if record is None or record.expired:
+            return None
+        facts = (record.issued, record.start_by, record.now, record.digest, record.state)
+        return Created(*facts, made=False)
 
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
@@ -293,10 +302,14 @@ class Records:
         soon = min(young, self._ended_ttl, self._start_by)
         return forgot_all or self.just_reached(stream_id) or now - issued < soon
 
-    async def ran_out(self, issued: int) -> bool:
-        """Whether a ticket whose record is not there was never redeemed: else it would be there."""
-        seconds, micros = await self.store.call("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000 - issued < self._ended_ttl
+    async def ran_out(self, stream_id: str, issued: int) -> bool:
+        """Whether a ticket whose record is not there was never redeemed: else it would be there,
+        unless Redis forgot it."""
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return int(marker or now) <= issued and now - issued < self._ended_ttl
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""
@@ -308,28 +321,6 @@ class Records:
         names = ("state", "epoch")
         replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
         return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
-
-    async def show_presence(self, stream_ids: list[str], ttl: float) -> None:
-        """Tell the owners of these streams that somebody watches from here."""
-        milliseconds = max(1, int(ttl * 1000))
-        await self.store.calls(
-            ["SET", presence_key(each), self.replica, "PX", milliseconds] for each in stream_ids
-        )
-
-    async def withdraw_presence(self, stream_ids: list[str]) -> None:
-        """Take back what was told, unless another replica has told it since."""
-        replies = await self.store.calls(["GET", presence_key(each)] for each in stream_ids)
-        ours = [
-            presence_key(stream_id)
-            for stream_id, reply in zip(stream_ids, replies, strict=True)
-            if reply == self.replica.encode()
-        ]
-        await self.store.calls(["DEL", key] for key in ours)
-
-    async def watched(self, stream_ids: list[str]) -> list[bool]:
-        """Tell which of these streams somebody watches from another replica, or may watch."""
-        replies = await self.store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
-        return [isinstance(reply, Passing) or bool(reply) for reply in replies]
 
 
 def new_id() -> str:

@@ -127,8 +127,8 @@ class Rehearsal:
     async def _read(self) -> None:
         await read(self._store, [self._id], [None], [1])
         await read_page(self._store, self._id, None)
-        await self._records.show_presence([self._id], _SECONDS)
-        await self._records.withdraw_presence([self._id])
+        await self._records.presence.show([self._id], _SECONDS)
+        await self._records.presence.withdraw([self._id])
         await self._records.outlives_log(self._id)
 
     async def _end(self) -> None:

@@ -135,6 +135,7 @@ class Replica:
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
         self._count += 1
+        self._limits.streams.take(record.subject)
         self._tasks.spawn(self._live(run, start))
 
     def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
@@ -142,7 +143,6 @@ class Replica:
         if self._count >= self._caps.streams:
             return False
         self._begin(record, preset, start)
-        self._limits.streams.take(record.subject)
         return True
 
     async def _live(self, run: Run, start: Start) -> None:
@@ -150,6 +150,7 @@ class Replica:
         try:
             permit = partial(self._ownership.permit, start.claimed)
             state = await run.main(start.ask or self._upstream, permit)
+            self._over(run)  # Before anything that waits: who saw the end may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
@@ -160,11 +161,16 @@ class Replica:
             log.exception("%s: the run broke, and is ended anew", stream_id)
             await self._let_go(run)
         finally:
-            run.finished_at = _now()
-            self._count -= 1
-            self._limits.streams.give(run.subject)
-            if not run.log.fenced:  # Else it counts as another's.
-                self._limits.ended(run.subject, stream_id)
+            self._over(run)
+
+    def _over(self, run: Run) -> None:
+        if run.finished_at is not None:
+            return
+        run.finished_at = _now()
+        self._count -= 1
+        self._limits.streams.give(run.subject)
+        if not run.log.fenced:  # Else it counts as another's.
+            self._limits.ended(run.subject, run.log.stream_id)
 
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; adoption ends what Redis says is ours."""
@@ -299,6 +305,8 @@ class Replica:
             if over and not run.log.unsure and not run.tail.viewers:
                 del self._runs[stream_id]
                 self._writer.close(run.log)
+                if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
+                    self._takeover.orphan(stream_id)
                 if self._tails.get(stream_id) is run.tail:
                     self._tails.forget(stream_id)
 

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gateway.auth import Authenticator
+from gateway.body import Asked
 from gateway.endings import state_of
 from gateway.endpoint import Call, Methods
 from gateway.errors import Passing, Refusal
@@ -20,7 +21,7 @@ from gateway.mount import Mount
 from gateway.origins import Origins
 from gateway.positions import Position
 from gateway.presets import Preset
-from gateway.records import FINAL, VERSION, Record, Records
+from gateway.records import FINAL, VERSION, Created, Record, Records
 from gateway.rehearsal import can_store
 from gateway.repeats import Repeats, asked
 from gateway.replica import Replica
@@ -125,23 +126,45 @@ class Routes:
         if position is not None:
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
-        repeats = at_once and not key
-        more = await self._repeats.remember(request_name, stream_id) if repeats else {}
-        try:
-            created = await self._records.create(stream_id, subject, name, *made, more)
-            if at_once and await request.is_disconnected():
-                raise ClientDisconnect  # Nobody else could find what would be paid for.
-        except (Passing, ClientDisconnect):
-            if repeats:
-                await self._repeats.forget(request_name, stream_id)
-            raise
+        if key:
+            created = await self._keyed(stream_id, subject, name, made)
+        elif at_once:
+            created = await self._begun(request, request_name, stream_id, subject, name, made)
+        else:
+            created = await self._records.create(stream_id, subject, name, *made)
         if created.digest != made.digest:
             raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = self._stream_url(request, ticket)
         if at_once:
+            if await request.is_disconnected():
+                raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self.tickets.verify(ticket), subject)
         return issued(ticket, url, created)
+
+    async def _keyed(self, stream_id: str, subject: str, preset: str, made: Asked) -> Created:
+        """Store a request, or find what its key has begun: that needs no room."""
+        try:
+            return await self._records.create(stream_id, subject, preset, *made)
+        except Passing as error:
+            known = await self._records.created(stream_id) if error.of_room else None
+            if known is None:
+                raise
+            return known
+
+    async def _begun(
+        self, request: Request, name: str, stream_id: str, subject: str, preset: str, made: Asked
+    ) -> Created:
+        """Store a request that begins at once, so that a repeat of it finds the stream."""
+        more = await self._repeats.remember(name, stream_id)
+        try:
+            created = await self._records.create(stream_id, subject, preset, *made, more)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            return created
+        except (Passing, ClientDisconnect):
+            await self._repeats.forget(name, stream_id)
+            raise
 
     async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> Answer:
         """Go on with the stream that a request has begun; never begin another."""
@@ -309,7 +332,7 @@ class Routes:
         lives = record is None and self.replica.owes(ticket.stream_id)
         if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
             raise Passing("not_yet")
-        if not wanted and await self._records.ran_out(ticket.issued):
+        if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
             raise Refusal("ticket_expired", "Ask for a new one.")
         _unless_reconnect(wanted)
         return None

@@ -24,8 +24,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.chat import Reading, choices_of, is_whole
-from gateway.complaints import retryable
+from gateway.chat import DONE, Reading, choices_of, is_whole
+from gateway.complaints import ERROR_NAMES, retryable
 from gateway.endings import Ending, ending_events, failure, natural_ending
 from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog import EventLog
@@ -225,7 +225,7 @@ class Run:
                     return
                 await self._wait_for_store()
             if chunks.framed:  # Else nothing tells the end of the body from a cut.
-                self._keep([each for each in self._parser.rest() if is_whole(each.data)])
+                self._keep([each for each in self._parser.rest() if _is_whole(each)])
             self._reading.end(framed=chunks.framed)
 
     def _take(self, chunk: bytes) -> bool:
@@ -234,7 +234,7 @@ class Run:
         if len(chunk) > _AT_ONCE or self._held:
             self._held, chunk = chunk[_AT_ONCE:], chunk[:_AT_ONCE]
         self._keep(self._parser.feed(chunk))
-        if self._parser.odd:
+        if self._parser.odd and not self._reading.closed:
             self._look_at_odd()
         return self._reading.closed or self.log.backlog > BACKLOG or bool(self._held)
 
@@ -254,6 +254,8 @@ class Run:
         if fit:
             for event in fit:
                 self._reading.see(event)
+            if self._reading.closed:
+                fit = events = _to_the_close(fit)
             self.log.append(fit)
         if len(fit) < len(events):
             raise _too_large("log_full", "The completion is larger than a stream may be.")
@@ -293,11 +295,24 @@ class Run:
         self._parser.abandon()
         self._reading.hear(self._parser.strays)
         self._reading.look_back()
+        strayed = bool(self._parser.strays)
+        for event in self._parser.rest():
+            self._reading.suspect(event)
         if self._reading.error is not None:
             words = said(self._reading.error, self.preset) or "The upstream reported an error."
             again = retryable(self._reading.error)
             return Ending("failed", failure("upstream_error", words, retryable=again))
-        return natural_ending(self._reading, strayed=bool(self._parser.strays))
+        return natural_ending(self._reading, strayed=strayed)
+
+
+def _to_the_close(events: list[Event]) -> list[Event]:
+    """Return what is of the answer: whether more came in the same read is chance."""
+    ends = [number for number, event in enumerate(events, 1) if event.data.strip() == DONE]
+    return events[: ends[0]] if ends else events
+
+
+def _is_whole(event: Event) -> bool:
+    return is_whole(event.data) or event.name.lower() in ERROR_NAMES
 
 
 def _number(value: object) -> str:

@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
     head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
     max_body: Bytes = Field(1 << 20, description="largest completion request")
-    body_timeout: Seconds = Field(30, description="longest wait for the end of a request's body")
+    body_timeout: Seconds = Field(
+        30, description="longest wait for the end of a body that comes slower than 16 KB a second"
+    )
     idle_timeout: Seconds = Field(5, description="a connection without a request is closed after")
     max_event: Bytes = Field(1 << 20, description="largest event of an upstream")
     max_log: Bytes = Field(16 << 20, description="largest stream")

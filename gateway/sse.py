@@ -90,7 +90,7 @@ class Parser:
             self._pieces.append(chunk)
             self._size += len(chunk)
             if b"\n\n" not in seam:
-                self._check(self._size)
+                self._check(self._size - chunk.endswith(b"\n"))  # That may begin its end.
                 if len(self._pieces) > _PIECES:
                     self._pieces = [b"".join(self._pieces)]
                 return []
@@ -98,7 +98,7 @@ class Parser:
         *blocks, rest = chunk.split(b"\n\n")
         self._pieces, self._size = [rest] if rest else [], len(rest)
         events = self._events(blocks)
-        self._check(len(rest))
+        self._check(len(rest) - rest.endswith(b"\n"))
         return events
 
     def rest(self) -> list[Event]:
@@ -195,5 +195,7 @@ def _name(name: bytes) -> bytes:
     """Return an event's name as it may be written back; `message` is the default one's."""
     if not name or name == b"message":
         return b""
-    name = name[:_NAME].translate(None, _CONTROLS)
+    if len(name) > _NAME:
+        name = name[:_NAME].decode("utf-8", "ignore").encode()  # None of its characters is cut.
+    name = name.translate(None, _CONTROLS)
     return b"" if name == b"message" else name

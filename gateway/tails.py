@@ -169,6 +169,7 @@ class Tails:
                 viewer.tick(now, self._heartbeat, self._write_timeout)
             if not tail.local and not tail.viewers and now - tail.idle_since > POLL:
                 del self._tails[tail.stream_id]
+                self._pages.forget(tail.stream_id)  # A key may be used again for another log.
 
     async def follow(self) -> None:
         """Read the streams that run elsewhere, and tell their owners, for ever."""

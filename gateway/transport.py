@@ -142,6 +142,7 @@ class Body:
         self._transport = transport
         self._origin = origin
         self._given_back = False
+        self.framed = connection.framed  # Whether HTTP tells its end.
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

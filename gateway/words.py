@@ -80,6 +80,7 @@ def _given(preset: Preset) -> Iterator[str]:
     except ValueError:  # It is no address, which is said elsewhere.
         return
     yield from (value for _, value in parse_qsl(url.query))
+    yield from (pair.partition("=")[2] for pair in url.query.split("&"))  # As it was sent.
     userinfo = url.netloc.rpartition("@")[0]
     yield from (userinfo, userinfo.rpartition(":")[2])
 

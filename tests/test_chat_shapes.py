@@ -178,6 +178,31 @@ ENDS = {
         closed(HELLO, chunk("", finish="insufficient_system_resource"), DONE),
         reason="insufficient_system_resource", code="upstream_broke_off",
     ),
+    **{
+        f"broken off: {word}": truncated(
+            closed(HELLO, chunk("", finish=word), DONE), reason=word, code="upstream_broke_off"
+        )
+        for word in ("ABORT", "aborted", "cancelled", "timeout")
+    },
+    **{
+        f"the reason {word} is an error": Shape(
+            closed(HELLO, chunk("", finish=word), DONE), "failed", word, "hello"
+        )
+        for word in ("ERROR", "network_error", "error_limit", "failed")
+    },
+    **{
+        f"the reason {word} is a finish": done(closed(chunk("hello", finish=word)), reason=word)
+        for word in ("content_filter", "sensitive", "error-free", "tool_calls", "MAX_TOKENS")
+    },
+    "text after DONE": done(closed(HELLO, STOP, DONE, chunk("more"), DONE)),
+    "many events without an answer and DONE": failed(
+        closed(*[ROLE] * 9, DONE), says="without", code="empty_answer"
+    ),
+    "an answer after many events without one": done(closed(*[ROLE] * 9, HELLO, DONE), reason=None),
+    "a coding that tells no end, a reason on every chunk, cut": truncated(
+        OK.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: identity\r\n\r\n")
+        + sse(chunk("hel", finish="stop"), chunk("lo", finish="stop")), reason="stop"
+    ),
     "broken off in a whole body": truncated(
         framed(sse(HELLO, chunk("", finish="abort"))), reason="abort", code="upstream_broke_off"
     ),
@@ -334,6 +359,43 @@ ERRORS = {
         ))
         for none in (b"null", b"{}", b'""', b"false", b"[]", b"0")
     },
+    "a code 0 beside the choices is none": done(closed(
+        of(delta(content="hello"), error={"code": 0, "message": ""}), STOP, DONE
+    )),
+    "MiniMax's 0 is none": done(closed(HELLO, of(END, base_resp={"status_code": 0}), DONE)),
+    "MiniMax": failed(closed(b'{"base_resp":{"status_code":1004,"status_msg":"BOOM"}}', DONE)),
+    "a flag beside the words": failed(
+        closed(HALF, b'{"error":true,"message":"BOOM"}', DONE), "half"
+    ),
+    "words under another name": failed(
+        closed(HALF, b'{"error_code":336,"error_msg":"BOOM"}', DONE), "half"
+    ),
+    "an exception": failed(closed(b'{"__type":"ThrottlingException","message":"BOOM"}', DONE)),
+    "a detail": failed(closed(HALF, b'{"detail":"BOOM"}', DONE), "half"),
+    "a list of details": failed(closed(b'{"detail":[{"msg":"BOOM"}]}', DONE)),
+    "words alone": failed(closed(b'{"code":"Internal","message":"BOOM"}', DONE)),
+    "a code and words before the usage": failed(
+        closed(HALF, b'{"code":500,"message":"BOOM"}', of(usage=USAGE), DONE), "half", usage=USAGE
+    ),
+    "a snapshot of another protocol": failed(
+        closed(b'{"type":"response.failed","response":{"error":{"message":"BOOM"}}}', DONE)
+    ),
+    "a field": failed(OK + sse(HALF) + b"error: BOOM\n\n" + sse(DONE), "half"),
+    "a field with an object": failed(OK + sse(HALF) + b'error: {"message":"BOOM"}\n\n', "half"),
+    "a field after the finish": done(OK + sse(HELLO, STOP) + b"error: BOOM\n\n" + sse(DONE)),
+    "words after the finish": done(closed(HELLO, STOP, b'{"message":"Bye.","detail":"x"}', DONE)),
+    "a kind and words are none": done(
+        closed(HELLO, b'{"type":"saved","message":"x"}', DONE), reason=None
+    ),
+    "a named event with a text at a whole end": failed(
+        framed(sse(HALF) + b"event: error\ndata: BOOM"), "half"
+    ),
+    "an error at an end that may be a cut": failed(
+        OK + sse(HALF) + b"data: " + BARE + b"\n", "half"
+    ),
+    "an error at the end of a cut body": failed(
+        framed(sse(HALF) + b"data: " + BARE, whole=False), "half"
+    ),
     "errors [] is none": done(closed(HELLO, of(END, errors=[]), DONE)),
     "Groq's null is none": done(closed(HELLO, of(END, x_groq={"error": None}), DONE)),
     "an error in a text is none": done(
@@ -579,6 +641,19 @@ def test_a_usage_is_bounded_as_it_goes_into_every_answer(members: dict[str, Any]
     assert seen.usage is not None
     assert seen.usage["total_tokens"] == 1
     assert len(json.dumps(seen.usage)) < 3000
+
+
+def test_a_usage_to_which_each_event_adds_is_bounded_as_a_whole() -> None:
+    seen = Reading()
+    for number in range(90):
+        more = {f"{number}": {f"{each}": "x" * 900 for each in range(90)}}
+        seen.see(Event(of(END, usage={"total_tokens": number, **more})))
+    assert seen.usage is not None
+    assert seen.usage["total_tokens"] == 89
+    assert len(json.dumps(seen.usage)) < 200_000
+    for number in range(9000):
+        seen.see(Event(of(END, usage={"details": {f"{number % 90}": {f"{number}": number}}})))
+    assert len(json.dumps(seen.usage)) < 200_000
 
 
 NAMES = [

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -354,6 +355,28 @@ async def test_a_key_that_is_used_again_costs_nothing_more(redis_url: str) -> No
         too_many(await post(gate, BODY, **{"Idempotency-Key": new_id()}), "bytes")
 
 
+async def test_what_a_key_has_begun_is_found_also_where_there_is_no_room(redis_url: str) -> None:
+    """It has ended, so it counts no more; but nothing is stored for it either."""
+    async with gateway(redis_url=redis_url, subject_bytes=16 * KIB) as (gate, upstream):
+        key = {"Idempotency-Key": new_id()}
+        first = await post(gate, BODY, **key)
+        got = await gate.read(first.json()["stream_url"])
+        stream_id = gate.gateway.routes.tickets.verify(first.json()["ticket"]).stream_id
+        counts = ("HEXISTS", subject_keys("alice")[0], stream_id)
+
+        async def is_free() -> bool:
+            return not await gate.gateway.store.call(*counts)
+
+        await until(is_free)
+        await filled_up(gate)
+        again = await post(gate, BODY, **key)
+        assert (again.status_code, again.json()["ticket"]) == (200, first.json()["ticket"])
+        assert (await post(gate, BODY, **key, **STREAM)).content.endswith(got.raw[-40:])
+        other = await post(gate, BODY.replace(b"x", b"y", 1), **key)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+        assert len(upstream.calls) == 1
+
+
 async def test_what_runs_counts_until_it_has_ended(redis_url: str) -> None:
     """Also after its ticket would have run out."""
     held = Held()
@@ -476,6 +499,26 @@ async def test_a_refused_stream_takes_no_seat(redis_url: str) -> None:
             assert (await gate.http.get(f"{url}x", headers=gate.cookie())).status_code == 404
 
 
+async def test_a_stream_never_counts_twice(redis_url: str) -> None:
+    """As its claim and as its run: who may run two would be refused the second."""
+    held = Held()
+    async with gateway(held, redis_url=redis_url) as (gate, upstream):
+        counts, seen = gate.gateway.records.limits.streams.counts, set[int]()
+
+        async def look() -> None:
+            while True:
+                seen.add(counts.get("alice", 0))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        got = asyncio.create_task(gate.read(await gate.ticket()))
+        await until(lambda: len(upstream.calls) == 1)
+        held.go.set()
+        await got
+        looking.cancel()
+        assert seen == {0, 1}
+
+
 @pytest.mark.parametrize("how", ["cancelled", "refused"])
 async def test_a_run_is_counted_no_more_however_it_ended(how: str) -> None:
     async def script(call: Call) -> None:
@@ -532,6 +575,25 @@ async def test_many_at_once_do_not_fill_what_is_left_to_what_runs(tmp_path: Path
             assert {each.status_code for each in answers} == {201, 503}
             assert {each.json().get("code") for each in answers} == {None, "store_full"}
             assert int(client.info("memory")["used_memory"]) < 0.9 * 40 * MIB
+
+
+async def test_what_waits_for_a_replica_that_hangs_is_no_full_redis(tmp_path: Path) -> None:
+    """Redis itself does not count it: it would refuse nobody."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    limits = ("--maxmemory", "30mb", "--repl-diskless-sync-delay", "0")
+    with redis_server(tmp_path / "a", *limits) as server, Redis(port=server.port) as client:
+        follows = ("--replicaof", f"127.0.0.1 {server.port}")
+        with redis_server(tmp_path / "b", *follows) as other:
+            replication = partial(client.info, "replication")
+            await until(lambda: replication().get("slave0", {}).get("state") == "online")
+            other.pause()
+            for _ in range(40):
+                client.set("much", "x" * MIB)
+                client.delete("much")
+            assert int(client.info("memory")["used_memory"]) > 30 * MIB
+            async with gateway(redis_url=server.url) as (gate, _):
+                await gate.ticket()
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,27 @@ async def test_a_body_that_comes_slowly_but_in_time_is_taken() -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
 
 
+async def test_a_large_body_that_comes_steadily_may_take_longer_than_its_deadline() -> None:
+    """A phone sends a photograph at 30 KB/s: a second try would be as slow."""
+    body = json.dumps(ask("x" * 100_000)).encode()
+    async with running(body_timeout=0.3) as served, line(served.url) as (reader, writer):
+        writer.write(post(served, length=f"Content-Length: {len(body)}"))
+        for start in range(0, len(body), 4096):
+            writer.write(body[start : start + 4096])
+            await asyncio.sleep(0.05)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
+
+
+async def test_what_was_answered_gets_no_second_answer() -> None:
+    """A client would take it for that to its next request."""
+    async with running() as served, line(served.url) as (reader, writer):
+        head = post(served, length="Transfer-Encoding: chunked")
+        writer.write(head.replace(b"Cookie: ", b"No: "))
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 401 ")
+        writer.write(b"no chunk\r\n")
+        assert await rest(reader) == b""
+
+
 async def test_the_rest_of_a_body_that_was_refused_is_not_waited_for() -> None:
     async with running(max_body=1024, idle_timeout=0.5) as served:
         head = post(served, length="Content-Length: 999999999")

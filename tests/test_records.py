@@ -188,6 +188,33 @@ async def test_what_is_not_there_is_not_claimed(store: Store) -> None:
     assert await store.call("EXISTS", record_key(stream_id), log_key(stream_id)) == 0
 
 
+async def test_what_redis_forgot_lends_its_epoch_to_nobody(store: Store) -> None:
+    """Else what was seen of the one log would be a place in the other one, without a gap."""
+    records, stream_id, after = replica(store), new_id(), 2**50
+    await records.create(stream_id, "alice", "default", REQUEST, "digest", {"ahead": after})
+    epochs: list[list[int]] = [[], []]
+
+    async def next_one(claims: bool) -> bool:
+        """Claim it, or take it over, as if that had not been done before."""
+        fields = {"state": "cached" if claims else "starting", "owner": "dead", "nonce": "old"}
+        flat = [part for field in fields.items() for part in field]
+        await store.call("DEL", log_key(stream_id))
+        await store.call("HSET", record_key(stream_id), *flat)
+        if claims:
+            await store.call("HDEL", record_key(stream_id), "epoch")
+            epochs[0].append((await records.claim(stream_id, new_id())).epoch)
+        else:
+            await store.call("HSET", record_key(stream_id), "epoch", after + 1)
+            epochs[1].append(await records.takeover(stream_id, "dead", new_id()) or 0)
+        return len(epochs[not claims]) == 5
+
+    await until(lambda: next_one(True))
+    await until(lambda: next_one(False))
+    for each in epochs:
+        assert len(set(each)) == 5
+        assert min(each) > after
+
+
 async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: Store) -> None:
     records = replica(store)
     stream_id, far = await cached(records), 2**50
@@ -511,12 +538,12 @@ async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store
 async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:
     records = replica(store)
     here, nobody = new_id(), new_id()
-    await records.show_presence([here], 5)
-    assert await records.watched([here, nobody]) == [True, False]
-    await records.show_presence([here], 0.001)
+    await records.presence.show([here], 5)
+    assert await records.presence.watched([here, nobody]) == [True, False]
+    await records.presence.show([here], 0.001)
 
     async def gone() -> bool:
-        return not (await records.watched([here]))[0]
+        return not (await records.presence.watched([here]))[0]
 
     await until(gone)
 

@@ -358,6 +358,28 @@ async def test_a_redeemed_ticket_outlives_its_start_by_time() -> None:
     assert len(upstream.calls) == 1
 
 
+async def test_what_redis_forgot_is_not_said_never_to_have_been_redeemed(
+    own_redis: RedisServer,
+) -> None:
+    """A page that hears so asks anew: it would be paid for again."""
+    async with gateway(redis_url=own_redis.url) as (gate, upstream):
+        url = await gate.ticket()
+        await gate.read(url)
+    own_redis.kill()
+    own_redis.start()
+    async with running(redis_url=own_redis.url) as other:
+        codes: list[str] = []
+
+        async def gone_for_good() -> bool:
+            answer = await other.http.get(url, headers=other.cookie())
+            codes.append(answer.json()["code"])
+            return bool(answer.status_code == 410)
+
+        await until(gone_for_good)
+    assert codes[-1] == "log_expired"
+    assert len(upstream.calls) == 1
+
+
 async def test_a_log_that_ran_out_is_gone_but_a_reconnect_only_stops(redis_url: str) -> None:
     async with gateway(redis_url=redis_url, log_ttl=0.3) as (gate, upstream):
         url = await gate.ticket()

@@ -131,6 +131,15 @@ def test_events_before_one_that_is_too_large_are_given_and_none_after() -> None:
     assert parser.feed(b"data: c\n\n") == []
 
 
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_an_event_at_the_limit_is_one_however_it_is_cut(newline: bytes) -> None:
+    block = b"data: " + b"x" * 14 + newline + newline
+    for cut in range(len(block) + 1):
+        parser = Parser(limit=20)
+        assert parser.feed(block[:cut]) + parser.feed(block[cut:]) == [Event(b"x" * 14)]
+        assert not parser.overflow
+
+
 def test_an_event_that_never_ends_overflows_before_it_is_whole() -> None:
     parser = Parser(limit=20)
     assert parser.feed(b"data: " + b"x" * 14) == []
@@ -259,6 +268,11 @@ def test_nothing_is_left_of_what_was_too_large() -> None:
 def test_message_is_the_default_events_name() -> None:
     assert fed(b"event: message\ndata: x\n\n") == [Event(b"x")]
     assert fed(b"event: message2\ndata: x\n\n") == [Event(b"x", b"message2")]
+
+
+def test_a_long_name_is_cut_between_its_characters() -> None:
+    (event,) = Parser(limit=999).feed(b"event: a" + "\u00e4".encode() * 150 + b"\ndata: x\n\n")
+    assert event.name.decode() == "a" + "\u00e4" * 99
 
 
 def test_a_name_is_bounded_and_has_no_controls() -> None:

@@ -514,6 +514,30 @@ async def test_pages_are_kept_up_to_a_number_of_bytes_and_shared(shared_redis: R
         await pages.stop()
 
 
+async def test_pages_of_a_log_that_nobody_looks_at_are_let_go(shared_redis: RedisServer) -> None:
+    """A key that is used again, later, is for another log of the same name."""
+    async with elsewhere(shared_redis.url) as there:
+        await there.write(fence(), *map(large, range(1, 30)))
+        viewer = await there.attach()
+        await there.all(viewer)
+        pages = viewer.tail.pages
+        assert pages is not None
+        assert pages.size > 0
+        there.tails.detach(viewer)
+        there.tails.sweep(later(5))
+        assert pages.size == 0
+
+
+async def test_pages_of_logs_that_are_gone_have_a_bound_too(shared_redis: RedisServer) -> None:
+    async with elsewhere(shared_redis.url) as there:
+        pages = Pages(there.store, 1000)
+        for seq in range(20):
+            await pages.load(there.stream_id, Position(EPOCH, seq), "alice")
+        kept = [pages.get(there.stream_id, Position(EPOCH, seq)) for seq in range(20)]
+        assert 0 < sum(each is not None for each in kept) < 10
+        await pages.stop()
+
+
 async def test_one_who_asks_for_much_does_not_hold_up_the_others() -> None:
     turns, order = Turns(2, 1), list[str]()
 

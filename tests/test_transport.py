@@ -48,6 +48,17 @@ READ = {
     "trailers": head(CHUNKED) + FRAMED[:-2] + b"X-Sum: 1\r\nX-More: 2\r\n\r\n",
     "identity": head(b"Transfer-Encoding: identity\r\n") + WHOLE,
     "a control character in a header": head(b"X-Odd: a\x01b\r\n", LENGTH) + WHOLE,
+    "a length twice": head(LENGTH, LENGTH) + WHOLE,
+    "a length twice in one line": head(LENGTH.replace(b"\r", b", %d\r" % len(WHOLE))) + WHOLE,
+    "a length that is none": head(b"Content-Length: none\r\n") + WHOLE,
+    "a length that is empty": head(b"Content-Length:\r\n") + WHOLE,
+    "a line without a colon": head(b"Cached today\r\n", LENGTH) + WHOLE,
+    "a name that is none": head(b"X (a): b\r\n", b": c\r\n", b"X-D : e\r\n", CHUNKED) + FRAMED,
+    "two spaces before the status": head(LENGTH, status=b"HTTP/1.1  200 OK\r\n") + WHOLE,
+    "another version": head(LENGTH, status=b"HTTP/2 200\r\n") + WHOLE,
+    "an early hint and a line without a colon": b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
+    + head(b"Cached today\r\n", CHUNKED)
+    + FRAMED,
     "too much after it": head(LENGTH) + WHOLE + b"data: of nobody\n\n" * 9,
 }
 
@@ -67,6 +78,7 @@ async def test_an_answer_is_read_however_it_is_framed_and_cut(answer: bytes, siz
 
 UNREADABLE = {
     "two lengths": head(b"Content-Length: 5\r\n", b"Content-Length: 6\r\n") + WHOLE,
+    "two lengths and an odd line": head(b"odd\r\n", b"Content-Length: 5, 6\r\n") + WHOLE,
     "no HTTP": b"SSH-2.0-OpenSSH\r\n\r\n",
     "no size": head(CHUNKED) + b"zz\r\n",
     "another protocol": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",

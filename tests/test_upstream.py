@@ -316,6 +316,12 @@ async def test_an_upstream_that_says_not_to_ask_again_is_believed(
     assert (failed.sure, failed.retryable) == expected
 
 
+@pytest.mark.parametrize("status", ["429 Slow", "503 Busy", "500 Oops"])
+async def test_a_bill_that_is_not_paid_is_no_reason_to_come_back(status: str) -> None:
+    body = b'{"error": {"message": "Pay.", "type": "insufficient_quota"}}'
+    assert not (await failure_of(answering(status, body))).retryable
+
+
 async def test_a_redirect_says_where_to() -> None:
     where = f"Location: http://other/v1?key={KEY}"
     failed = await failure_of(answering("302 Found", b"", where))
@@ -446,7 +452,7 @@ UNANSWERED: dict[str, list[bytes]] = {
     "half a status line": [b"HTTP/1.1 20"],
     "half a head": [b"HTTP/1.1 200 OK\r\nContent-Type: text/"],
     "no HTTP": [b"SSH-2.0-OpenSSH\r\n\r\n"],
-    "a bad header": [b"HTTP/1.1 200 OK\r\nno header\r\n\r\n"],
+    "a bad status": [b"HTTP/1.1 no status\r\n\r\n"],
     "a long header": [b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"],
 }
 

@@ -13,7 +13,8 @@ from gateway.words import message_of, said
 KEY = 'sk-very/"secret"+key'
 PRESET = Preset.model_validate(
     {
-        "url": "http://user:pass-of-the-url@host/v1?api-version=1&code=key-of-the-query",
+        "url": "http://user:pass-of-the-url@host/v1?api-version=1&code=key-of-the-query"
+        "&sig=raw+key+of+the+query",
         "api_key": KEY,
         "headers": {
             "x-api-key": "azure-secret-key",
@@ -92,6 +93,7 @@ QUOTED = {
     "a header without its scheme": "other-secret-key",
     "a pair": "password-of-a-pair",
     "of the URL's query": "key-of-the-query",
+    "of the URL's query, as it was sent": "raw+key+of+the+query",
     "of the URL's user": "pass-of-the-url",
 }
 

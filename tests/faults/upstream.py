@@ -231,7 +231,7 @@ class _Play:
         return False
 
     def _text(self, number: int) -> Sent:
-        name = self._chance.choice([b"", b"", b"", b"", b"", b"chunk", b"end", b"error"])
+        name = self._chance.choice([b"", b"", b"", b"", b"", b"chunk", b"end", b"open"])
         text = self._chance.choice(_NASTY) + "x" * self._answer.padding
         data = self._chunk(number, text)
         if self._chance.random() < 0.1:
@@ -245,7 +245,7 @@ class _Play:
         return json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
 
     async def _event(self, name: bytes, data: bytes) -> None:
-        shown = b"upstream-" + name if name in {b"end", b"error"} else name
+        shown = b"upstream-" + name if name in {b"end", b"open"} else name
         lines = [b"event: " + name] if name else []
         lines += [b"data: " + line for line in data.split(b"\n")]
         block = b"\n".join(lines) + b"\n\n"
