@@ -90,7 +90,7 @@ class Claims:
                 record = await self._records.read(record.stream_id) or record
                 continue
             except Passing:
-                if not sent and _now() > deadline:
+                if not sent and _now() + _PAUSE > deadline:
                     self._lost(record.stream_id)  # It may be on the list all the same.
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(_PAUSE)

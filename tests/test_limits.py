@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -30,6 +30,7 @@ from tests.support import (
     Script,
     ScriptedUpstream,
     Served,
+    Transcript,
     ask,
     chunk,
     client,
@@ -447,6 +448,27 @@ async def test_a_rush_of_one_subject_starts_no_more_than_it_may() -> None:
         await until(lambda: len(upstream.calls) == 5)
         held.go.set()
         await asyncio.gather(*reads)
+
+
+@pytest.mark.parametrize("bound", ["subject_streams", "max_streams"])
+async def test_who_starts_as_many_at_once_as_it_may_is_not_refused(
+    redis_url: str, bound: str
+) -> None:
+    """A stream is counted once, also while it goes over from its claim to its run."""
+    given: Any = {bound: 12}
+    async with gateway(redis_url=redis_url, **given) as (gate, _):
+        counts = gate.gateway.records.limits.streams.counts
+        for _ in range(8):
+            urls = [await gate.ticket() for _ in range(12)]
+            got = await asyncio.gather(*(after(n / 1000, gate.read(u)) for n, u in enumerate(urls)))
+            assert all(each.end["state"] == "done" for each in got)
+            await until(lambda: counts == {} and not gate.gateway.replica.active)
+
+
+async def after(seconds: float, read: Coroutine[Any, Any, Transcript]) -> Transcript:
+    """Read a little later."""
+    await asyncio.sleep(seconds)
+    return await read
 
 
 async def test_who_watches_too_much_opens_no_further_stream(redis_url: str) -> None:
