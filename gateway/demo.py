@@ -43,7 +43,7 @@ FAULTS: Final = {
     "big:BYTES": "a delta of that size after 3 chunks",
     "comments": "a comment block after each event",
     "crlf": "lines end in CR LF",
-    "named": "events are named chunk, the third error, the fifth end",
+    "named": "events are named chunk, the third open, the fifth end",
 }
 NUMBERS: Final = {spelling.split(":")[0]: spelling.count(":") for spelling in FAULTS}
 PARAGRAPHS: Final = (
@@ -232,7 +232,7 @@ class _Ask:
 
 def _block(fault: str, index: int, data: str) -> bytes:
     """Return one event as the fault wants it written."""
-    name = {2: "error", 4: "end"}.get(index, "chunk")
+    name = {2: "open", 4: "end"}.get(index, "chunk")
     lines = (f"event: {name}\n" if fault == "named" else "") + f"data: {data}\n\n"
     lines += ": keep-alive\n\n" if fault == "comments" else ""
     return (lines.replace("\n", "\r\n") if fault == "crlf" else lines).encode()

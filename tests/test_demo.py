@@ -299,7 +299,7 @@ async def test_comments_and_crlf_change_no_data(client: httpx.AsyncClient) -> No
 async def test_named_names_each_event_and_uses_our_names_too(client: httpx.AsyncClient) -> None:
     text = (await client.post(PATH, json=body("named"))).text
     names = [line for line in text.split("\n") if line.startswith("event: ")]
-    assert names[:5] == [f"event: {name}" for name in ("chunk", "chunk", "error", "chunk", "end")]
+    assert names[:5] == [f"event: {name}" for name in ("chunk", "chunk", "open", "chunk", "end")]
     assert set(names[5:]) == {"event: chunk"}
 
 

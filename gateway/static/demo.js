@@ -5,7 +5,7 @@ import { ask, completion, delta, follow, Refusal, stop } from "./gateway.js";
 const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
 const TIP = "While it writes, cut the connection or reload this page.";
-const NAMED = ["chunk", "upstream-error", "upstream-end"]; // What the pretend upstream may name.
+const NAMED = ["chunk", "upstream-open", "upstream-end"]; // What the pretend upstream may name.
 const VOID = {
   reset: "The replica died, the model is asked again",
   gap: "The log began anew",
