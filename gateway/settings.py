@@ -215,7 +215,7 @@ class Settings(BaseSettings):
         stall = preset.stall or self.upstream_stall
         filled = {
             "url": preset.url or self.upstream_url,
-            "api_key": preset.api_key if preset.url else self.upstream_api_key,
+            "api_key": preset.api_key if preset.url or preset.api_key else self.upstream_api_key,
             "grace": preset.grace or self.grace,
             "connect": preset.connect or self.upstream_connect,
             "stall": stall,

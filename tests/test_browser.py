@@ -413,6 +413,38 @@ async def test_a_listed_origin_may_watch_with_credentials(context: BrowserContex
         assert len(upstream.calls) == 1
 
 
+async def test_the_module_asks_and_follows_with_credentials_from_a_listed_origin(
+    context: BrowserContext,
+) -> None:
+    module = (Path(__file__).parent.parent / "gateway" / "static" / "gateway.js").read_text("utf-8")
+    async with (
+        another_site() as origin,
+        scripted(whole) as upstream,
+        watched(upstream_url=upstream.url, allowed_origins=origin) as (gateway, _),
+    ):
+        await log_in(context, gateway)
+        page = await context.new_page()
+        await page.goto(f"{origin}/bare")
+        ended = await page.evaluate(
+            """async ([source, gateway, body]) => {
+                const blob = new Blob([source], {type: "text/javascript"});
+                const {ask, follow} = await import(URL.createObjectURL(blob));
+                const {stream_url} = await ask(body, gateway + "/tickets");
+                return await new Promise((done) => {
+                    let said = "";
+                    follow(gateway + stream_url, {
+                        text: (piece) => { said += piece; },
+                        end: ({state}) => done([said, state]),
+                        closed: (refusal) => done([refusal.code]),
+                    });
+                });
+            }""",
+            [module, gateway.url, ask()],
+        )
+        assert ended == ["Hello", "done"]
+        assert len(upstream.calls) == 1
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_foreign_origin_starts_nothing_although_its_get_arrives(
     context: BrowserContext, host: str

@@ -485,6 +485,11 @@ def test_the_default_key_is_not_sent_to_another_url(toml: WriteToml) -> None:
     assert told(load(toml(PRESETS)), "keyless")[:2] == ("http://keyless/", "")
 
 
+def test_a_key_of_its_own_goes_to_the_default_url(toml: WriteToml) -> None:
+    loaded = load(toml(PRESETS + '[presets.payer]\napi_key = "its key"\n'))
+    assert told(loaded, "payer")[:2] == ("http://default", "its key")
+
+
 def test_the_first_byte_may_have_a_time_of_its_own(toml: WriteToml) -> None:
     loaded = load(toml("upstream_first_byte = 9\n" + PRESETS))
     assert told(loaded, "bare")[3:5] == (9, 2)

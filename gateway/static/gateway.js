@@ -17,7 +17,7 @@ export class Refusal extends Error {
 }
 
 async function call(url, options) {
-  const response = await fetch(url, options);
+  const response = await fetch(url, { credentials: "include", ...options }); // Another origin too.
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Refusal(response.status, answer);
   return answer;
@@ -99,7 +99,7 @@ export function follow(streamUrl, on, also = []) {
   function connect() {
     const url = new URL(streamUrl, location.href);
     if (lastId) url.searchParams.set("last_event_id", lastId);
-    source = new EventSource(url);
+    source = new EventSource(url, { withCredentials: true });
     source.onopen = () => on.open?.(lastId);
     source.onerror = () => {
       on.lost?.(lastId);
