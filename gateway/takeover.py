@@ -195,12 +195,12 @@ class Takeover:
     async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
         me = self._beat.replica
         for stream_id in stream_ids:
-            if held(stream_id) or stream_id in self._inheriting:
+            record = None if held(stream_id) else await self._records.read(stream_id)
+            if held(stream_id):
                 continue
-            record = await self._records.read(stream_id)
-            if held(stream_id) or stream_id in self._inheriting:
-                continue
-            if _is_of(record, me):
+            if stream_id in self._inheriting:
+                self.orphan(stream_id)  # In a dead one's name, who may not have run it.
+            elif _is_of(record, me):
                 await self._inherit(stream_id, self._broken_off.get(stream_id, me))
             else:
                 await self._beat.leave(stream_id)  # As of a claim that was given up.
