@@ -309,9 +309,14 @@ class Transcript:
     """What one connection, or several in a row, gave a viewer."""
 
     status: int = 0
-    raw: bytes = b""
+    received: bytearray = field(default_factory=bytearray)  # Adding to bytes copies them.
     events: list[Event] = field(default_factory=list)
     headers: httpx.Headers = field(default_factory=httpx.Headers)
+
+    @property
+    def raw(self) -> bytes:
+        """All that came, as it came."""
+        return bytes(self.received)
 
     @property
     def ids(self) -> list[str]:
@@ -348,7 +353,7 @@ class Transcript:
     def extend(self, more: "Transcript") -> None:
         """Go on with what a reconnect gave."""
         self.status = more.status
-        self.raw += more.raw
+        self.received += more.received
         self.events += more.events
 
 
@@ -374,7 +379,7 @@ async def read(
         got.status, got.headers = response.status_code, response.headers
         with suppress(httpx.RemoteProtocolError, httpx.ReadError):
             async for chunk in response.aiter_raw():
-                got.raw += chunk
+                got.received += chunk
                 got.events += parser.feed(chunk)
                 if enough(got):
                     break

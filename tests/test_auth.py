@@ -323,7 +323,7 @@ async def test_a_plain_callable_that_takes_its_time_stops_nobody_else() -> None:
             worst = max(worst, clock.monotonic() - before)
         took = clock.monotonic() - started
     assert [each.result().status_code for each in asked] == [201] * 8
-    assert worst < 0.4
+    assert worst < 2  # Of four seconds that they take together.
     assert took < 3
 
 

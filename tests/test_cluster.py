@@ -142,7 +142,7 @@ async def _browse(served: Served, url: str, seen: Transcript) -> None:
         def grow(got: Transcript, known: int = len(seen.events)) -> bool:
             del seen.events[known:]
             seen.events += got.events
-            seen.raw = got.raw
+            seen.received = got.received
             return False
 
         got = await served.read(url, last_id=last, enough=grow)

@@ -347,7 +347,7 @@ async def test_a_flood_of_tiny_events_leaves_the_others_their_time(piece: bytes)
             before = time.process_time()
             await asyncio.sleep(0.001)
             worst = max(worst, time.process_time() - before)
-    assert worst < 0.25
+    assert worst < 1  # Seconds of this whole process, the upstream's too.
 
 
 async def test_many_events_in_one_read_are_all_kept_in_order() -> None:
