@@ -105,8 +105,10 @@ class Takeover:
             return
         self._burying.add(dead)
         try:
-            left = [*{*await self._beat.left_by(dead), *watched}]
-            log.warning("replica %s is dead; it ran %d stream(s)", dead, len(left))
+            named = await self._beat.left_by(dead)
+            if named:  # Else it was buried before, and somebody has looked at a stream of it since.
+                log.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
+            left = [*{*named, *watched}]
             await self._by_home(left, partial(self._inherit_some, dead))
             while left := await self._beat.bury(dead):
                 await self._by_home(left, partial(self._inherit_some, dead))
