@@ -16,13 +16,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from gateway.complaints import (
-    ERROR_NAMES,
-    complaint,
-    last_words,
-    named_complaint,
-    stray_complaint,
-)
+from gateway.complaints import ERROR_NAMES, complaint, last_words, named_complaint, stray_complaint
 from gateway.sse import Event
 from gateway.usage import Usage
 
@@ -152,7 +146,9 @@ class Reading:
             self.finished = True
 
     def suspect(self, event: Event) -> None:
-        """Take an event that was cut off for an error, if it is one: it is not for anyone else."""
+        """Take an event that was cut off for an error or `[DONE]`: it is for nobody else."""
+        if event.data.strip() == DONE:
+            self.see(event)  # What could be missing is the blank line.
         self._suspect(event.data)
         if event.name.lower() in ERROR_NAMES and is_whole(event.data):
             self._fail(named_complaint(decoded(event.data), event.data))
@@ -340,6 +336,8 @@ def _said(message: Any) -> str:
 
 def _part(part: Any) -> str:
     """Return the text of a part that is one, and no thought, image or call."""
+    if isinstance(part, str):
+        return part
     if not isinstance(part, dict) or str(part.get("type", "text")) not in _TEXTS:
         return ""
     return _string(part.get("text")) or _string(part.get("refusal"))

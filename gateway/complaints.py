@@ -84,8 +84,13 @@ def retryable(error: dict[str, Any]) -> bool:
         return False
     for status in (_status(error.get(key)) for key in _KINDS):
         if status >= 400:
-            return status >= 500 or status in _LATER
+            return passes(status)
     return _is_any_of(_PASSING, error) or not _is_any_of(_MISTAKES, error)
+
+
+def passes(status: int) -> bool:
+    """Whether what a status tells may be over by the next time."""
+    return status >= 500 or status in _LATER
 
 
 def is_final(error: dict[str, Any]) -> bool:

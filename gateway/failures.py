@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from gateway.complaints import is_final, stray_complaint
+from gateway.complaints import is_final, passes, stray_complaint
 from gateway.errors import UpstreamFailure
 from gateway.presets import Preset
 from gateway.words import message_of, said
@@ -57,7 +57,7 @@ def refused(status: int, headers: httpx.Headers, body: bytes, preset: Preset) ->
     # An upstream that knows better says so; that it may be asked again does not make it sure.
     told = headers.get("x-should-retry", "").strip().lower()
     sure = (status in SURE or status in preset.retry_on) and told != "false"
-    again = sure or status == 429 or status >= 500
+    again = sure or passes(status)
     if error := stray_complaint(body):
         again = again and not is_final(error)
     return UpstreamFailure(

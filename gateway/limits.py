@@ -126,6 +126,15 @@ class Limits:
     async def _counted(self, held: Held, size: int, create: Script) -> Any:
         if not self._most.size:
             return await self._store.script("create", create.keys, create.args)
+        try:
+            return await self._admitted(held, size, create)
+        except Passing as error:
+            if error.code != "too_many_bytes" or not self._news:
+                raise
+        await self._tell_all()  # Of what was cancelled or ended a moment ago Redis may not know.
+        return await self._admitted(held, size, create)
+
+    async def _admitted(self, held: Held, size: int, create: Script) -> Any:
         args = [self._most.size, self._unredeemed, held.stream_id, size, self._ttl]
         admit = Script("admit", subject_keys(held.subject), args)
         if self._store.cluster is None and size <= _SMALL:

@@ -255,6 +255,7 @@ TEXTS = {
     "parts that are nonsense": done(closed(
         HELLO, parts(None, 1, [], {}, {"text": 1}, {"type": []}, {"type": "x", "text": "no"}), STOP
     )),
+    "parts that are texts": done(closed(parts("hel"), parts("lo"), STOP)),
     "one part": done(closed(of(delta(content={"type": "text", "text": "hello"})), STOP)),
     "a refusal": done(closed(of(delta(content=None, refusal="hello")), STOP)),
     "the old completions": done(closed(
@@ -300,6 +301,13 @@ RESTS = {
     "half an event at a whole end": truncated(framed(WITH_LINE + LAST[:-1]), "hel"),
     "an event at the end of a cut body": truncated(
         framed(WITH_LINE + LAST, whole=False), "hel"
+    ),
+    "DONE at an end that may be a cut": done(OK + sse(HELLO) + b"data: [DONE]", reason=None),
+    "DONE and a newline there": done(OK + sse(HELLO) + b"data: [DONE]\n", reason=None),
+    "DONE in a cut body": done(framed(sse(HELLO) + b"data: [DONE]", whole=False), reason=None),
+    "half of DONE": truncated(OK + sse(HELLO) + b"data: [DONE"),
+    "DONE after an error": failed(
+        OK + sse(chunk("hel"), b'{"error":{"message":"BOOM"}}') + b"data: [DONE]", "hel"
     ),
     "an event at an end that may be a cut": truncated(OK + WITH_LINE + LAST, "hel"),
 }  # fmt: skip

@@ -335,6 +335,14 @@ async def test_who_cancels_what_waits_may_ask_again(redis_url: str) -> None:
         assert again < 100
 
 
+async def test_what_is_cancelled_here_is_free_at_once(redis_url: str) -> None:
+    """A page that cancels to make room asks again in the same moment, and not in a second."""
+    async with gateway(redis_url=redis_url, subject_bytes=16 * KIB) as (gate, _):
+        for url in await filled(gate):
+            await gate.http.delete(url, headers=gate.cookie())
+        assert await takes_another(gate)
+
+
 async def takes_another(gate: Served) -> bool:
     """Whether another ticket is given."""
     return (await post(gate, BODY)).status_code == 201
