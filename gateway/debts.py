@@ -1,8 +1,9 @@
-"""Debts: which connections owe us something, and until when.
+"""Debts: which connections owe us something, until when, and whom their end is told.
 
 One look at all of them stands for a timer each. Open streams are not among them.
 """
 
+from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -69,3 +70,27 @@ class Debts:
         for debtor in [each for each, due in self._reading.items() if due <= now]:
             self._reading.pop(debtor, None)
             debtor.unread()
+
+
+class Closed:
+    """Whom to tell that a connection has ended; who comes late is told at once."""
+
+    def __init__(self) -> None:
+        self._lost = False
+        self._calls: set[Callable[[], None]] = set()
+
+    def add(self, call: Callable[[], None]) -> None:
+        """Call this at the end."""
+        self._calls.add(call)
+        if self._lost:
+            call()
+
+    def discard(self, call: Callable[[], None]) -> None:
+        """Do not: the response has ended before its connection."""
+        self._calls.discard(call)
+
+    def tell(self) -> None:
+        """Tell all."""
+        self._lost = True
+        for call in list(self._calls):
+            call()

@@ -9,7 +9,6 @@ answer. An open stream owes nothing; it costs no timer and no entry.
 """
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from gateway.debts import Debts
+from gateway.debts import Closed, Debts
 from gateway.errors import Refusal
 from gateway.responses import refusal
 
@@ -37,30 +36,6 @@ _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader'
 _IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
 
 
-class Closed:
-    """Whom to tell that a connection has ended; who comes late is told at once."""
-
-    def __init__(self) -> None:
-        self._lost = False
-        self._calls: set[Callable[[], None]] = set()
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Call this at the end."""
-        self._calls.add(call)
-        if self._lost:
-            call()
-
-    def discard(self, call: Callable[[], None]) -> None:
-        """Do not: the response has ended before its connection."""
-        self._calls.discard(call)
-
-    def tell(self) -> None:
-        """Tell all."""
-        self._lost = True
-        for call in list(self._calls):
-            call()
-
-
 class Few(list[Any]):
     """A deque of what is nearly always nothing: an empty one of those takes 600 bytes."""
 
@@ -73,7 +48,7 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's, with sizes and deadlines; it keeps less for an open stream."""
 
     # Not in the instance's dict: uvicorn's attributes fill the one that all instances share.
-    __slots__ = ("_closed", "_debts", "_owed", "_since", "_stage", "_unsent")
+    __slots__ = ("_closed", "_debts", "_owed", "_parts", "_since", "_stage", "_unsent")
 
     def __init__(self, *, debts: Debts, **given: Any) -> None:
         super().__init__(**given)
@@ -81,6 +56,7 @@ class Protocol(HttpToolsProtocol):
         self._stage = _IDLE
         self._owed = 0  # Bytes since the caller last said something whole.
         self._since = 0  # Bytes of the body since its deadline was set.
+        self._parts: list[bytes] = []  # Of the body, in the slice that is parsed.
         self._unsent = 0
 
     # The connection
@@ -128,6 +104,7 @@ class Protocol(HttpToolsProtocol):
                 self._debts.expect(self, self._debts.terms.head)
         self._owed += len(data)
         self._feed(data)
+        self._hand_over()
         if self._owed > self._debts.terms.size:
             self._refuse(self._too_large())
 
@@ -197,12 +174,19 @@ class Protocol(HttpToolsProtocol):
         if self._stage is not _DEAF:
             self._owed = 0
             self._since += len(body)
-            super().on_body(body)
+            self._parts.append(body)
+
+    def _hand_over(self) -> None:
+        # Not a part at a time: uvicorn would copy what waits for each of many tiny chunks.
+        if self._parts:
+            super().on_body(b"".join(self._parts))
+            self._parts.clear()
 
     def on_message_complete(self) -> None:
         """Owe nothing more, unless the answer has come before the end of the question."""
         if self._stage in (_DEAF, _AGAIN):
             return
+        self._hand_over()
         self._stage, self._owed = _IDLE, 0
         super().on_message_complete()
         if self._answering:

@@ -607,6 +607,7 @@ THEIRS = [
     *("/", "/metrics", "/events", "/usage", "/users/bob", "/users/bob/events", "/streams"),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
     *("/healthz/", "/v1/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
+    *("/tickets%0A", "/stream%0A", "/healthz%0A"),
 ]
 
 
