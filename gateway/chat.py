@@ -146,9 +146,7 @@ class Reading:
             self.finished = True
 
     def suspect(self, event: Event) -> None:
-        """Take an event that was cut off for an error or `[DONE]`: it is for nobody else."""
-        if event.data.strip() == DONE:
-            self.see(event)  # What could be missing is the blank line.
+        """Take an event that was cut off for an error, if it is one: it is not for anyone else."""
         self._suspect(event.data)
         if event.name.lower() in ERROR_NAMES and is_whole(event.data):
             self._fail(named_complaint(decoded(event.data), event.data))

@@ -302,9 +302,9 @@ RESTS = {
     "an event at the end of a cut body": truncated(
         framed(WITH_LINE + LAST, whole=False), "hel"
     ),
-    "DONE at an end that may be a cut": done(OK + sse(HELLO) + b"data: [DONE]", reason=None),
-    "DONE and a newline there": done(OK + sse(HELLO) + b"data: [DONE]\n", reason=None),
-    "DONE in a cut body": done(framed(sse(HELLO) + b"data: [DONE]", whole=False), reason=None),
+    "DONE at an end that may be a cut": truncated(OK + sse(HELLO) + b"data: [DONE]"),
+    "DONE and a newline there": truncated(OK + sse(HELLO) + b"data: [DONE]\n"),
+    "DONE in a cut body": truncated(framed(sse(HELLO) + b"data: [DONE]", whole=False)),
     "half of DONE": truncated(OK + sse(HELLO) + b"data: [DONE"),
     "DONE after an error": failed(
         OK + sse(chunk("hel"), b'{"error":{"message":"BOOM"}}') + b"data: [DONE]", "hel"

@@ -355,7 +355,8 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
         begun = time.monotonic()
         for http in at.http:
             answer = await http.post("/tickets", json=ask("x" * 9000), headers=ALICE)
-            assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+            assert answer.status_code == 503
+            assert answer.json()["code"] in {"store_unavailable", "store_full"}
             assert int(answer.headers["retry-after"]) >= 1
         await until(lambda: time.monotonic() - begun > 5, "longer than the grace")
         await heard(viewers)

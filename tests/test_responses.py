@@ -298,7 +298,7 @@ async def test_text_of_an_unknown_position_begins_with_a_gap() -> None:
         (chunk("x", index=1), None),
         (b"[DONE]", None),
         (b'{"choices":[{"delta":{"content":null}}]}', None),
-        (b'{"choices":[{"delta":{"content":["x"]}}]}', None),
+        (b'{"choices":[{"delta":{"content":["x"]}}]}', b"x"),
         (b'{"choices":[{"delta":null,"content":"x"}]}', None),
         (b'{"choices":"content","content":"x"}', None),
         (b'{"choices":[1,{"index":0,"delta":{"content":"x"}}]}', b"x"),
