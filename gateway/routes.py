@@ -122,14 +122,14 @@ class Routes:
             self._records.limits.check(subject, claims=not key)
         made = (await body_of(request, self._settings.max_body)).made(preset.prepare)
         stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
-        request_name = asked(subject, name, made.digest)
         if position is not None:
+            request_name = asked(subject, name, made.digest)
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
         if key:
             created = await self._keyed(stream_id, subject, name, made)
         elif at_once:
-            created = await self._begun(request, request_name, stream_id, subject, name, made)
+            created = await self._begun(request, stream_id, subject, name, made)
         else:
             created = await self._records.create(stream_id, subject, name, *made)
         if created.digest != made.digest:
@@ -137,7 +137,7 @@ class Routes:
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = self._stream_url(request, ticket)
         if at_once:
-            if await request.is_disconnected():
+            if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self.tickets.verify(ticket), subject)
         return issued(ticket, url, created)
@@ -153,9 +153,10 @@ class Routes:
             return known
 
     async def _begun(
-        self, request: Request, name: str, stream_id: str, subject: str, preset: str, made: Asked
+        self, request: Request, stream_id: str, subject: str, preset: str, made: Asked
     ) -> Created:
         """Store a request that begins at once, so that a repeat of it finds the stream."""
+        name = asked(subject, preset, made.digest)
         more = await self._repeats.remember(name, stream_id)
         try:
             created = await self._records.create(stream_id, subject, preset, *made, more)
