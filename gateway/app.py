@@ -5,19 +5,20 @@ from contextlib import asynccontextmanager
 
 from starlette.routing import BaseRoute, Router
 
-from gateway import settings as settings_
-from gateway.auth import authenticator
-from gateway.beat import Beat
+from gateway.auth.loading import authenticator
+from gateway.config import settings as settings_
+from gateway.config.settings import Settings
 from gateway.errors import SettingsError
-from gateway.limits import Most
-from gateway.records import Records, new_id
-from gateway.replica import Replica
-from gateway.routes import Routes
-from gateway.runs import Caps
-from gateway.settings import Settings
-from gateway.store import Store
-from gateway.tails import Tails
-from gateway.upstream import Upstream
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.records import Records
+from gateway.limits.subjects import Most
+from gateway.membership.heartbeat import Beat
+from gateway.runs.run import Caps
+from gateway.runs.supervisor import Replica
+from gateway.store.client import Store
+from gateway.store.keys import new_id
+from gateway.upstream.client import Upstream
+from gateway.web.routes import Routes
 
 
 class Gateway:

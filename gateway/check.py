@@ -4,16 +4,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gateway.address import Address
-from gateway.auth import authenticator
-from gateway.cluster import SLOTS, Cluster
+from gateway.auth.loading import authenticator
+from gateway.config.settings import Settings
 from gateway.errors import GatewayError, Passing, SettingsError, redacted, with_cause
-from gateway.node import Node
-from gateway.records import new_id
-from gateway.rehearsal import Rehearsal
-from gateway.settings import Settings
-from gateway.store import BEATS, Store
-from gateway.upstream import Upstream
+from gateway.runs.rehearsal import Rehearsal
+from gateway.store.client import Store
+from gateway.store.keys import BEATS, new_id
+from gateway.store.node import Node
+from gateway.store.pools import Address
+from gateway.store.topology import SLOTS, Cluster
+from gateway.upstream.client import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
 _NOT_THERE = frozenset((404, 410))

@@ -12,13 +12,17 @@ from typing import Any
 import click
 from starlette.routing import Mount, Router
 
-from gateway import __version__, check, demo, settings, workers
+from gateway import __version__, check
 from gateway.app import Gateway
-from gateway.auth import signed_cookie, usable
+from gateway.auth.base import usable
+from gateway.auth.session import signed_cookie
+from gateway.config import settings
+from gateway.config.settings import Settings
+from gateway.demo import upstream as demo
+from gateway.demo.page import page
 from gateway.errors import Refusal, SettingsError, with_cause
-from gateway.page import page
-from gateway.server import bind, reserve, run, url_of
-from gateway.settings import Settings
+from gateway.serve import workers
+from gateway.serve.server import bind, reserve, run, url_of
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 

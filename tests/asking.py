@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.config.presets import Preset
 from gateway.errors import UpstreamFailure
-from gateway.presets import Preset
-from gateway.upstream import Upstream
+from gateway.upstream.client import Upstream
 from tests.support import OK, Call, Script, scripted
 
 KEY = "sk-very-secret-key"

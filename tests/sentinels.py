@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import Passing
-from gateway.store import Store
+from gateway.store.client import Store
 from tests.support import RedisServer, free_port, missing, redis_binary, until, wait_for_port
 
 NAME = "gw"

@@ -21,11 +21,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.app import Gateway
-from gateway.auth import signed_cookie
-from gateway.server import Server, bind, url_of
-from gateway.settings import Settings
+from gateway.auth.session import signed_cookie
+from gateway.config.settings import Settings
+from gateway.serve.server import Server, bind, url_of
 from gateway.sse import OURS, Event, Parser
-from gateway.upstream import Upstream
+from gateway.upstream.client import Upstream
 
 SECRET = "a secret of the tests that is long enough"
 REQUIRED = os.environ.get("GATEWAY_TEST_REQUIRE", "") == "all"

@@ -20,10 +20,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
-from gateway.demo import answer
-from gateway.page import page as routes_of_page
-from gateway.viewer import Viewer
+from gateway.demo.page import page as routes_of_page
+from gateway.demo.upstream import answer
+from gateway.eventlog.viewer import Viewer
 from tests.clients import node_modules
+from tests.runs.test_takeover import RESTART, owner, via
 from tests.support import (
     OK,
     SECRET,
@@ -47,7 +48,6 @@ from tests.support import (
     until,
     whole,
 )
-from tests.test_takeover import RESTART, owner, via
 
 FLAGS = [
     "--no-sandbox",
@@ -416,7 +416,9 @@ async def test_a_listed_origin_may_watch_with_credentials(context: BrowserContex
 async def test_the_module_asks_and_follows_with_credentials_from_a_listed_origin(
     context: BrowserContext,
 ) -> None:
-    module = (Path(__file__).parent.parent / "gateway" / "static" / "gateway.js").read_text("utf-8")
+    module = (
+        Path(__file__).parent.parent / "gateway" / "demo" / "static" / "gateway.js"
+    ).read_text("utf-8")
     async with (
         another_site() as origin,
         scripted(whole) as upstream,

@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway import __version__
-from gateway.auth import signed_cookie
+from gateway.auth.session import signed_cookie
 from gateway.cli import main
+from gateway.config.settings import table
 from gateway.errors import SettingsError
-from gateway.server import bind, url_of
-from gateway.settings import table
+from gateway.serve.server import bind, url_of
 from tests.support import (
     OK,
     SECRET,

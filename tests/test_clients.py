@@ -16,9 +16,9 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from starlette.applications import Starlette
 
-from gateway.chat import text_of as gateway_text
-from gateway.demo import UpstreamOptions, answer, upstream
+from gateway.demo.upstream import UpstreamOptions, answer, upstream
 from gateway.sse import Event
+from gateway.upstream.protocols.chat import text_of as gateway_text
 from tests.clients import HERE, node_modules
 from tests.support import (
     OK,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import __version__
-from gateway.settings import Settings, table
+from gateway.config.settings import Settings, table
 from tests.composition import (
     DOCKERFILE,
     FILE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import BrowserContext, Page
 
-from gateway.settings import Settings, table
+from gateway.config.settings import Settings, table
 from tests import test_browser
 from tests.support import OK, Call, ask, chunk, scripted, sse, whole
 from tests.test_browser import cut, in_halves, log_in, watched

@@ -22,7 +22,7 @@ from gateway.errors import (
     with_cause,
 )
 
-SOURCES = sorted(Path(gateway.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(gateway.__file__).parent.rglob("*.py"))
 
 
 def raised(name: str) -> set[str]:

@@ -12,119 +12,99 @@ import gateway
 HOME = Path(gateway.__file__).parent
 TESTS = Path(__file__).parent
 
-# From the ground up. A module imports its own floor and those below.
-FLOORS: dict[str, set[str]] = {
-    "pure": {
-        "errors",
-        "sse",
-        "tickets",
-        "presets",
-        "mounts",
-        "settings",
-        "origins",
-        "mount",
-        "positions",
-        "chat",
-        "complaints",
-        "usage",
-        "heads",
-        "tasks",
-        "body",
-    },
-    "state": {
-        *("outage", "address", "line", "node", "route", "cluster", "store"),
-        *("majority", "presence", "records", "memory", "limits", "headroom"),
-        *("beat", "eventlog", "repeats", "rehearsal", "crew", "writer", "reader", "pages"),
-        *("tail", "viewer", "follower", "tails"),
-    },
-    "upstream": {
-        *("upstream", "answers", "transport", "connection", "codings", "failures", "words"),
-    },
-    "run": {
-        *("endings", "snapshot", "runs", "grace", "inbox", "takeover", "replica"),
-        *("ownership", "suspects", "claims"),
-    },
-    "web": {"cookies", "threads", "auth", "requests", "responses", "endpoint", "routes"},
-    "program": {
-        *("app", "check", "workers", "debts", "protocol", "server", "cli", "demo", "page"),
-        "__main__",
-    },
-}
+# From the ground up. A package imports its own modules and those of floors below.
+FLOORS: tuple[set[str], ...] = (
+    {"errors", "sse", "tasks", "clock"},
+    {"config"},
+    {"upstream"},
+    {"store"},
+    {"limits"},
+    {"eventlog"},
+    {"membership"},
+    {"auth"},
+    {"runs"},
+    {"web"},
+    {"app"},
+    {"serve"},
+    {"demo"},
+    {"check", "cli", "__main__"},
+)
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
 FENCES: dict[str, set[str]] = {
-    "redis": {"outage", "address", "store", "line", "node", "route", "cluster"},
-    "fakeredis": {"address"},
-    "hiredis": {"line"},
-    "httpx": {"upstream", "answers", "transport", "connection", "codings", "failures"},
-    "httptools": {"connection", "protocol"},
-    "itsdangerous": {"tickets", "auth"},
-    "pydantic": {"settings", "presets"},
-    "pydantic_core": {"settings"},
-    "pydantic_settings": {"settings"},
-    "starlette": {
-        *(
-            "requests",
-            "responses",
-            "endpoint",
-            "routes",
-            "app",
-            "demo",
-            "page",
-            "protocol",
-            "server",
-            "cli",
-        ),
+    "redis": {
+        *("store.outage", "store.pools", "store.connection", "store.node", "store.routing"),
+        *("store.topology", "store.client"),
     },
-    "uvicorn": {"server", "protocol"},
+    "fakeredis": {"store.pools"},
+    "hiredis": {"store.connection"},
+    "httpx": {
+        *("upstream.client", "upstream.answers", "upstream.transport", "upstream.connection"),
+        *("upstream.codings", "upstream.failures"),
+    },
+    "httptools": {"upstream.connection", "serve.protocol"},
+    "itsdangerous": {"auth.tickets", "auth.session"},
+    "pydantic": {"config.settings", "config.presets"},
+    "pydantic_core": {"config.settings"},
+    "pydantic_settings": {"config.settings"},
+    "starlette": {
+        *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
+        *("app", "demo.upstream", "demo.page", "serve.protocol", "serve.server", "cli"),
+    },
+    "uvicorn": {"serve.server", "serve.protocol"},
     "click": {"cli"},
 }
 STANDARD = sys.stdlib_module_names
 
 # Modules whose promises are kept by a test of another name.
 TESTED_IN = {
-    "address": "store",
     "__init__": "cli",
     "__main__": "cli",
-    "chat": "upstream",
-    "codings": "answers",
-    "connection": "transport",
-    "debts": "protocol",
-    "complaints": "chat_shapes",
-    "usage": "chat_shapes",
-    "heads": "transport",
-    "endings": "runs",
-    "endpoint": "routes",
-    "failures": "upstream",
-    "snapshot": "runs",
-    "tasks": "replica",
-    "app": "routes",
-    "crew": "cluster",
-    "follower": "tail",
-    "grace": "cancellation",
-    "headroom": "limits",
-    "inbox": "cancellation",
-    "line": "store",
-    "outage": "store",
-    "rehearsal": "check",
-    "majority": "beat",
-    "memory": "beat",
-    "mounts": "settings",
-    "node": "store",
-    "ownership": "replica",
-    "presence": "records",
-    "pages": "tail",
-    "positions": "eventlog",
-    "reader": "eventlog",
-    "requests": "responses",
-    "route": "cluster",
-    "claims": "replica",
-    "suspects": "takeover",
-    "tails": "tail",
-    "threads": "auth",
-    "viewer": "tail",
-    "server": "cli",
-    "writer": "eventlog",
+    "app": "web.routes",
+    "auth.base": "auth.loading",
+    "auth.custom": "auth.loading",
+    "auth.session": "auth.loading",
+    "auth.threads": "auth.loading",
+    "clock": "eventlog.tail",
+    "config.secrets": "config.settings",
+    "eventlog.entries": "eventlog.writer",
+    "eventlog.fanout": "eventlog.tail",
+    "eventlog.fetcher": "eventlog.tail",
+    "eventlog.group_commit": "eventlog.writer",
+    "eventlog.pages": "eventlog.tail",
+    "eventlog.presence": "eventlog.records",
+    "eventlog.reader": "eventlog.writer",
+    "eventlog.viewer": "eventlog.tail",
+    "limits.headroom": "limits.subjects",
+    "membership.suspects": "runs.takeover",
+    "runs.claims": "runs.supervisor",
+    "runs.control": "runs.cancellation",
+    "runs.endings": "runs.run",
+    "runs.idle": "runs.cancellation",
+    "runs.ownership": "runs.supervisor",
+    "runs.rehearsal": "check",
+    "runs.snapshot": "runs.run",
+    "serve.deadlines": "serve.protocol",
+    "serve.server": "cli",
+    "store.connection": "store.client",
+    "store.data_loss": "membership.heartbeat",
+    "store.keys": "store.client",
+    "store.node": "store.client",
+    "store.outage": "store.client",
+    "store.per_node": "store.topology",
+    "store.pools": "store.client",
+    "store.quorum": "membership.heartbeat",
+    "store.routing": "store.topology",
+    "tasks": "runs.supervisor",
+    "upstream.codings": "upstream.answers",
+    "upstream.connection": "upstream.transport",
+    "upstream.failures": "upstream.client",
+    "upstream.heads": "upstream.transport",
+    "upstream.protocols.complaints": "upstream.protocols.chat",
+    "upstream.protocols.usage": "upstream.protocols.chat",
+    "web.endpoint": "web.routes",
+    "web.event_stream": "web.responses",
+    "web.requests": "web.responses",
 }
 
 LINES = 350  # Of a module.
@@ -132,9 +112,18 @@ FUNCTION_LINES = 60
 PARAMETERS = 7
 BY_POSITION = 7  # Of more than four parameters; what a constructor joins is told by its type.
 
-MODULES = {path.stem: path for path in sorted(HOME.glob("*.py"))}
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
-SCRIPTS = {path.name: path for path in sorted((HOME / "lua").glob("*.lua"))}
+
+def dotted(path: Path) -> str:
+    """Return a module's name under `gateway`; a package's is that of its folder."""
+    parts = path.relative_to(HOME).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)
+
+
+PATHS = {dotted(path): path for path in sorted(HOME.rglob("*.py"))}
+PACKAGES = {name for name, path in PATHS.items() if path.stem == "__init__"} - {"__init__"}
+MODULES = {name: path for name, path in PATHS.items() if name not in PACKAGES}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in PATHS.items()}
+SCRIPTS = {path.name: path for path in sorted((HOME / "store" / "lua").glob("*.lua"))}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -148,19 +137,19 @@ def imports(name: str) -> Iterator[str]:
             assert node.level == 0, f"{name}: a relative import"
             assert node.module is not None
             yield node.module
-            if node.module == "gateway":
-                yield from (f"gateway.{alias.name}" for alias in node.names)
+            if node.module.partition(".")[0] == "gateway":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def ours(name: str) -> set[str]:
     """Return the modules of ours that a module imports."""
-    found = {each.split(".")[1] for each in imports(name) if each.startswith("gateway.")}
+    found = {each.removeprefix("gateway.") for each in imports(name)}
     return found & MODULES.keys()
 
 
 def floor(name: str) -> int:
-    """Return the number of a module's floor."""
-    return next(number for number, names in enumerate(FLOORS.values()) if name in names)
+    """Return the number of a module's floor, which is that of its package."""
+    return next(number for number, names in enumerate(FLOORS) if name.split(".")[0] in names)
 
 
 def functions(name: str) -> Iterator[Function]:
@@ -185,9 +174,18 @@ def is_command(function: Function) -> bool:
 every_module = pytest.mark.parametrize("name", MODULES)
 
 
-def test_every_module_is_on_one_floor() -> None:
-    named = [name for names in FLOORS.values() for name in names]
-    assert sorted(named) == sorted(MODULES.keys() - {"__init__"})
+every_package = pytest.mark.parametrize("name", sorted(PACKAGES))
+
+
+def test_every_package_and_module_on_top_is_on_one_floor() -> None:
+    named = [name for names in FLOORS for name in names]
+    assert sorted(named) == sorted({name.split(".")[0] for name in PATHS.keys() - {"__init__"}})
+
+
+@every_package
+def test_a_package_says_what_it_is_and_nothing_else(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+    assert len(TREES[name].body) == 1
 
 
 @every_module
@@ -266,12 +264,23 @@ def _public_classes(tree: ast.Module) -> list[ast.ClassDef]:
 
 @every_module
 def test_every_module_has_its_tests(name: str) -> None:
-    assert (TESTS / f"test_{TESTED_IN.get(name, name)}.py").exists()
+    *packages, module = TESTED_IN.get(name, name).split(".")
+    assert TESTS.joinpath(*packages, f"test_{module}.py").exists()
+
+
+def test_only_modules_that_exist_have_their_tests_elsewhere() -> None:
+    assert TESTED_IN.keys() <= MODULES.keys()
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: path.name)
+def test_tests_of_a_package_are_named_after_it(path: Path) -> None:
+    *packages, _ = path.relative_to(TESTS).parts
+    assert not packages or ".".join(packages) in PACKAGES | {"faults", "hostile", "simulation"}
 
 
 @every_module
 def test_nobody_sleeps_on_the_event_loop(name: str) -> None:
-    sleeps = {"time.sleep", "sleep"} if name != "workers" else set()
+    sleeps = {"time.sleep", "sleep"} if name != "serve.workers" else set()
     calls = [ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)]
     assert sleeps.intersection(calls) == set()
 

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.origins import Origins
-from gateway.records import new_id
-from gateway.settings import Settings
+from gateway.config.settings import Settings
+from gateway.store.keys import new_id
+from gateway.web.origins import Origins
 from tests.nginx import (
     BY_HAND,
     BY_IMAGE,

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.reader import read_all
+from gateway.auth.tickets import Tickets
+from gateway.eventlog.reader import read_all
 from gateway.sse import Parser, encode
-from gateway.store import Store
-from gateway.tickets import Tickets
+from gateway.store.client import Store
 from tests.support import (
     OK,
     SECRET,

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Passing
-from gateway.reader import read_all
+from gateway.eventlog.reader import read_all
 from gateway.sse import parse
-from gateway.store import Store
+from gateway.store.client import Store
+from tests.eventlog.test_writer import proxied
 from tests.sentinels import ask as ask_redis
 from tests.support import (
     OK,
@@ -31,7 +32,6 @@ from tests.support import (
     until,
     whole,
 )
-from tests.test_eventlog import proxied
 from tests.test_promises import ALICE, Paced, Site, at_least, held, site, stream_id_of
 
 STREAM = {**ALICE, "Accept": "text/event-stream"}

@@ -7,17 +7,7 @@ from httpx_sse._decoders import SSEDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import (
-    HEARTBEAT,
-    OURS,
-    RESERVED,
-    Event,
-    Parser,
-    encode,
-    parse,
-    retry,
-    safe_name,
-)
+from gateway.sse import HEARTBEAT, OURS, RESERVED, Event, Parser, encode, parse, retry, safe_name
 
 LIMIT = 1 << 16
 

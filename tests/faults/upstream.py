@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gateway.failures import SURE
+from gateway.upstream.failures import SURE
 from tests.faults.schedule import Answer
 from tests.support import until
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from gateway.debts import Closed
-from gateway.positions import Position
+from gateway.eventlog.entries import Position
+from gateway.serve.deadlines import Closed
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import LATER
 

@@ -6,17 +6,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from gateway import eventlog
-from gateway.beat import Beat, Book
-from gateway.endings import Ending
 from gateway.errors import Passing
-from gateway.eventlog import EventLog
-from gateway.node import Node
-from gateway.positions import Entry
-from gateway.records import Records
-from gateway.runs import Run
-from gateway.store import Store
-from gateway.writer import Rounds
+from gateway.eventlog import writer as eventlog
+from gateway.eventlog.entries import Entry
+from gateway.eventlog.group_commit import Rounds
+from gateway.eventlog.records import Records
+from gateway.eventlog.writer import EventLog
+from gateway.membership.heartbeat import Beat, Book
+from gateway.runs.endings import Ending
+from gateway.runs.run import Run
+from gateway.store.client import Store
+from gateway.store.node import Node
 from tests.simulation import world
 
 Patches = Iterator[Any]

@@ -15,7 +15,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from gateway.positions import Position
+from gateway.eventlog.entries import Position
 from gateway.sse import OURS, parse
 from tests.simulation.redis import Args, Id
 from tests.simulation.upstream import Call

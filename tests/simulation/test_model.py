@@ -17,7 +17,7 @@ from tests.support import RedisServer
 # The real clock cannot be set: the scripts get one that stands still.
 SCRIPTS = {
     path.stem: path.read_bytes().replace(b"redis.call('TIME')", b"{'1700000000', '5000'}")
-    for path in (Path(gateway.__file__).parent / "lua").glob("*.lua")
+    for path in (Path(gateway.__file__).parent / "store" / "lua").glob("*.lua")
 }
 KEYS = [b"{t}a", b"{t}b"]
 OWNERS = [b"me", b"you"]

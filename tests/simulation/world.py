@@ -19,14 +19,14 @@ import redis.utils
 from redis.asyncio.connection import AbstractConnection
 
 import gateway
-import gateway.outage
-import gateway.transport
-from gateway.address import TIMEOUT
+import gateway.store.outage
+import gateway.upstream.transport
 from gateway.app import Gateway
-from gateway.eventlog import EventLog
-from gateway.settings import Settings
-from gateway.tickets import Tickets
-from gateway.viewer import Viewer
+from gateway.auth.tickets import Tickets
+from gateway.config.settings import Settings
+from gateway.eventlog.viewer import Viewer
+from gateway.eventlog.writer import EventLog
+from gateway.store.pools import TIMEOUT
 from tests.simulation.client import Broken, EventSource, Exchange
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network
@@ -39,7 +39,7 @@ from tests.support import SECRET, settings
 _SETTLE = 60.0  # Seconds after the last fault within which everything has come to its end.
 NAMES = {
     sha1(path.read_bytes()).hexdigest().encode(): path.stem
-    for path in (Path(gateway.__file__).parent / "lua").glob("*.lua")
+    for path in (Path(gateway.__file__).parent / "store" / "lua").glob("*.lua")
 }
 
 
@@ -511,7 +511,7 @@ def _surroundings(world: World) -> Iterator[None]:
     rng = random.Random(f"ids {world.schedule.seed}")
     random.seed(world.schedule.seed)
     urandom = secrets.token_urlsafe
-    clocks = [vars(module) for module in (gateway.transport, gateway.outage)]
+    clocks = [vars(module) for module in (gateway.upstream.transport, gateway.store.outage)]
     monotonics = [module["monotonic"] for module in clocks]
     secrets.token_urlsafe = lambda n=None: (  # type: ignore[assignment]
         urlsafe_b64encode(rng.randbytes(n or 16)).decode().rstrip("=")

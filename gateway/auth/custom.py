@@ -1,0 +1,86 @@
+"""Custom: a callable of the app's own, which gets headers and cookies and returns the subject."""
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+from gateway.auth.base import one_of, usable
+from gateway.auth.cookies import Cookies
+from gateway.auth.threads import Threads
+from gateway.errors import GatewayError, Passing, with_cause
+
+_PATIENCE = 10.0  # Seconds that a callable may take.
+_OTHERS = 3  # Further tries where a cookie is there twice: each may be a look-up of theirs.
+_THREADS = 32
+_WAITING = 1024  # Callers that wait for a thread.
+_QUIET = 60.0  # Seconds in which the same fault of a callable is not told again.
+
+_CREDENTIAL = re.compile(r"[^\s;,=\"']{6,}")
+
+log = logging.getLogger("gateway.auth.custom")
+
+
+class Custom:
+    """A callable of the app's own: `(headers, cookies) -> subject | None`, async or not."""
+
+    def __init__(
+        self, name: str, call: Callable[[Mapping[str, str], Mapping[str, str]], Any]
+    ) -> None:
+        self._name = name
+        self._call = call
+        self._threads = None if _is_async(call) else Threads(_THREADS, _WAITING)
+        self._told: dict[str, float] = {}
+
+    async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+        """Return what the callable says; raises Passing if that cannot reach what it needs."""
+        said = {await self._ask(headers, cookies)}
+        if isinstance(cookies, Cookies):
+            others = islice(cookies.others(), _OTHERS)
+            said |= {await self._ask(headers, each) for each in others}
+        return one_of(said)
+
+    async def _ask(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+        call = partial(self._call, headers, cookies)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                said = await self._threads.run(call) if self._threads else call()
+                return usable(await said if inspect.isawaitable(said) else said)
+        except GatewayError:
+            raise
+        except OSError as error:  # Among them what it connects to, and a TimeoutError.
+            raise Passing("auth_unavailable", reason=type(error).__name__) from error
+        except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
+            self._tell(error, headers)
+            return None
+
+    def _tell(self, error: BaseException, headers: Mapping[str, str]) -> None:
+        """Say in one line where it broke: once a minute, as any stranger can make it break."""
+        at = error.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        where = f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}" if at else "its call"
+        now = monotonic()
+        if now - self._told.get(where, -_QUIET) < _QUIET:
+            return
+        self._told[where] = now
+        words = str(error)[:300]
+        for given in _CREDENTIAL.findall(" ".join(_credentials(headers))):
+            words = words.replace(given, "***")  # A ValueError shows what it was given.
+        what = f"{self._name}: {type(error).__name__} at {where}: {words}"
+        log.error("GATEWAY_AUTH %s", with_cause(what, None))
+
+
+def _credentials(headers: Mapping[str, str]) -> list[str]:
+    return [headers.get(name, "") for name in ("cookie", "authorization")]
+
+
+def _is_async(call: Any) -> bool:
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
+        getattr(call, "__call__", None)  # noqa: B004 - of an object with an async one
+    )

@@ -1,0 +1,342 @@
+"""Settings: one frozen object from flags, environment and a TOML file, in this order.
+
+The fields below are the one table of names, defaults and help texts; the command line's help and
+docs/settings.md are made from it.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.config.presets import Key, Preset, tidy
+from gateway.config.secrets import FILE, SECRET, mounted, with_keys
+from gateway.errors import SettingsError, redacted
+
+PREFIX = "GATEWAY_"
+_OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+", re.ASCII)
+
+_DEFAULT = Preset.model_validate({})
+
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Count = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=1024, le=1 << 30)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    redis_url: str = Field(
+        "",
+        repr=False,  # It may hold a password.
+        description="redis://, unix://, redis+sentinel://h1:p,h2:p/master or "
+        "redis+cluster://h1:p,h2:p (rediss://, rediss+sentinel://, rediss+cluster:// with TLS); "
+        "empty = embedded: one process, lost at exit",
+    )
+    redis_url_file: str = Field("", description="file that holds GATEWAY_REDIS_URL")
+    secrets: Secrets = Field((), description="sign the tickets; comma list, newest first")
+    secrets_file: str = Field("", description="file that holds GATEWAY_SECRETS, or one a line")
+    upstream_url: str = Field("", description="completion endpoint of the default preset")
+    upstream_api_key: Key = Field(SecretStr(""), description="sent to it as a bearer token")
+    upstream_api_key_file: str = Field("", description="file that holds GATEWAY_UPSTREAM_API_KEY")
+    auth: str = Field(
+        "signed", description="signed (Starlette's session cookie) or module:callable"
+    )
+    cookie_name: str = Field("session", min_length=1, description="the cookie that names the user")
+    cookie_secrets: Secrets = Field(
+        (), description="secrets of that cookie, newest first; empty = those of the tickets"
+    )
+    cookie_secrets_file: str = Field(
+        "", description="file that holds GATEWAY_COOKIE_SECRETS, or one a line"
+    )
+    cookie_max_age: Seconds = Field(14 * 86400, description="oldest cookie accepted")
+    subject_field: str = Field("sub", min_length=1, description="where in the session the user is")
+    allowed_origins: Names = Field((), description="further origins of pages, for CORS; comma list")
+    public_url: str = Field("", description="the gateway as browsers see it; makes URLs absolute")
+    prefix: str = Field(
+        "", max_length=200, description="path it has behind a proxy, such as /llm; begins its URLs"
+    )
+    config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
+    max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
+    head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
+    max_body: Bytes = Field(1 << 20, description="largest completion request")
+    body_timeout: Seconds = Field(
+        30, description="longest wait for the end of a body that comes slower than 16 KB a second"
+    )
+    idle_timeout: Seconds = Field(5, description="a connection without a request is closed after")
+    max_event: Bytes = Field(1 << 20, description="largest event of an upstream")
+    max_log: Bytes = Field(16 << 20, description="largest stream")
+    replay_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = Field(
+        64 << 20, description="read back for viewers who are behind, in memory of one process"
+    )
+    start_by: Seconds = Field(60, description="a ticket must be redeemed within")
+    log_ttl: Seconds = Field(600, description="a stream is kept after its end for")
+    max_run: Seconds = Field(600, description="longest run")
+    heartbeat: Annotated[float, Field(gt=0, le=15)] = Field(15, description="longest silence")
+    grace: Seconds = Field(30, description="a run goes on without any viewer for")
+    lease: Annotated[float, Field(ge=1, le=60)] = Field(
+        10, description="a replica silent for this long is dead"
+    )
+    drain: Seconds = Field(60, description="runs may go on after SIGTERM for")
+    write_timeout: Seconds = Field(30, description="a viewer that reads nothing is dropped after")
+    max_streams: int = Field(20_000, ge=1, description="open streams and runs of one process")
+    subject_bytes: Count = Field(
+        64 << 20, description="requests of one user that wait or run, in Redis; 0 = no bound"
+    )
+    subject_streams: Count = Field(
+        5000, description="runs of one user in one process; 0 = no bound"
+    )
+    subject_viewers: Count = Field(
+        5000, description="open streams of one user in one process; 0 = no bound"
+    )
+    store_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="part of Redis's maxmemory that new tickets may fill; 1 = all"
+    )
+    upstream_connect: Seconds = Field(10, description="longest wait for a connection")
+    upstream_first_byte: Annotated[float, Field(ge=0)] = Field(
+        0, description="longest wait for the first byte; 0 = as upstream_stall"
+    )
+    upstream_stall: Seconds = Field(60, description="longest silence of the upstream")
+    upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
+    log_level: str = Field("info", description="debug, info, warning or error")
+    presets: Annotated[dict[str, Preset], NoDecode] = Field({}, description="in the TOML file only")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tidy(cls, value: Any) -> Any:
+        return tidy(value)
+
+    @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @field_validator("upstream_url", "public_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        value = _http(value.strip())
+        return value.rstrip("/") if value.count("/") == 3 else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _without_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("prefix")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if value and not _PATH.fullmatch(value):
+            raise ValueError("must be a path such as /llm, without a slash at its end")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not _ORIGIN.fullmatch(value.rstrip("/")):
+                raise ValueError(f"{value} is no origin; expected https://host or http://host:port")
+        return tuple(value.rstrip("/") for value in values)
+
+    @model_validator(mode="after")
+    def _one_path(self) -> "Settings":
+        path = urlsplit(self.public_url).path
+        if path and not f"{path}/".startswith(f"{self.prefix}/"):
+            raise ValueError(f"GATEWAY_PREFIX: {self.prefix}, but GATEWAY_PUBLIC_URL says {path}")
+        return self
+
+    @model_validator(mode="after")
+    def _presets_have_a_url(self) -> "Settings":
+        for name, preset in self.presets.items():
+            if not (preset.url or self.upstream_url):
+                raise ValueError(f"presets.{name}: no url, and no upstream_url to fall back on")
+            try:
+                _http(preset.url)
+            except ValueError as error:
+                raise ValueError(f"presets.{name}.url: {error}") from None
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what is shown of it: no login and no key in any URL."""
+        for name, value in super().__repr_args__():
+            yield name, redacted(value) if isinstance(value, str) else value
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the store is inside this process."""
+        return not self.redis_url
+
+    @property
+    def shortest_grace(self) -> float:
+        """The least time that any preset lets a run go on unwatched."""
+        return min(preset.grace for preset in self.all_presets())
+
+    def all_presets(self) -> list[Preset]:
+        """Return every preset, each filled in."""
+        return list(self._filled.values())
+
+    def preset(self, name: str) -> Preset | None:
+        """Return a preset with everything it leaves out filled in, None if there is no such one.
+
+        Nor is there a default one without a URL to ask, where there are others.
+        """
+        preset = self._filled.get(name)
+        return preset if preset is not None and preset.url else None
+
+    @cached_property
+    def _filled(self) -> dict[str, Preset]:
+        presets = {"default": _DEFAULT, **self.presets}
+        return {name: self._fill(preset) for name, preset in presets.items()}
+
+    def _fill(self, preset: Preset) -> Preset:
+        stall = preset.stall or self.upstream_stall
+        filled = {
+            "url": preset.url or self.upstream_url,
+            "api_key": preset.api_key if preset.url or preset.api_key else self.upstream_api_key,
+            "grace": preset.grace or self.grace,
+            "connect": preset.connect or self.upstream_connect,
+            "stall": stall,
+            "first_byte": preset.first_byte or self.upstream_first_byte or stall,
+            "max_run": preset.max_run or self.max_run,
+        }
+        if "retries" not in preset.model_fields_set:
+            filled["retries"] = self.upstream_retries
+        return preset.model_copy(update=filled)
+
+
+class Row(NamedTuple):
+    """One line of the table of settings."""
+
+    name: str
+    default: str
+    help: str
+
+
+def table() -> Iterator[Row]:
+    """Yield every setting that has an environment variable."""
+    for name, field in Settings.model_fields.items():
+        if name != "presets":
+            yield Row(PREFIX + name.upper(), _shown(field.default), field.description or "")
+
+
+def load(flags: dict[str, Any]) -> Settings:
+    """Return the settings; raises SettingsError with one line that names the wrong one."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
+    from_file = _read(Path(path)) if path else {}
+    if "presets" in from_file:
+        from_file["presets"] = with_keys(from_file["presets"], os.environ)
+    # An empty variable does not beat the file: compose passes on what nobody has set.
+    from_environment = {
+        name: value
+        for name in Settings.model_fields
+        if (value := os.environ.get(PREFIX + name.upper()))
+    }
+    files = mounted((given, from_environment, from_file), PREFIX)
+    for name, value in from_file.items():
+        if name not in from_environment:
+            given.setdefault(name, value)
+    try:
+        return Settings(**{**given, **files})
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def as_variables(flags: dict[str, Any], loaded: Settings) -> dict[str, str]:
+    """Return given flags as environment variables, for a process that is to be set alike.
+
+    What a file held goes along as it was read: it may be a pipe, and all must have the same.
+    """
+    given = {PREFIX + name.upper(): value for name, value in flags.items() if value is not None}
+    for name in SECRET:
+        variable = PREFIX + name.upper()
+        if given.get(variable + FILE.upper()) or os.environ.get(variable + FILE.upper()):
+            given |= {variable: _plain(getattr(loaded, name)), variable + FILE.upper(): ""}
+    return given
+
+
+def shown_to_all(flags: dict[str, Any]) -> Iterator[str]:
+    """Yield a warning for every flag that holds a secret: all users of the machine can read it."""
+    for name, value in flags.items():
+        if value and (redacted(value) != value or (name in SECRET and name != "redis_url")):
+            flag = "--" + name.replace("_", "-")
+            ways = [f"{flag}-file"] * (name in SECRET) + [PREFIX + name.upper()]
+            yield f"{flag} shows a secret in the list of processes; use {' or '.join(ways)}"
+
+
+def unknown_names() -> Iterator[str]:
+    """Yield a hint for every GATEWAY_ variable that no setting has: most often a typing mistake."""
+    known = [row.name for row in table()]
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known and name not in _OTHER_NAMES:
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{PREFIX}CONFIG: cannot read {path}: {error}") from None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_plain(each) for each in value)
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _http(url: str) -> str:
+    """Return a URL; raises ValueError, which does not quote it, if it is none of http."""
+    if url and not re.match("https?://[^/?#]", url):
+        raise ValueError("must start with http:// or https:// and a host")
+    try:
+        usable = not url or (bool(urlsplit(url).hostname) and urlsplit(url).port != 0)
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable() or " " in url:
+        raise ValueError("is no URL with a host, and a port if it has one")
+    return url
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    reason = redacted(first["msg"].removeprefix("Value error, "))
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
+        return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    if not where or "." in where:
+        return f"{where}: {reason}" if where else reason
+    return f"{PREFIX}{where.upper()}: {reason}"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    if default is PydanticUndefined or default in ("", ()):
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,0 +1,1 @@
+"""A page to try it with, and an upstream that pretends."""

@@ -1,0 +1,1 @@
+"""The log of a stream: written once, read by all who watch."""

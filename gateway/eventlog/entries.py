@@ -1,0 +1,156 @@
+"""Positions: where one is in a log, and what follows. Pure.
+
+The id of an event is `<epoch>-<seq>`; one entry of the log holds events that arrived together and
+has the id of the last. Within an epoch the seq has no holes, so a reader can tell "nothing yet"
+from "not there any more": what follows a position is known only if the position itself is.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, overload
+
+_MAX_ID = 2**63
+
+
+class Position(NamedTuple):
+    """A place in a log: just after the event with this id."""
+
+    epoch: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Position | None":
+        """Return the position that an id names, None if it is not one of ours."""
+        epoch, dash, seq = text.partition("-")
+        if not (dash and epoch.isdecimal() and seq.isdecimal() and text.isascii()):
+            return None
+        if len(epoch) > 19 or len(seq) > 19:
+            return None
+        position = cls(int(epoch), int(seq))
+        return position if str(position) == text and max(position) < _MAX_ID else None
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+
+class Entry(NamedTuple):
+    """A number of events that arrived together; `state` is the end, in the last entry only."""
+
+    last: Position
+    number: int
+    frames: bytes
+    state: str = ""
+
+    def after(self, position: Position) -> bytes:
+        """Return the frames after a position, which may be inside the entry."""
+        if position.epoch != self.last.epoch or position.seq <= self.last.seq - self.number:
+            return self.frames
+        if position >= self.last:
+            return b""
+        _, _, rest = self.frames.partition(b"\nid: %d-%d\n\n" % position)
+        return rest
+
+
+class Entries(Sequence[Entry]):
+    """The entries of one log, kept so that they cost the garbage collector nothing.
+
+    It looks again and again at every tuple but an exact one of numbers and bytes: with many logs in
+    memory that stopped the process for a tenth of a second at a time.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._items: list[tuple[int, int, int, bytes, str]] = []
+        self.replace(entries)
+
+    def append(self, entry: Entry) -> None:
+        """Add one."""
+        self._items.append((*entry.last, entry.number, entry.frames, entry.state))
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Hold these instead."""
+        self._items[:] = [(*each.last, each.number, each.frames, each.state) for each in entries]
+
+    def cut(self, count: int) -> None:
+        """Let go of the first ones."""
+        del self._items[:count]
+
+    def frames(self, index: int) -> bytes:
+        """Return the frames of one."""
+        return self._items[index][3]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last one ends the stream."""
+        return bool(self._items) and bool(self._items[-1][4])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return [_entry(*item) for item in self._items[index]]
+        return _entry(*self._items[index])
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _entry(epoch: int, seq: int, number: int, frames: bytes, state: str) -> Entry:
+    return Entry(Position(epoch, seq), number, frames, state)
+
+
+class Cursor(NamedTuple):
+    """Where to go on reading: an index into the entries, and what to drop before it shows more."""
+
+    at: int
+    after: Position | None = None
+
+
+def seek(entries: Sequence[Entry], position: Position, ended: bool) -> Cursor | None:
+    """Return where a reader at `position` goes on, None if the log cannot tell what follows it."""
+    index = bisect_right(entries, position, key=lambda entry: entry.last)
+    before = entries[index - 1].last if index else None
+    if before == position:
+        return Cursor(index)
+    if index < len(entries):
+        entry = entries[index]
+        inside = entry.last.seq - entry.number <= position.seq
+        return Cursor(index, position) if inside and entry.last.epoch == position.epoch else None
+    ahead = before is not None and before.epoch == position.epoch
+    return Cursor(index, position) if ahead and not ended else None
+
+
+def start_of(entries: Sequence[Entry]) -> Position:
+    """Return the position before the first event."""
+    for entry in entries:
+        if entry.number:
+            return Position(entry.last.epoch, entry.last.seq - entry.number)
+    return entries[-1].last if entries else Position(0, 0)
+
+
+class End(NamedTuple):
+    """A stream's last entry."""
+
+    state: str
+    id: str
+    number: int
+    frames: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What ends a stream after `last_id`: the owner's end, or another if a cancel came first."""
+
+    last_id: str
+    end: End
+    if_cancelled: End
+    result: bytes

@@ -1,0 +1,195 @@
+"""Writer: the group commit of one process, for all its logs.
+
+It sends the next entries of all logs in one pipeline, at once when nothing is in flight: an idle
+system pays no delay, a busy one a single round trip for hundreds of events. What it sends is never
+sent again by itself. A new connection may lead to another server, which took over and knows less:
+then all logs are in doubt.
+
+In a Cluster each master has rounds of its own, so that one that is slow or away holds up its own
+logs only. A log whose slot has moved goes over to the rounds of the master that has it now.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from gateway.errors import Passing
+from gateway.eventlog.entries import Entries
+from gateway.eventlog.records import Records
+from gateway.eventlog.writer import EventLog, wake_ups
+from gateway.store.client import Store
+from gateway.store.keys import log_key
+from gateway.store.node import Node
+from gateway.store.per_node import Crew
+
+log = logging.getLogger("gateway.eventlog.group_commit")
+
+_REPAIRS = 64  # Logs asked after at the same time.
+
+
+class Writer:
+    """Writes what its logs have to write; `run` owns its tasks, one for each master."""
+
+    def __init__(self, store: Store, records: Records) -> None:
+        self._store = store
+        self._records = records
+        self._rounds = Crew(self._begin)
+
+    def _begin(self, node: Node) -> "Rounds":
+        return Rounds(node, self._rounds_of)
+
+    def _rounds_of(self, stream_id: str) -> "Rounds":
+        return self._rounds.of(self._store.home(stream_id))
+
+    def open(
+        self, stream_id: str, epoch: int, entries: Entries, fields: dict[str, Any]
+    ) -> EventLog:
+        """Return a log that is written here, until it is closed."""
+        rounds = self._rounds_of(stream_id)
+        opened = EventLog(self._records, rounds.mark, stream_id, epoch, entries, fields)
+        rounds.open.add(opened)
+        return opened
+
+    def close(self, log: EventLog) -> None:
+        """Forget a log that has ended, and let it forget its run."""
+        for each in self._rounds:
+            each.open.discard(log)
+        log.forget()
+
+    async def run(self) -> None:
+        """Commit for ever; the owner cancels it."""
+        await self._rounds.run()
+
+    def look_at_connection(self) -> None:
+        """Doubt all logs on a new connection, also those with nothing to write for now."""
+        for each in self._rounds:
+            each.look_at_connection()
+            each.look_at_homes()
+
+    async def ask(self) -> None:
+        """Doubt the logs of each server that is not surely the one it was at the last commit."""
+        await asyncio.gather(*(each.ask() for each in self._rounds))
+
+
+class Rounds:
+    """The commits on one server, one after the other."""
+
+    def __init__(self, node: Node, of: Callable[[str], "Rounds"]) -> None:
+        self.open: set[EventLog] = set()
+        self._node = node
+        self._of = of
+        self._dirty: list[EventLog] = []
+        self._wake = asyncio.Event()
+        self._generation = 0
+
+    def mark(self, log: EventLog) -> None:
+        """Let the next round look at this log."""
+        if not log.dirty:
+            log.dirty = True
+            self._dirty.append(log)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Commit for ever."""
+        while True:
+            if not self._dirty:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._round()
+
+    async def _round(self) -> None:
+        self.look_at_connection()
+        logs, self._dirty = self._dirty, []
+        for each in logs:
+            each.dirty = False
+        # Who was handed on is no more of ours: marked here again, it would be written from both.
+        logs = [each for each in logs if not self._moved(each)]
+        doubtful = [each for each in logs if each.in_doubt and not each.fenced]
+        try:
+            failed = await self._repair(doubtful) if doubtful else None
+            await self._commit([each for each in logs if each.ready])
+            if failed is not None:
+                raise failed
+        except Passing as error:
+            log.debug("nothing can be written: %s", error)
+            await asyncio.sleep(0.1)
+        except Exception:  # Of no log's own; each is in doubt if it was touched.
+            log.exception("a round of the writer broke")
+            await asyncio.sleep(1)
+        finally:
+            for each in logs:
+                if each.unsaid:
+                    self.mark(each)
+
+    def _moved(self, log: EventLog) -> bool:
+        """Hand a log on whose slot another server has; it was refused here, or nobody answers."""
+        if log.fenced or not log.in_doubt or (home := self._of(log.stream_id)) is self:
+            return False
+        if log in self.open:
+            self.open.discard(log)
+            home.open.add(log)
+        log.hand_to(home.mark)
+        return True
+
+    def look_at_connection(self) -> None:
+        """Doubt all logs on a new connection."""
+        if self._generation != self._node.generation:
+            self._generation = self._node.generation
+            for each in self.open:
+                each.doubt()
+
+    async def ask(self) -> None:
+        """Doubt all logs unless the connection still leads to a server that has them.
+
+        A Cluster's master that was relieved keeps its connections and answers a PING; asked for a
+        key it says who has it now.
+        """
+        if not self.open:
+            return
+        answer, asked = None, ("EXISTS", log_key(next(iter(self.open)).stream_id))
+        with suppress(Passing):
+            (answer,) = await self._node.append([asked], self._generation)
+        if answer is None:
+            for each in self.open:
+                each.doubt()
+
+    def look_at_homes(self) -> None:
+        """Doubt the logs that another server has now: it may know less than this one did."""
+        for each in self.open:
+            if self._of(each.stream_id) is not self:
+                each.doubt()
+
+    async def _repair(self, logs: list[EventLog]) -> Passing | None:
+        """Repair what is in doubt; return a failure, which must not hold up the other logs."""
+        failed: Passing | None = None
+        for start in range(0, len(logs), _REPAIRS):
+            batch = logs[start : start + _REPAIRS]
+            repairs = (each.repair() for each in batch)
+            results = await asyncio.gather(*repairs, return_exceptions=True)
+            for each, result in zip(batch, results, strict=True):
+                if isinstance(result, Passing):
+                    failed = result
+                elif result is not None:
+                    each.broke(result)
+        return failed
+
+    async def _commit(self, logs: list[EventLog]) -> None:
+        if not logs:
+            return
+        commands = [each.take() for each in logs]
+        try:
+            replies = await self._node.append([*commands, *wake_ups(logs)], self._generation)
+        except BaseException:
+            for each in logs:  # Sent or not, stored or not: nobody knows.
+                each.in_doubt = True
+            raise
+        for each, reply in zip(logs, replies, strict=False):
+            if reply is None:
+                each.in_doubt = True
+                continue
+            try:
+                each.landed()
+            except Exception as error:  # The others have landed too, and must not be sent again.
+                each.broke(error)

@@ -1,0 +1,316 @@
+"""Records: one Redis hash per stream, and the scripts that are its only way to change.
+
+The record says what was asked, by whom, and who runs it. Each script is fenced (only the owner and
+epoch it names may act) and idempotent (the same command twice is the command once), because
+connections break after Redis has acted and before it has answered.
+
+A Redis may come back empty. Its marker dates its memory (see `data_loss`): a ticket older than the
+marker may have a record that is only forgotten, not expired.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.eventlog.entries import Entry, Seal
+from gateway.eventlog.presence import Presence
+from gateway.limits.subjects import Held, Limits, Most
+from gateway.store.client import Script, Store
+from gateway.store.keys import log_key, naming, new_id, record_key
+from gateway.store.quorum import Majority
+
+VERSION = 1
+FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
+
+_DRAWS = 64
+
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
+_TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
+_FIELDS = (*_NUMBERS, *_TEXTS, "result")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What Redis knows of a stream; times in milliseconds of Redis's clock."""
+
+    stream_id: str
+    state: str
+    version: int
+    subject: str
+    preset: str
+    digest: str
+    issued: int
+    start_by: int
+    owner: str
+    epoch: int
+    attempts: int
+    cancel: int
+    buried: int  # How often it was named by a dead replica, and nobody owned it yet.
+    ahead: int  # Milliseconds that its epochs are ahead of the time.
+    asked: str  # The request whose repeats may look for it, see `repeats`.
+    end_id: str
+    result: bytes
+    now: int
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody redeemed it in time."""
+        return self.state == "cached" and self.now > self.start_by
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancel is stored, which its end will say whatever becomes of the run."""
+        return bool(self.cancel)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has an owner and no end yet."""
+        return self.state == "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What is stored under an id after `create`, by this call or an earlier one."""
+
+    issued: int
+    start_by: int
+    now: int
+    digest: str
+    state: str
+    made: bool
+
+    @property
+    def seconds_left(self) -> int:
+        """The time left to redeem it; 0 once it was redeemed."""
+        left = (self.start_by - self.now) // 1000 if self.state == "cached" else 0
+        return max(0, left)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of a claim: claimed, attach, expired, missing or unnamed."""
+
+    verdict: str
+    epoch: int = 0
+    request: bytes = b""
+
+
+class Records:
+    """The records as one replica sees and changes them; every method may raise Passing."""
+
+    def __init__(
+        self,
+        store: Store,
+        replica: str,
+        *,
+        start_by: float,
+        log_ttl: float,
+        max_run: float,
+        lease: float,
+        most: Most = Most(),  # noqa: B008 (it is a tuple)
+    ) -> None:
+        self.replica = replica
+        self.store = store
+        self.presence = Presence(store, replica)
+        self._majority = Majority(len(store.books))
+        self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
+        times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
+        self.limits = Limits(store, most, **times)
+        self._start_by = int(start_by * 1000)
+        self._ended_ttl = int(log_ttl * 1000)
+        # A run may be drained, retried and taken over: twice the longest run outlives all of it.
+        self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
+
+    @property
+    def longest(self) -> int:
+        """The longest that a stream is known after it was asked for."""
+        return self._running_ttl
+
+    def new_stream(self) -> str:
+        """Return an id for a new stream, at home on a server that answers, as far as is known."""
+        drawn = new_id()
+        for _ in range(_DRAWS):
+            if self.store.home(drawn).answers:
+                break
+            drawn = new_id()
+        return drawn
+
+    async def create(
+        self,
+        stream_id: str,
+        subject: str,
+        preset: str,
+        request: bytes,
+        digest: str,
+        more: Mapping[str, Any] | None = None,
+    ) -> Created:
+        """Store a request, unless its id is taken; tell what is stored there then.
+
+        Unredeemed it is kept no longer than a failover's loss may last. `more` is of its repeats.
+        """
+        fields: dict[str, Any] = {
+            "version": VERSION,
+            "subject": subject.encode(),
+            "preset": preset,
+            "request": request,
+            **(more or {}),
+        }
+        ttl = self._start_by + int(self.patience * 1000)
+        args = [self._start_by, ttl, digest, *_flat(fields)]
+        create = Script("create", _keys(stream_id), args)
+        reply = await self.limits.create(Held(subject, stream_id, len(request)), create)
+        issued, start_by, now = (int(part) for part in reply[:3])
+        made = Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
+        if made.state in FINAL:
+            self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
+        return made
+
+    async def created(self, stream_id: str) -> Created | None:
+        """Return what `create` would find to be stored already, None if that would store it."""
+        record = await self.read(stream_id)
+        if record is None or record.expired:
+            return None
+        facts = (record.issued, record.start_by, record.now, record.digest, record.state)
+        return Created(*facts, made=False)
+
+    async def read(self, stream_id: str) -> Record | None:
+        """Return a record, None if there is none."""
+        (seconds, micros), values = await self.store.calls(
+            [["TIME"], ["HMGET", record_key(stream_id), *_FIELDS]]
+        )
+        got = dict(zip(_FIELDS, values, strict=True))
+        if got["state"] is None or got["subject"] is None:
+            return None
+        facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
+        facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
+
+    async def outlives_log(self, stream_id: str) -> bool:
+        """Whether a stream has ended and its log is gone.
+
+        Asked of one server: while another takes its place, one may have the end and one not.
+        """
+        state, log = await self.store.calls(
+            [["HGET", record_key(stream_id), "state"], ["EXISTS", log_key(stream_id)]]
+        )
+        return (state or b"").decode() in FINAL and not log
+
+    async def request(self, stream_id: str) -> bytes:
+        """Return the request of a stream that has not ended, b"" if there is none."""
+        return await self.store.call("HGET", record_key(stream_id), "request") or b""
+
+    async def claim(self, stream_id: str, nonce: str, buried: int = 0) -> Claim:
+        """Become the owner of a cached stream; the same nonce again gives the same answer.
+
+        `buried` is the record's, as it was read before the stream was named as run here.
+        """
+        args = [self.replica, nonce, self._running_ttl, buried]
+        verdict, *more = await self.store.script("claim", _keys(stream_id), args)
+        if verdict == b"claimed":
+            return Claim("claimed", int(more[0]), more[1] or b"")
+        return Claim(verdict.decode())
+
+    async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
+        """Become the owner in place of a dead one; return the new epoch, None if it was not."""
+        args = [dead, self.replica, nonce, self._running_ttl]
+        verdict, *more = await self.store.script("takeover", _keys(stream_id), args)
+        return int(more[0]) if verdict == b"taken" else None
+
+    async def hold(
+        self,
+        stream_id: str,
+        epoch: int,
+        fields: dict[str, Any],
+        before: Sequence[Entry] | None = (),
+        torn: str = "",
+    ) -> tuple[str, str]:
+        """Assert an ownership and write it again where Redis forgot it.
+
+        `before` is what the log holds of earlier owners; None: there is something, and the verdict
+        is `behind` should it be needed. `torn` is a log that lacks something: the id of its last
+        entry and how many it has. Returns the verdict (ours, sealed, fenced or behind) and the id
+        of the log's last entry.
+        """
+        count = -1 if before is None else len(before)
+        parts = [part for each in before or () for part in (str(each.last), *each[1:3])]
+        args = [self.replica, epoch, self._running_ttl, count, torn, *parts, *_flat(fields)]
+        keys = _keys(stream_id)
+        # First, as before a claim: if this replica dies now, others must find the stream.
+        await self._majority.of(
+            [self.store.urgent(naming(self.replica, stream_id, book)) for book in self.store.books]
+        )
+        # On the appends' own connection: what another server says is no answer.
+        verdict, last = await self.store.script("hold", keys, args, of_log=True)
+        return verdict.decode(), last.decode()
+
+    async def append(self, stream_id: str, last: str, entries: Sequence[Entry]) -> bool:
+        """Append all of these to a log that ends with `last`; return whether it did end there."""
+        args = [last, *(each for entry in entries for each in _told(entry))]
+        return bool(await self.store.script("append", [log_key(stream_id)], args, of_log=True))
+
+    async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:
+        """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
+        args = [
+            *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
+            *(*seal.end, *seal.if_cancelled),
+        ]
+        # Where appends go: another connection may still lead to a master that is none any more.
+        verdict, *state = await self.store.script("seal", _keys(stream_id), args, of_log=True)
+        return verdict.decode(), state[0].decode() if state else ""
+
+    async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
+        """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""
+        args = [self._ended_ttl, end_frame, result]
+        state, owner = await self.store.script("cancel", _keys(stream_id), args)
+        return state.decode(), (owner or b"").decode()
+
+    async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
+        """Whether a missing record may be one that Redis lost, and that its owner writes again.
+
+        A failover loses what is young, and leaves the marker as it was; however long it took, an
+        owner needs time after it.
+        """
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
+        if marker is None:
+            return True
+        now = int(seconds) * 1000 + int(micros) // 1000
+        young = int(self.patience * 1000)
+        forgot_all = issued < int(marker) and now - int(marker) < young
+        soon = min(young, self._ended_ttl, self._start_by)
+        return forgot_all or self.just_reached(stream_id) or now - issued < soon
+
+    async def ran_out(self, stream_id: str, issued: int) -> bool:
+        """Whether a ticket whose record is not there was never redeemed: else it would be there,
+        unless Redis forgot it."""
+        (seconds, micros), marker = await self.store.calls(
+            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        )
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return int(marker or now) <= issued and now - issued < self._ended_ttl
+
+    def just_reached(self, stream_id: str) -> bool:
+        """Whether its server took another's place so lately that it may lack what is young."""
+        now = asyncio.get_running_loop().time()
+        return now - self.store.home(stream_id).replaced < self.patience
+
+    async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
+        """Return the states and epochs of these streams, "" and 0 where there is none."""
+        names = ("state", "epoch")
+        replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
+        return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
+
+
+def _keys(stream_id: str) -> list[str]:
+    return [record_key(stream_id), log_key(stream_id)]
+
+
+def _told(entry: Entry) -> tuple[Any, ...]:
+    return str(entry.last), entry.number, entry.frames
+
+
+def _flat(fields: dict[str, Any]) -> list[Any]:
+    return [part for item in fields.items() for part in item]

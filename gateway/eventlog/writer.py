@@ -1,0 +1,317 @@
+"""EventLog: one Redis Stream per ticket; append, repair, seal.
+
+Theory of operation
+-------------------
+Ids are explicit, `<epoch>-<seq>`. Redis refuses an id that does not grow, so an append that is
+repeated, or that comes late from an owner whose successor has set the fence `<epoch>-0`, fails by
+itself; and the id of an event is its position in the log, for ever.
+
+One entry holds the events that arrived together: field = their number, value = their frames, just
+as viewers get them; its id is that of the last one. Within an epoch the seq has no holes.
+
+Redis checks that ids grow, not that they are contiguous. If an append fails in the middle of a
+pipeline (out of memory, failover) and a later one succeeds, the hole stays for ever. Hence at most
+one entry of a stream is in flight; what gathers meanwhile becomes the next. After a lost reply, an
+error, a nil, a new connection or a Redis that forgot, the log is in doubt: nothing is appended
+before the last id was read back (`Records.hold`, which also asserts the ownership), and what is
+missing goes first, with the same borders.
+
+An entry is shown to viewers only after Redis answered. The sending is the Writer's.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from gateway.errors import Fenced, Passing
+from gateway.eventlog.entries import End, Entries, Entry, Position, Seal
+from gateway.eventlog.records import Records
+from gateway.sse import Event, encode, safe_name
+from gateway.store.keys import inbox, log_key
+
+log = logging.getLogger("gateway.eventlog.writer")
+
+_REPAIR_BATCH = 64
+_BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended by adoption.
+
+
+class EventLog:
+    """One stream's log as its owner writes it; the entries it has shown stay here until dropped."""
+
+    def __init__(
+        self,
+        records: Records,
+        mark: Callable[["EventLog"], None],
+        stream_id: str,
+        epoch: int,
+        entries: Entries,
+        fields: dict[str, Any],
+    ) -> None:
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.entries = entries
+        self.fields = fields  # Of the record, to write it again where Redis forgot it.
+        self.size = sum(len(entry.frames) for entry in entries)
+        self.watchers: dict[str, float] = {}  # Replica -> until when it wants to be woken.
+        self.on_commit: Callable[[], None] = _nothing
+        self.on_fence: Callable[[], None] = _nothing
+        self.fenced = False
+        self.in_doubt = False
+        self.dirty = False
+        self.flying: Entry | None = None
+        self._records = records
+        self._mark = mark  # The round of the writer on the server that has it.
+        self._key = log_key(stream_id).encode()
+        self._seq = 0
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._drained: asyncio.Future[None] | None = None
+        self._sealed: Seal | None = None
+        self._breaks = 0
+        self._torn = False
+
+    @property
+    def backlog(self) -> int:
+        """The bytes not yet committed."""
+        return self._pending_bytes + (len(self.flying.frames) if self.flying else 0)
+
+    @property
+    def count(self) -> int:
+        """The events of this owner so far."""
+        return self._seq
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything appended was committed."""
+        return not (self._pending or self.flying or self.in_doubt)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether Redis may lack what this owner has."""
+        return self.in_doubt and not self.fenced
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it began under another owner, who died."""
+        return bool(self.entries) and self.entries[0].last.epoch != self.epoch
+
+    def append(self, events: Iterable[Event], *, ours: bool = False) -> None:
+        """Add events; they are shown once Redis has them. `ours` keep the names of our own."""
+        size = 0
+        for data, name, _ in events:
+            self._seq += 1
+            event_id = b"%d-%d" % (self.epoch, self._seq)
+            frame = encode(data, event_id, name if ours or not name else safe_name(name))
+            self._pending.append(frame)
+            size += len(frame)
+        self._pending_bytes += size
+        self.size += size
+        if not self.dirty:
+            self._mark(self)
+
+    async def drained(self) -> None:
+        """Wait until everything is committed; raises Fenced."""
+        while not self.settled and not self.fenced:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+        if self.fenced:
+            raise Fenced(self.stream_id)
+
+    async def seal(self, state: str, events: list[Event], end: Event, result: bytes) -> str:
+        """End the log with `events`, or with `end` alone if a cancel was stored first.
+
+        Tries until Redis has stored it; returns the state it stored. Raises Fenced.
+        """
+        await self.drained()
+        last = str(Position(self.epoch, self._seq))
+        ends = self._end(state, events), self._end("cancelled", [end])
+        stored = await self._store_seal(Seal(last, *ends, result))
+        shown = ends[0] if stored == state else ends[1]
+        # Written again, it must be what viewers saw, whatever was cancelled since.
+        self._sealed = Seal(last, shown, shown, result)
+        position = Position(self.epoch, self._seq + shown.number)
+        self.entries.append(Entry(position, shown.number, shown.frames, stored))
+        self.on_commit()
+        await self._wake_watchers()
+        return stored
+
+    def _end(self, state: str, events: list[Event]) -> End:
+        ids = [b"%d-%d" % (self.epoch, self._seq + number) for number in range(1, len(events) + 1)]
+        frames = [
+            encode(event.data, name, event.name) for event, name in zip(events, ids, strict=True)
+        ]
+        return End(state, ids[-1].decode(), len(events), b"".join(frames))
+
+    async def _store_seal(self, seal: Seal) -> str:
+        breaks = 0
+        while True:
+            try:
+                verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
+            except Exception as error:
+                if not isinstance(error, Passing):
+                    breaks += 1
+                    if breaks == _BREAKS:
+                        raise
+                    log.exception("%s: the seal broke", self.stream_id)
+                await asyncio.sleep(0.2)
+                continue
+            if verdict == "sealed":
+                return state
+            if verdict == "fenced":
+                self.fence()
+                raise Fenced(self.stream_id)
+            self.doubt()
+            await self.drained()
+
+    async def _wake_watchers(self) -> None:
+        if commands := wake_ups([self]):
+            with suppress(Passing):  # A lost word costs them a second.
+                await self._records.store.calls(commands)
+
+    def doubt(self) -> None:
+        """Append nothing more before Redis was asked what it has."""
+        self.in_doubt = True
+        self._mark(self)
+
+    def fence(self) -> None:
+        """Stop for good: another replica owns the stream."""
+        self.fenced = True
+        self._pending.clear()
+        self.flying = None
+        self._settle()
+        self.on_fence()
+
+    def broke(self, error: BaseException) -> None:
+        """Note a fault of ours in the writing; one that stays is left for adoption to end."""
+        log.error("%s: its writing broke", self.stream_id, exc_info=error)
+        self._breaks += 1
+        self.doubt()
+        if self._breaks >= _BREAKS:
+            self.fence()
+
+    # What follows is for the Writer.
+
+    def hand_to(self, mark: Callable[["EventLog"], None]) -> None:
+        """Let another round write it; what this server knows of it is to be asked first."""
+        self._mark = mark
+        self.dirty = False
+        self.doubt()
+
+    def forget(self) -> None:
+        """Let go of those who were told.
+
+        In a circle with them its megabytes would wait for a collector that counts objects.
+        """
+        self.on_commit = self.on_fence = _nothing
+
+    def take(self) -> tuple[bytes, ...]:
+        """Put what gathered in flight; return the command that appends it."""
+        count = len(self._pending)
+        frames = self._pending[0] if count == 1 else b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.flying = Entry(Position(self.epoch, self._seq), count, frames)
+        return _append(self._key, self.flying)
+
+    def landed(self) -> None:
+        """Show what was in flight: Redis has it."""
+        assert self.flying is not None
+        self.entries.append(self.flying)
+        self.flying = None
+        self.on_commit()
+        if self._drained is not None:
+            self._settle()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._pending) and not (self.in_doubt or self.fenced)
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether there is something to send or to clear up."""
+        return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
+
+    async def hold(self, torn: str = "") -> tuple[str, str]:
+        """Assert the ownership; see `Records.hold`; raises Passing."""
+        given = self.stream_id, self.epoch, self.fields
+        verdict, last = await self._records.hold(*given, None if self.inherited else (), torn)
+        if verdict == "behind":
+            earlier = [entry for entry in self.entries if entry.last.epoch < self.epoch]
+            verdict, last = await self._records.hold(*given, earlier, torn)
+        return verdict, last
+
+    async def _hold_whole(self) -> tuple[str, str]:
+        """Do as `hold`; but begin the log anew if it has fewer entries than it must.
+
+        Where a repair broke off, what came late may have gone in ahead of the rest.
+        """
+        verdict, last = await self.hold()
+        if verdict != "ours" or not self._torn:
+            return verdict, last
+        (count,) = await self._records.store.urgent([["XLEN", self._key]])
+        tail = Position.parse(last) or Position(self.epoch, 0)
+        flying = self.flying is not None and self.flying.last <= tail
+        if count != flying + sum(entry.last <= tail for entry in self.entries):
+            log.warning("%s lacks something, and is written again", self.stream_id)
+            verdict, last = await self.hold(f"{last} {count}")
+            if verdict == "ours" and last != f"{self.epoch}-0":
+                raise Passing("store_unavailable", "the log grew meanwhile")
+        return verdict, last
+
+    async def repair(self) -> None:
+        """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
+        verdict, last = await self._hold_whole()
+        if verdict == "fenced":
+            self.fence()
+            return
+        tail = Position.parse(last) or Position(self.epoch, 0)
+        mine = [entry for entry in self.entries if not entry.state]
+        if self.flying is not None:
+            mine.append(self.flying)
+        missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
+        self._torn = len(missing) > 1  # Until it is whole.
+        for start in range(0, len(missing), _REPAIR_BATCH):
+            batch = missing[start : start + _REPAIR_BATCH]
+            if not await self._records.append(self.stream_id, last, batch):
+                raise Passing("store_unavailable", "the log went away while it was repaired")
+            last = str(batch[-1].last)
+        self._torn = False
+        if missing:
+            log.debug("wrote %d entries of %s again", len(missing), self.stream_id)
+        if self._sealed is not None and verdict != "sealed":
+            again, _ = await self._records.seal(self.stream_id, self.epoch, self._sealed)
+            if again != "sealed":
+                raise Passing("store_unavailable", f"the log was {again} as it was sealed again")
+        self.in_doubt = False
+        if self.flying is not None:
+            self.landed()
+        self._breaks = 0
+        self._settle()
+
+    def _settle(self) -> None:
+        if (self.settled or self.fenced) and self._drained and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _append(key: bytes, entry: Entry) -> tuple[bytes, ...]:
+    position, number, frames, _ = entry
+    return (b"XADD", key, b"NOMKSTREAM", b"%d-%d" % position, b"%d" % number, frames)
+
+
+def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:
+    """Return one message for each replica that watches any of these logs."""
+    news: dict[str, list[str]] = {}
+    for each in logs:
+        if each.watchers:
+            now = asyncio.get_running_loop().time()
+            each.watchers = {name: end for name, end in each.watchers.items() if end > now}
+            for replica in each.watchers:
+                news.setdefault(replica, []).append(each.stream_id)
+    return [["PUBLISH", inbox(name), "wake " + " ".join(ids)] for name, ids in news.items()]

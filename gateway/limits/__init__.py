@@ -1,0 +1,1 @@
+"""What may be held, by one subject and in all."""

@@ -1,0 +1,1 @@
+"""Which replicas live, and what they suspect of each other."""

@@ -1,0 +1,106 @@
+"""Claims: becoming the owner of a cached stream, once, however many requests redeem it here."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Container
+from contextlib import suppress
+
+from gateway import clock
+from gateway.config.presets import Preset
+from gateway.errors import Passing
+from gateway.eventlog.entries import Entry, Position
+from gateway.eventlog.records import Record, Records
+from gateway.membership.heartbeat import Beat
+from gateway.runs.takeover import Start
+from gateway.store.keys import new_id
+from gateway.tasks import Tasks
+
+log = logging.getLogger("gateway.runs.claims")
+
+_WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
+_PAUSE = 0.3
+
+Begin = Callable[[Record, Preset, Start], None]
+
+
+class Claims:
+    """The claims under way; `begin` runs what was claimed, `lost` hears of one that broke."""
+
+    def __init__(
+        self,
+        records: Records,
+        beat: Beat,
+        tasks: Tasks,
+        runs: Container[str],
+        begin: Begin,
+        lost: Callable[[str], None],
+    ) -> None:
+        self._records = records
+        self._beat = beat
+        self._tasks = tasks
+        self._runs = runs
+        self._begin = begin
+        self._lost = lost
+        self._claims: dict[str, asyncio.Task[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __contains__(self, stream_id: object) -> bool:
+        return stream_id in self._claims
+
+    async def redeem(self, record: Record, preset: Preset) -> str:
+        """Claim a stream; return the verdict. Raises Passing where it is not answered in time."""
+        task = self._claims.get(record.stream_id) or self._started(record, preset)
+        done, _ = await asyncio.wait({task}, timeout=_WAIT)
+        if not (done and task.result()):
+            raise Passing("store_unavailable", "The claim is not answered yet.")
+        return task.result()
+
+    def _started(self, record: Record, preset: Preset) -> asyncio.Task[str]:
+        limits = self._records.limits
+        limits.check_streams(record.subject)
+        limits.streams.take(record.subject)
+        task = self._claims[record.stream_id] = self._tasks.spawn(self._claim(record, preset))
+        task.add_done_callback(lambda _: self._over(record, task))
+        return task
+
+    def _over(self, record: Record, task: "asyncio.Task[str] | None") -> None:
+        """Count a claim no more, once: a run has taken its own place."""
+        if task is not None and self._claims.get(record.stream_id) is task:
+            del self._claims[record.stream_id]
+            self._records.limits.streams.give(record.subject)
+
+    async def _claim(self, record: Record, preset: Preset) -> str:
+        try:
+            return await self._claimed(record, preset)
+        except Exception:  # What Redis has given to this replica must come to an end.
+            log.exception("%s: the claim broke", record.stream_id)
+            self._lost(record.stream_id)
+            return ""
+
+    async def _claimed(self, record: Record, preset: Preset) -> str:
+        nonce, deadline, sent = new_id(), clock.now() + _WAIT, False
+        while True:
+            asked = clock.now()
+            try:
+                await self._beat.enter(record.stream_id)
+                sent = True
+                claim = await self._records.claim(record.stream_id, nonce, record.buried)
+                if claim.verdict != "unnamed":
+                    break
+                record = await self._records.read(record.stream_id) or record
+                continue
+            except Passing:
+                if not sent and clock.now() + _PAUSE > deadline:
+                    self._lost(record.stream_id)  # It may be on the list all the same.
+                    return ""  # Nothing is claimed, and nobody waits any more: they come back.
+            await asyncio.sleep(_PAUSE)
+        if claim.verdict == "claimed":
+            fence = Entry(Position(claim.epoch, 0), 0, b"")
+            self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
+            self._over(record, self._claims.get(record.stream_id))  # Not later: it counts as two.
+        elif record.stream_id not in self._runs:
+            with suppress(Passing):
+                await self._beat.leave(record.stream_id)
+        return claim.verdict

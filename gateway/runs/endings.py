@@ -1,0 +1,79 @@
+"""Endings: the states of a stream, and what its last events tell."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.eventlog.records import FINAL, Record
+from gateway.sse import Event
+from gateway.upstream.protocols.chat import Reading
+
+# Every state and where it may go. `streaming` is `starting` with an event in the log.
+MOVES: dict[str, frozenset[str]] = {
+    "cached": frozenset({"starting", "cancelled", "expired"}),
+    "starting": frozenset(
+        {"streaming", "cancelled", "truncated", "stalled", "failed", "interrupted"}
+    ),
+    "streaming": frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted"}),
+    **dict.fromkeys(FINAL, frozenset()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a stream ends, and what the page is told about it."""
+
+    state: str
+    failure: dict[str, Any] | None = None
+
+
+def state_of(record: Record, started: bool) -> str:
+    """Return the state that a caller is told; `started` says that an event is logged."""
+    if record.expired:
+        return "expired"
+    return "streaming" if record.running and started else record.state
+
+
+def failure(
+    code: str, message: str, *, retryable: bool, status: int | None = None
+) -> dict[str, Any]:
+    """Return the data of a `failure` event."""
+    data: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
+    return data if status is None else {**data, "status": status}
+
+
+def natural_ending(reading: Reading, *, strayed: bool) -> Ending | None:
+    """Return the end that an upstream itself came to, None if it was cut off before any.
+
+    `strayed`: it sent what is of no event stream. Its error, if it told one, is not for here.
+    """
+    if reading.finished:
+        return Ending("done")
+    if reading.broken_off:
+        words = f"The upstream broke the completion off: {reading.finish_reason}."
+        return Ending("truncated", failure("upstream_broke_off", words, retryable=True))
+    if strayed and reading.empty:
+        words = "The upstream answered with something else than an event stream."
+        return Ending("failed", failure("upstream_not_a_stream", words, retryable=False))
+    if reading.over and reading.empty:
+        words = "The upstream ended the stream without an answer."
+        return Ending("failed", failure("empty_answer", words, retryable=True))
+    return None
+
+
+def ending_events(
+    ending: Ending, reading: Reading, attempts: int
+) -> tuple[list[Event], Event, bytes]:
+    """Return the last events, the lone `end` if a cancel came first, and the record's result."""
+    # Who finished either told the price or does not count; who was broken off had no time to tell.
+    usage = reading.usage if ending.state == "done" else reading.estimate()
+    result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
+    last = [Event(_json({"state": ending.state, **result}), b"end")]
+    if ending.failure is not None:
+        last.insert(0, Event(_json(ending.failure), b"failure"))
+    cancelled = Event(_json({"state": "cancelled", **result}), b"end")
+    return last, cancelled, _json(result)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

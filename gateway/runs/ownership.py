@@ -1,0 +1,45 @@
+"""Ownership: whether this replica may still spend money on a stream that it claimed."""
+
+import asyncio
+from contextlib import suppress
+
+from gateway.errors import Fenced, Passing
+from gateway.eventlog.records import Records
+from gateway.membership.heartbeat import Beat
+from gateway.runs.endings import Ending
+from gateway.runs.run import Run
+
+
+class Ownership:
+    """Permits requests to upstreams; `interval` is the seconds between two looks."""
+
+    def __init__(self, records: Records, beat: Beat, interval: float) -> None:
+        self._records = records
+        self._beat = beat
+        self._interval = interval
+
+    async def permit(self, claimed: float, run: Run) -> None:
+        """Return when this replica may ask the upstream; raises Fenced.
+
+        One that was late since its claim may have been declared dead, though it is well again: its
+        claim is then no right to spend money.
+        A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
+        then stops it: between a death and this run there was nobody to be woken.
+        """
+        again = run.attempts > 1 or run.log.inherited
+        if again:
+            await run.log.drained()
+        while again or not self._beat.steady(claimed):
+            asked = asyncio.get_running_loop().time()
+            with suppress(Passing):
+                verdict, _ = await run.log.hold()
+                if verdict != "ours":
+                    run.log.fence()  # Which cancels this task: not in the midst of what follows.
+                    await asyncio.sleep(0)
+                    raise Fenced(run.log.stream_id)
+                record = await self._records.read(run.log.stream_id)
+                if record is not None and record.cancelled:
+                    run.stop(Ending("cancelled"))  # Which ends this task at its next await.
+                elif self._beat.steady(asked) and record and record.epoch == run.log.epoch:
+                    return  # Else it was taken over since the hold: a pause lies between.
+            await asyncio.sleep(self._interval)

@@ -1,0 +1,158 @@
+"""Rehearsal: all that a replica does to Redis, done once to a stream that nobody asked for.
+
+A user of Redis may lack the right to a command, a key or a script, and a server may be one that
+takes no writes. To know it before the first ticket each thing is tried, by the code that does it.
+`can_store` is the short form, for whoever asks each second.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from gateway.errors import Passing
+from gateway.eventlog.entries import End, Entry, Position, Seal
+from gateway.eventlog.reader import read, read_page
+from gateway.eventlog.records import Records
+from gateway.limits.subjects import Most
+from gateway.membership.heartbeat import Beat
+from gateway.runs.repeats import Repeats
+from gateway.store.client import Store
+from gateway.store.keys import (
+    asked_key,
+    inbox,
+    log_key,
+    new_id,
+    presence_key,
+    record_key,
+    subject_keys,
+)
+
+_SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
+_TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
+_MUCH = 1 << 40
+
+
+async def can_store(records: Records) -> None:
+    """Store what a ticket would, and take it back; raises Passing where that cannot be.
+
+    A full Redis passes: open streams wait, pages that come are told to come back, and to take this
+    replica out of service would turn them away for good. So does one that is full for tickets only,
+    and nobody's bytes are counted: who asks has no login, and may ask as often as he likes.
+    """
+    probe = records.new_stream()
+    log, store = log_key(probe), records.store
+    try:
+        await _records(store, records.replica).create(probe, "", "", b"", "")
+        await store.calls([["XADD", log, "NOMKSTREAM", "1-1", 1, ""], ["EXISTS", log]])
+    except Passing as error:
+        if not str(error).startswith("OOM "):
+            raise
+    await store.call("DEL", record_key(probe))
+
+
+class Rehearsal:
+    """One stream from its ticket to its end; `run` leaves nothing behind."""
+
+    def __init__(self, store: Store, stream_id: str) -> None:
+        me = f"check-{new_id()}"
+        self._store = store
+        self._id = stream_id
+        self._me = me
+        self._records = _records(store, me, _MUCH)
+        self._repeats = Repeats(self._records)
+        self._beat = Beat(store, me, 1)
+        self._epoch = 0
+
+    async def run(self) -> str:
+        """Return what cannot be done and why, "" if all can; raises Passing if Redis goes away."""
+        acts: dict[str, Callable[[], Awaitable[object]]] = {
+            "show that this replica lives": self._live,
+            "store a ticket": self._ask,
+            "count what a user has": self._count,
+            "start a stream": self._begin,
+            "write its log": self._write,
+            "read its log": self._read,
+            "end it": self._end,
+        }
+        try:
+            for name, act in acts.items():
+                try:
+                    await act()
+                except Passing as error:
+                    if error.__cause__ is not None:  # It did not answer, so nothing is refused.
+                        raise
+                    return f"cannot {name}: {error} (all keys begin with gw:)"
+        finally:
+            await self._leave()
+        return ""
+
+    async def hears(self) -> str:
+        """Return why no wake-ups arrive, "" if they do."""
+        try:
+            await self._store.hears(inbox(self._me))
+        except Passing as error:
+            return str(error)
+        return ""
+
+    async def _live(self) -> None:
+        await self._beat.renew([self._id], [])
+        await self._beat.ask_to_cancel(self._id, self._me)
+        await self._beat.cancelled(*await self._beat.cancels())
+
+    async def _ask(self) -> None:
+        await self._records.create(self._id, self._me, "default", b"{}", "digest")
+        await self._records.read(self._id)
+        await self._records.states([self._id])
+        # Not only by the digest: a Redis that is started again has to be told the scripts anew.
+        await self._store.call("EVAL", "return 1", 1, record_key(self._id))
+
+    async def _count(self) -> None:
+        try:
+            await _records(self._store, self._me, 1).create(new_id(), self._me, "", b"", "")
+        except Passing as error:
+            if error.code != "too_many_bytes":
+                raise
+        free = [int(_SECONDS * 1000), self._id, 0, 0]
+        await self._store.script("settle", subject_keys(self._me), free)
+
+    async def _begin(self) -> None:
+        await self._beat.enter(self._id)
+        await self._repeats.remember(self._id, self._id)
+        await self._records.claim(self._id, "nonce")
+        self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
+        await self._repeats.find(self._id, Position(self._epoch, 0))
+
+    async def _write(self) -> None:
+        first, second = (str(Position(self._epoch, number)) for number in (1, 2))
+        key = log_key(self._id)
+        await self._store.urgent([["XADD", key, "NOMKSTREAM", first, 1, "data:\n\n"]])
+        await self._records.hold(self._id, self._epoch, {"version": 1}, torn="none")
+        await self._store.urgent([["XLEN", key]])
+        entry = Entry(Position(self._epoch, 2), 1, b"data:\n\n")
+        await self._records.append(self._id, first, [entry])
+        end = End("done", str(Position(self._epoch, 3)), 1, b"event: end\ndata:\n\n")
+        self._seal = Seal(second, end, end, b"{}")
+
+    async def _read(self) -> None:
+        await read(self._store, [self._id], [None], [1])
+        await read_page(self._store, self._id, None)
+        await self._records.presence.show([self._id], _SECONDS)
+        await self._records.presence.withdraw([self._id])
+        await self._records.outlives_log(self._id)
+
+    async def _end(self) -> None:
+        await self._records.seal(self._id, self._epoch, self._seal)
+        await self._records.cancel(self._id, b"", b"{}")
+        await self._beat.leave(self._id)
+
+    async def _leave(self) -> None:
+        keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
+        keys += subject_keys(self._me)
+        with suppress(Passing):
+            await self._store.calls(["DEL", key] for key in keys)
+        with suppress(Passing):
+            await self._beat.stop()
+
+
+def _records(store: Store, replica: str, size: int = 0) -> Records:
+    return Records(store, replica, **_TIMES, lease=1, most=Most(size=size))

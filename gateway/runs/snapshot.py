@@ -1,0 +1,172 @@
+"""Snapshot: what a log tells of its completion so far.
+
+Telling takes time: each event's JSON is decoded. So an answer remembers how far it has read, those
+who ask for the same one at once share the work, and nobody else's stream waits for it.
+"""
+
+import asyncio
+import json
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from gateway import clock
+from gateway.errors import Passing
+from gateway.eventlog.entries import Entries, Entry, Position
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.pages import Turns
+from gateway.eventlog.reader import PAGE, read_page
+from gateway.eventlog.records import Record
+from gateway.sse import OURS, Event, Parser
+from gateway.store.client import Store
+from gateway.upstream.protocols.chat import Reading, Voice
+
+_AT_ONCE = 2  # Answers that are worked on at the same time, each of another subject.
+_PAUSE = 0.002  # Seconds of work after which others have their turn.
+_PIECE = 32 * 1024  # Bytes parsed at once.
+_MOST = 256  # Answers that are kept.
+_IDLE = 60.0  # Seconds that an answer is kept which nobody asks for.
+_PATIENCE = 3.0  # Seconds that somebody waits for room.
+
+
+class Answer:
+    """What a log tells since its last `reset`: the reading, the text of choice 0, the last id.
+
+    The text is JSON without its quotes: half a surrogate pair is no UTF-8 by itself.
+    """
+
+    def __init__(self, choices: int = 1) -> None:
+        self.reading = Reading(choices)
+        self.text = bytearray()  # Grows only: who has an older length may go on to read it.
+        self.last: Position | None = None
+        self.last_id: str | None = None
+        self.count = 0  # The entries it has seen.
+        self.asked = clock.now()
+        self.lock = asyncio.Lock()
+        self._choices = choices
+        self._voice = Voice()
+        self._since = self.asked
+
+    async def see(self, entries: Iterable[Entry]) -> None:
+        """Take note of what follows; a long one lets others have their time."""
+        for entry in entries:
+            parser = Parser(limit=sys.maxsize)
+            for start in range(0, len(entry.frames), _PIECE):
+                for event in parser.feed(entry.frames[start : start + _PIECE]):
+                    self._see(event)
+                    await self._pause()
+            self.last, self.count = entry.last, self.count + 1
+
+    def _see(self, event: Event) -> None:
+        if event.name == b"reset":
+            self.reading, self.text = Reading(self._choices), bytearray()
+            self._voice = Voice()
+        elif event.name not in OURS:
+            self.reading.see(event)
+            text = self._voice.text_of(event.data)
+            if self._voice.anew:
+                self.text = bytearray()
+            if text:
+                written = json.dumps(text, ensure_ascii=False)[1:-1]
+                self.text += written.encode("utf-8", "backslashreplace")
+        self.last_id = event.id.decode()
+
+    async def _pause(self) -> None:
+        if clock.now() - self._since > _PAUSE:
+            await asyncio.sleep(0)
+            self._since = clock.now()
+
+
+async def answer_of(entries: Iterable[Entry], choices: int = 1) -> Answer:
+    """Return what a whole log tells."""
+    answer = Answer(choices)
+    await answer.see(entries)
+    return answer
+
+
+class Answers:
+    """The answers that were asked for lately, of `room` bytes at most."""
+
+    def __init__(self, store: Store, tails: Tails, room: int) -> None:
+        self._store = store
+        self._tails = tails
+        self._room = room
+        self._kept: OrderedDict[str, Answer] = OrderedDict()
+        self._alive: weakref.WeakSet[Answer] = weakref.WeakSet()  # Some are still being sent.
+        self._turns = Turns(_AT_ONCE, 1)
+
+    async def of(self, record: Record) -> Answer:
+        """Return what the log of a record tells now; raises Passing."""
+        while True:
+            answer = self._kept.get(record.stream_id) or await self._new(record.stream_id)
+            async with answer.lock:
+                if self._kept.get(record.stream_id) is answer:
+                    answer.asked = clock.now()
+                    self._kept.move_to_end(record.stream_id)
+                    if await self._bring_up(answer, record):
+                        return answer
+
+    async def _new(self, stream_id: str) -> Answer:
+        end = clock.now() + _PATIENCE
+        while self._full():
+            if clock.now() > end:
+                raise Passing("overloaded")
+            await asyncio.sleep(0.1)
+        answer = self._kept.setdefault(stream_id, Answer())
+        self._alive.add(answer)
+        return answer
+
+    def _full(self) -> bool:
+        """Let go of what is old, or too much; say whether too much is left, as it is in use."""
+        for stream_id in list(self._kept):  # Those first that nobody asked for the longest.
+            old = clock.now() - self._kept[stream_id].asked > _IDLE
+            if not old and len(self._kept) < _MOST and self._size() < self._room:
+                break
+            if not self._kept[stream_id].lock.locked():
+                del self._kept[stream_id]
+        return self._size() >= self._room
+
+    def _size(self) -> int:
+        return sum(len(each.text) for each in self._alive)
+
+    async def _bring_up(self, answer: Answer, record: Record) -> bool:
+        """Let an answer see what it has not; return whether its log is still the one it saw."""
+        more = not record.end_id or record.end_id != answer.last_id
+        try:
+            while more:
+                async with self._turns.of(record.subject):
+                    found = await self._next(answer, record.stream_id)
+                    if found is None:
+                        self._kept.pop(record.stream_id, None)
+                        return False
+                    entries, more = found
+                    await answer.see(entries)
+        except asyncio.CancelledError:
+            self._kept.pop(record.stream_id, None)  # It may have seen half an entry.
+            raise
+        return True
+
+    async def _next(self, answer: Answer, stream_id: str) -> tuple[Sequence[Entry], bool] | None:
+        """Return entries that an answer has not seen, and whether there are more; None if what it
+        has seen is not what precedes them."""
+        tail = self._tails.get(stream_id)
+        if tail is not None and tail.local:
+            return _in_memory(answer, tail.entries)
+        page = await read_page(self._store, stream_id, answer.last)
+        if answer.last is None:
+            return page.entries, page.more
+        if not page.entries or page.entries[0].last != answer.last:
+            return None
+        return page.entries[1:], page.more
+
+
+def _in_memory(answer: Answer, log: Entries) -> tuple[Sequence[Entry], bool] | None:
+    seen, size, entries = answer.count, 0, []
+    if seen and (seen > len(log) or log[seen - 1].last != answer.last):
+        return None
+    while seen < len(log) and size < PAGE:
+        entries.append(log[seen])
+        size += len(log.frames(seen))
+        seen += 1
+    return entries, seen < len(log)

@@ -1,0 +1,336 @@
+"""Replica: all runs of one process, and its loops.
+
+What Redis has given to this replica has a run here, whatever becomes of the request that asked for
+it. An ended stream is kept for two leases more, and written again if Redis comes back empty.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+
+from gateway import clock
+from gateway.config.presets import Preset
+from gateway.errors import Fenced, Passing
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.group_commit import Writer
+from gateway.eventlog.records import Record, Records
+from gateway.membership.heartbeat import Beat
+from gateway.membership.suspects import Suspects
+from gateway.runs.claims import Claims
+from gateway.runs.control import Inbox
+from gateway.runs.endings import Ending, ending_events, failure
+from gateway.runs.idle import Grace
+from gateway.runs.ownership import Ownership
+from gateway.runs.repeats import Repeats
+from gateway.runs.run import Caps, Run
+from gateway.runs.takeover import Start, Takeover, fields_of
+from gateway.tasks import Tasks
+from gateway.upstream.client import Upstream
+from gateway.upstream.protocols.chat import Reading
+
+log = logging.getLogger("gateway.runs.supervisor")
+
+_SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
+
+_LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": logging.INFO}
+
+
+class Replica:
+    """The runs of this process; `start`, `drain` and `stop` are its life."""
+
+    def __init__(
+        self,
+        records: Records,
+        beat: Beat,
+        tails: Tails,
+        upstream: Upstream,
+        presets: Callable[[str], Preset | None],
+        caps: Caps,
+        interval: float,
+    ) -> None:
+        self.draining = False
+        self._records = records
+        self._beat = beat
+        self._limits = records.limits
+        self._tails = tails
+        self._upstream = upstream
+        self._caps = caps
+        self._interval = interval  # Seconds between two sweeps.
+        self._writer = Writer(records.store, records)
+        parts = (records, beat, self._writer, tails, upstream, presets)
+        self._takeover = Takeover(*parts, self._adopt)
+        self._grace = Grace(records, beat)
+        self._ownership = Ownership(records, beat, interval)
+        # Longer than a death takes to be seen.
+        self._suspects = Suspects(3 * beat.lease, tails.owners)
+        self._runs: dict[str, Run] = {}
+        self._repeats = Repeats(records)
+        self._inbox = Inbox(records.store, beat, tails, self._runs)
+        self._count = 0  # Of the active ones: counting them at every request would take too long.
+        self._tasks = Tasks()
+        self._claims = Claims(records, beat, self._tasks, self._runs, self._begin, self._lost)
+
+    @property
+    def active(self) -> list[Run]:
+        """The runs whose end is not stored yet."""
+        return [run for run in self._runs.values() if run.active]
+
+    def runs(self, stream_id: str) -> bool:
+        """Whether a stream runs here, or did until lately."""
+        return stream_id in self._runs
+
+    def owes(self, stream_id: str) -> bool:
+        """Whether a stream is to be written again here, should Redis have forgotten it."""
+        run = self._runs.get(stream_id)
+        return run is not None and (run.active or run.log.unsure)
+
+    def saw(self, record: Record) -> None:
+        """Note what somebody looked at: whoever looks at a stream without a living owner ends it.
+
+        Its owner may be this replica, which does not know: then it is adopted.
+        """
+        if record.running and record.owner != self._records.replica:
+            self._suspects.note(record.stream_id, record.owner)
+        elif record.running and not self._holds(record.stream_id):
+            self._takeover.orphan(record.stream_id)
+
+    def _holds(self, stream_id: str) -> bool:
+        return stream_id in self._runs or stream_id in self._claims
+
+    # Redeeming and cancelling
+
+    async def redeem(self, record: Record, preset: Preset) -> str:
+        """Claim a cached stream and run it; returns the claim's verdict. Raises Passing.
+
+        The claim goes on when the request that wanted it has gone: what Redis has given to this
+        replica must have a run, whether or not somebody still looks.
+        """
+        if run := self._runs.get(record.stream_id):
+            run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
+            return "claimed"
+        if record.stream_id not in self._claims and self._full:
+            raise Passing("overloaded")
+        return await self._claims.redeem(record, preset)
+
+    @property
+    def _full(self) -> bool:
+        return self._count + len(self._claims) >= self._caps.streams
+
+    def _lost(self, stream_id: str) -> None:
+        """Let the next adoption end what was perhaps claimed here, and has no run."""
+        self._tails.disown(stream_id)
+        self._takeover.orphan(stream_id)
+
+    def _begin(self, record: Record, preset: Preset, start: Start) -> None:
+        stream_id = record.stream_id
+        tail = self._tails.own(stream_id, *start.entries)
+        fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
+        journal = self._writer.open(stream_id, start.epoch, tail.entries, fields)
+        more = (start.before, start.reading)
+        run = Run(journal, tail, preset, start.request, self._caps, *more)
+        if start.events:
+            journal.append(start.events, ours=True)
+        if before := self._runs.get(stream_id):
+            self._writer.close(before.log)  # It had ended here, and Redis forgot it.
+        self._runs[stream_id] = run
+        self._count += 1
+        self._limits.streams.take(record.subject)
+        self._tasks.spawn(self._live(run, start))
+
+    def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
+        """Run what a dead replica ran, unless this one is full; return whether it does."""
+        if self._count >= self._caps.streams:
+            return False
+        self._begin(record, preset, start)
+        return True
+
+    async def _live(self, run: Run, start: Start) -> None:
+        stream_id = run.log.stream_id
+        try:
+            permit = partial(self._ownership.permit, start.claimed)
+            state = await run.main(start.ask or self._upstream, permit)
+            self._over(run)  # Before anything that waits: who saw the end may begin another.
+            level = _LEVELS.get(state, logging.WARNING)
+            log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
+            await self._leave(stream_id)
+        except Fenced:
+            log.warning("%s: another replica took it over, or its log broke", stream_id)
+            await self._let_go(run)
+        except Exception:
+            log.exception("%s: the run broke, and is ended anew", stream_id)
+            await self._let_go(run)
+        finally:
+            self._over(run)
+
+    def _over(self, run: Run) -> None:
+        if run.finished_at is not None:
+            return
+        run.finished_at = clock.now()
+        self._count -= 1
+        self._limits.streams.give(run.subject)
+        if not run.log.fenced:  # Else it counts as another's.
+            self._limits.ended(run.subject, run.log.stream_id)
+
+    async def _let_go(self, run: Run) -> None:
+        """Follow a stream that is another one's; adoption ends what Redis says is ours."""
+        stream_id = run.log.stream_id
+        self._tails.disown(stream_id)
+        self._writer.close(run.log)
+        if self._runs.get(stream_id) is run:
+            del self._runs[stream_id]
+        await self._takeover.follow(stream_id)
+
+    async def _leave(self, stream_id: str) -> None:
+        with suppress(Passing):
+            await self._beat.leave(stream_id)
+            await self._beat.cancelled(stream_id)
+
+    async def cancel(self, record: Record) -> str:
+        """Store a cancel and make it happen; returns the state the stream ends with."""
+        _, end, result = ending_events(Ending("cancelled"), Reading(), 0)
+        frame = b"event: end\ndata: " + end.data + b"\n"
+        state, owner = await self._records.cancel(record.stream_id, frame, result)
+        if owner == self._records.replica and record.stream_id in self._runs:
+            self._inbox.cancel([record.stream_id])
+        elif owner:
+            await self._beat.ask_to_cancel(record.stream_id, owner)
+        elif state == "cancelled" and record.state == "cached":
+            self._limits.cancelled(record.subject, record.stream_id)
+        return state
+
+    # The life of the replica
+
+    def start(self) -> None:
+        """Begin the loops; `stop` ends them."""
+        loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
+        for loop in (*loops, self._tails.follow, self._counts):
+            self._tasks.repeat(loop)
+
+    async def drain(self, deadline: float) -> None:
+        """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
+        self.draining = True
+        self._tails.drain()
+        await self._while(lambda: self._count or self._claims, deadline)
+        why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
+        for run in self.active:
+            run.stop(Ending("interrupted", why))
+        await self._writer.ask()
+        await self._while(lambda: self._owes, _SEAL_WAIT)
+
+    @property
+    def _owes(self) -> bool:
+        """Whether streams lack their end, or may: Redis can forget it after it was stored."""
+        unsure = any(run.log.unsure for run in self._runs.values())
+        return unsure or bool(self._count or self._claims)
+
+    async def _while(self, holds: Callable[[], object], seconds: float) -> None:
+        end = clock.now() + seconds
+        while holds() and clock.now() < end:  # noqa: ASYNC110 (a doubt that passes tells nobody)
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """End all tasks; what is not sealed by now, another replica will find."""
+        idle = not (self._owes or self._takeover.busy)
+        await self._tasks.stop()
+        if idle:
+            with suppress(Passing):
+                await self._beat.stop()
+
+    async def _counts(self) -> None:
+        await self._limits.run(lambda: [run.held for run in self.active])
+
+    async def _beats(self) -> None:
+        while True:
+            try:
+                owners = self._suspects.owners()
+                paused = not self._beat.fresh
+                news = await self._beat.renew([run.log.stream_id for run in self.active], owners)
+                self._writer.look_at_connection()
+                if paused:  # Others may have taken these over, and their upstreams may be silent.
+                    self._doubt(self.active)
+                self._inbox.cancel(news.cancels)
+                if news.forgot:
+                    log.warning("the store came back without its memory")
+                    self._doubt(self._in_memory_of(news.forgot))
+                    self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
+                self._bury(news.dead, owners)
+                pause = self._beat.interval
+            except Passing as error:
+                log.debug("the beat is not renewed: %s", error)
+                pause = min(1.0, self._beat.interval)
+            # From the answer on: then the third look is a whole lease later, and no fourth needed.
+            await asyncio.sleep(pause)
+
+    def _bury(self, dead: Iterable[str], owners: Mapping[str, list[str]]) -> None:
+        if self.draining:
+            return  # Who leaves adopts nothing.
+        if self._takeover.adoption_due:
+            self._tasks.spawn(self._takeover.adopt(self._holds))
+        for name in dead:
+            self._tasks.spawn(self._takeover.bury(name, owners.get(name, [])))
+
+    def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
+        at = self._records.store.marker_of
+        return [run for run in self._runs.values() if at(run.log.stream_id) in markers]
+
+    def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
+        at = self._records.store.marker_of
+        asked = {each: run.log.fields.get("asked", "") for each, run in self._runs.items()}
+        return {each: name for each, name in asked.items() if name and at(name) in markers}
+
+    def _doubt(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            run.log.doubt()
+
+    async def _sweeps(self) -> None:
+        before = clock.now()
+        while True:
+            await asyncio.sleep(self._interval)
+            now = clock.now()
+            self._tails.sweep(now)
+            # After a pause of the whole process the bytes that came meanwhile are not read yet.
+            late = now - before > 3 * self._interval
+            before = now
+            self._look_at_all(now, late)
+
+    def _look_at_all(self, now: float, late: bool) -> None:
+        # As long as Redis was not heard since, nobody knows whether it still has what ended.
+        until = self._beat.renewed - 2 * self._beat.lease
+        for stream_id, run in list(self._runs.items()):
+            if not late:
+                self._check(run, now)
+            end = run.finished_at
+            over = end is not None and (end < until or run.log.fenced)
+            if over and not run.log.unsure and not run.tail.viewers:
+                del self._runs[stream_id]
+                self._writer.close(run.log)
+                if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
+                    self._takeover.orphan(stream_id)
+                if self._tails.get(stream_id) is run.tail:
+                    self._tails.forget(stream_id)
+
+    def _check(self, run: Run, now: float) -> None:
+        try:
+            run.check(now)
+        except Exception:  # One that breaks must not keep the others from being looked at.
+            log.exception("%s: the look at it broke", run.log.stream_id)
+            why = failure("internal", "The gateway made a mistake.", retryable=True)
+            run.stop(Ending("failed", why))
+
+    async def _looks(self) -> None:
+        """Look for cancels whose message was lost, and for runs that nobody watches any more."""
+        due = 0.0
+        while True:
+            active = self.active
+            pause = min((run.preset.grace / 3 for run in active), default=1.0)
+            await asyncio.sleep(min(1.0, pause))
+            try:
+                await self._inbox.look_for_cancels(self._claims)
+                if clock.now() >= due:
+                    due = clock.now() + pause * 0.9
+                    for run in await self._grace.over(self.active):
+                        run.stop(Ending("cancelled"))
+            except Passing:
+                self._grace.anew(active)

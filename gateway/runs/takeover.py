@@ -1,0 +1,331 @@
+"""Takeover: what becomes of the streams of replicas that died.
+
+Taking a stream over fences the dead one's late writes; then its log can be read at leisure. What it
+tells has the last word: `done` if the finish was logged, `cancelled` if a cancel was stored. Any
+other stream goes down a ladder, at most as often as its preset allows deaths:
+
+1. An upstream that keeps its answers is re-attached: nothing is lost, and nothing paid again.
+2. `on_crash = "restart"`: it is asked again, after a `reset`. The dead owner's request may have
+   been sent, also where nothing of it is logged, so it counts as paid.
+3. It ends `interrupted`, with its text so far and an estimate of what was paid.
+
+A stream that goes on is a run of this replica like any other, with its limits, and a longest time
+and a grace of its own; its log is bounded as a whole. Usage is that of the last answer, `attempts`
+tells of the others. Each death leaves a fence in the log, so a request that kills whoever asks
+it is asked a bounded number of times. If this replica dies on the way, its own list names the
+stream, and a third one goes on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from gateway.config.presets import Preset
+from gateway.errors import Fenced, Passing
+from gateway.eventlog.entries import Entries, Entry
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.group_commit import Writer
+from gateway.eventlog.reader import read_all
+from gateway.eventlog.records import VERSION, Record, Records
+from gateway.membership.heartbeat import Beat
+from gateway.runs.endings import Ending, ending_events, failure
+from gateway.runs.snapshot import Answer, answer_of
+from gateway.sse import OURS, Event, parse
+from gateway.upstream.client import Asks, Upstream
+from gateway.upstream.protocols.chat import Reading, choices_of
+
+log = logging.getLogger("gateway.runs.takeover")
+
+_AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have run thousands.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: with nothing logged but its fence, or with what a dead replica left."""
+
+    epoch: int
+    request: bytes
+    entries: list[Entry]
+    events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
+    claimed: float = 0.0  # When it was asked for, if it begins with nothing.
+    before: int = 0  # Requests that were sent, or may have been.
+    reading: Reading | None = None  # Of an answer that goes on.
+    ask: Asks | None = None  # Where the answer comes from, if not from a new request.
+
+
+class Takeover:
+    """This replica's duties towards dead ones; `adopt` runs a stream here, unless it is full."""
+
+    def __init__(
+        self,
+        records: Records,
+        beat: Beat,
+        writer: Writer,
+        tails: Tails,
+        upstream: Upstream,
+        presets: Callable[[str], Preset | None],
+        adopt: Callable[[Record, Preset, Start], bool],
+    ) -> None:
+        self._records = records
+        self._beat = beat
+        self._writer = writer
+        self._tails = tails
+        self._upstream = upstream
+        self._presets = presets
+        self._adopt = adopt
+        self._burying: set[str] = set()
+        self._inheriting: set[str] = set()
+        self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
+        self._generation = 0
+        self._orphans: set[str] = set()
+        self._adopting = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether streams are being taken over, or may have to be: others must find them then."""
+        return bool(self._burying or self._adopting) or self.adoption_due
+
+    @property
+    def adoption_due(self) -> bool:
+        """Whether streams may name this replica that it does not know: it broke off while burying,
+        or a connection is a new one, and may lead to a server that knows less."""
+        stale = self._generation != self._records.store.generation
+        return not self._burying and (stale or bool(self._orphans))
+
+    def orphan(self, stream_id: str) -> None:
+        """Look at the next adoption whether a stream names this replica that does not run it."""
+        self._orphans.add(stream_id)
+
+    async def bury(self, dead: str, watched: list[str]) -> None:
+        """Take over what a dead replica named as run by it, and what is watched here of it."""
+        if dead in self._burying:
+            return
+        self._burying.add(dead)
+        try:
+            named = await self._beat.left_by(dead)
+            if named:  # Else it was buried before, and somebody has looked at a stream of it since.
+                log.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
+            left = [*{*named, *watched}]
+            await self._by_home(left, partial(self._inherit_some, dead))
+            while left := await self._beat.bury(dead):
+                await self._by_home(left, partial(self._inherit_some, dead))
+        except Exception as error:
+            _complain(f"{dead} is not buried yet", error)
+            self._generation = -1  # It may live after all; what was taken from it is ours now.
+        finally:
+            self._burying.discard(dead)
+
+    async def _by_home(
+        self, stream_ids: list[str], work: Callable[[list[str]], Awaitable[None]]
+    ) -> None:
+        """Do so for each server's streams: one that is away must not hold up what others have."""
+        homes = self._records.store.by_home(stream_ids)
+        for failed in await asyncio.gather(*map(work, homes), return_exceptions=True):
+            if failed is not None:
+                raise failed
+
+    async def _inherit_some(self, dead: str, stream_ids: list[str]) -> None:
+        broken: list[BaseException] = []  # One that breaks must not keep the others from an end.
+        for start in range(0, len(stream_ids), _AT_ONCE):
+            batch = stream_ids[start : start + _AT_ONCE]
+            inherits = (self._inherit(each, dead) for each in batch)
+            results = await asyncio.gather(*inherits, return_exceptions=True)
+            failed = [result for result in results if result is not None]
+            # A burial that breaks off goes on from here; and one that lives keeps the rest.
+            took = [each for each, result in zip(batch, results, strict=True) if result is None]
+            if took:
+                await self._beat.took(dead, took)
+            broken.extend(failed)
+            if any(isinstance(each, Passing) for each in failed):
+                break
+        if broken:
+            raise broken[0]
+
+    async def _inherit(self, stream_id: str, dead: str) -> None:
+        """Take one stream over, and run it here or seal it; raises Passing."""
+        tail = self._tails.get(stream_id)
+        if tail is not None and tail.local and not tail.ended:
+            # An earlier try, that broke off at another stream, has begun it here; unless the dead
+            # one took it from this replica, which does not know yet.
+            record = await self._records.read(stream_id)
+            if dead != self._beat.replica and _is_of(record, dead):
+                raise Passing("store_unavailable", "This replica has yet to hear that it lost it")
+            return
+        if stream_id in self._inheriting:
+            # In the name of another one who is dead: only Redis can tell whose it was.
+            raise Passing("store_unavailable", "It is being taken over already")
+        self._inheriting.add(stream_id)
+        self._broken_off[stream_id] = dead
+        try:
+            await self._beat.enter(stream_id)
+            # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
+            epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
+            record = await self._records.read(stream_id)
+            if epoch is None or record is None:
+                self._follow(stream_id, record)
+            if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
+                await self._beat.leave(stream_id)
+            self._broken_off.pop(stream_id, None)
+        finally:
+            self._inheriting.discard(stream_id)
+
+    async def adopt(self, held: Callable[[str], bool]) -> None:
+        """End what names this replica as its owner and is not `held` by it.
+
+        A failover may lose the end of a stream that was forgotten here since. Its owner lives, so
+        nobody else would ever take it over. What a dead one ran goes on, if its burial broke off;
+        nothing else does: nobody died, so nothing is to be paid again.
+        """
+        self._generation = self._records.store.generation
+        orphans, self._orphans = self._orphans, set()
+        self._adopting += 1
+        try:
+            named = {*await self._beat.streams_of(self._beat.replica), *orphans}
+            await self._by_home([*named], partial(self._adopt_some, held))
+            if not self._burying:
+                self._broken_off.clear()
+        except Exception as error:
+            _complain("what was lost here is not ended yet", error)
+            self._generation = -1
+            self._orphans |= orphans
+        finally:
+            self._adopting -= 1
+
+    async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
+        me = self._beat.replica
+        for stream_id in stream_ids:
+            record = None if held(stream_id) else await self._records.read(stream_id)
+            if held(stream_id):
+                continue
+            if stream_id in self._inheriting:
+                self.orphan(stream_id)  # In a dead one's name, who may not have run it.
+            elif _is_of(record, me):
+                await self._inherit(stream_id, self._broken_off.get(stream_id, me))
+            else:
+                await self._beat.leave(stream_id)  # As of a claim that was given up.
+
+    async def follow(self, stream_id: str) -> None:
+        """Let the viewers of a stream that another replica took away follow it there."""
+        try:
+            record = await self._records.read(stream_id)
+            self._follow(stream_id, record)
+            if _is_of(record, self._beat.replica):
+                self.orphan(stream_id)  # Its run broke.
+            elif stream_id not in self._inheriting:
+                await self._beat.leave(stream_id)  # Else it stays on the list for ever.
+        except Exception as error:
+            _complain(f"{stream_id} is not followed yet", error)
+            self.orphan(stream_id)
+
+    def _follow(self, stream_id: str, record: Record | None) -> None:
+        # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
+        begun = record is not None and record.state != "cached"
+        self._tails.rehome(stream_id, record.owner if record and begun else "", begun)
+
+    async def _goes_on(self, record: Record, epoch: int, dead: str) -> bool:
+        """Let a stream go on here, or seal it; return whether it goes on."""
+        request = await self._records.request(record.stream_id)
+        entries = await read_all(self._records.store, record.stream_id)
+        if not entries or entries[-1].last.epoch != epoch:
+            # Its owner may live, and write it again: a log must not get two ends.
+            raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
+        answer = await self._told(record.stream_id, entries, request)
+        left = Start(epoch, request, entries, before=record.attempts)
+        preset = self._presets(record.preset) if dead != self._beat.replica else None
+        start = preset and self._rung(record, preset, left, answer)
+        if preset and start and self._adopt(record, preset, start):
+            how = "asked again" if start.events else "re-attached"
+            log.warning("%s: %s in place of a dead replica", record.stream_id, how)
+            return True
+        await self._seal(record, left, answer)
+        return False
+
+    async def _told(self, stream_id: str, entries: list[Entry], request: bytes) -> Answer:
+        try:
+            return await answer_of(entries, choices_of(request))
+        except Exception:  # It is somebody else's, and the stream must end all the same.
+            log.exception("%s: what its log tells is not understood", stream_id)
+            return Answer()
+
+    def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
+        """Return how a stream goes on, None if it ends."""
+        over = answer.reading.finished or answer.reading.error is not None
+        if over or record.cancelled or not left.request:
+            return None
+        deaths = sum(not entry.number for entry in left.entries) - 1
+        if deaths > preset.crash_restarts:
+            return None
+        if ask := self._rest(record.stream_id, preset, left.entries):
+            before = max(0, left.before - 1)  # The request at hand is the one that goes on.
+            return replace(left, before=before, reading=answer.reading, ask=ask)
+        if preset.on_crash != "restart":
+            return None
+        reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
+        return replace(left, events=[reset])
+
+    def _rest(self, stream_id: str, preset: Preset, entries: list[Entry]) -> Asks | None:
+        try:
+            return self._upstream.reattach(preset, _seen(entries))
+        except Exception:  # It is somebody else's, and the stream must end all the same.
+            log.exception("%s: cannot be re-attached", stream_id)
+            return None
+
+    async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
+        stream_id = record.stream_id
+        ending = Ending("done") if answer.reading.finished else _lost()
+        try:
+            events, end, result = ending_events(ending, answer.reading, record.attempts)
+        except Exception:
+            log.exception("%s: ends without what its log tells", stream_id)
+            events, end, result = ending_events(ending, Reading(), record.attempts)
+        fields = {**fields_of(record), "request": left.request}
+        journal = self._writer.open(stream_id, left.epoch, Entries(left.entries), fields)
+        try:
+            state = await journal.seal(ending.state, events, end, result)
+            log.warning("%s: %s in place of a dead replica", stream_id, state)
+        except Fenced:
+            log.info("%s: a third replica was faster", stream_id)
+        finally:
+            self._writer.close(journal)
+            self._tails.mark([stream_id])
+
+
+def _is_of(record: Record | None, replica: str) -> bool:
+    return record is not None and record.running and record.owner == replica
+
+
+def _seen(entries: list[Entry]) -> Iterator[Event]:
+    """Yield the upstream's events since the last `reset`; none is parsed before it is asked for."""
+    events = [event for entry in entries for event in parse(entry.frames)]
+    resets = [number for number, event in enumerate(events) if event.name == b"reset"]
+    for event in events[resets[-1] if resets else 0 :]:
+        if event.name not in OURS:
+            yield event
+
+
+def _complain(words: str, error: Exception) -> None:
+    """Say why something is left for later: a fault of ours needs its traceback."""
+    level, fault = (logging.DEBUG, None) if isinstance(error, Passing) else (logging.ERROR, error)
+    log.log(level, "%s: %s", words, error, exc_info=fault)
+
+
+def _lost() -> Ending:
+    words = "The replica that ran it died."
+    return Ending("interrupted", failure("interrupted", words, retryable=True))
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return what the record's owner writes again if Redis forgets it."""
+    return {
+        "version": VERSION,
+        "subject": record.subject.encode(),
+        "preset": record.preset,
+        "digest": record.digest,
+        "issued": record.issued,
+        "start_by": record.start_by,
+        "attempts": record.attempts,
+        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
+    }

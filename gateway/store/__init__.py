@@ -1,0 +1,1 @@
+"""Redis: its keys, connections and scripts, and the ways to send."""

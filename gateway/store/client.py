@@ -1,0 +1,238 @@
+"""Store: one Redis, whether a single server or a Cluster: scripts, ways to send.
+
+Every command sent from here may run twice without harm. The log's appends may not, and go to its
+server itself (`home`), whose writer looks what became of them.
+
+What is no stream's is kept in books and markers: one of each in a single Redis, with an empty tag;
+in a Cluster see `topology`.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from gateway.errors import Passing
+from gateway.store.connection import Command, Way
+from gateway.store.keys import MARKER, record_key
+from gateway.store.node import Node, away
+from gateway.store.outage import Outage
+from gateway.store.pools import TIMEOUT, Address
+from gateway.store.topology import Cluster, Single
+
+log = logging.getLogger("gateway.store.client")
+
+
+_POLLED = "streams of other replicas are read once a second"
+_REST = 30.0  # Seconds until a channel that was refused is tried again.
+_SCRIPTS = Path(__file__).parent / "lua"
+
+# KEYS are those of both; ARGV: 1 keys of the first, 2 its arguments, and then those of both.
+_JOINED = """\
+local function first(KEYS, ARGV)
+{}
+end
+local function second(KEYS, ARGV)
+{}
+end
+local keys, args = tonumber(ARGV[1]), 2 + tonumber(ARGV[2])
+local reply = first({{unpack(KEYS, 1, keys)}}, {{unpack(ARGV, 3, args)}})
+if reply[1] == 0 then return {{reply}} end
+return {{reply, second({{unpack(KEYS, keys + 1)}}, {{unpack(ARGV, args + 1)}})}}
+"""
+
+
+class Script(NamedTuple):
+    """One of `lua/*.lua`, and what it is run with."""
+
+    name: str
+    keys: Sequence[Any]
+    args: Sequence[Any]
+
+
+class Store:
+    """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
+
+    def __init__(self, url: str = "") -> None:
+        self.address = Address.of(url)
+        self.cluster = Cluster(self.address) if self.address.kind == "cluster" else None
+        self._redis: Single | Cluster = self.cluster or Single(self.address)
+        self._refused = self._redis.refused
+        self._mute = Outage(
+            log, f"no wake-ups ({_POLLED})", "wake-ups from other replicas are heard again"
+        )
+        self._scripts = {
+            path.stem: _hashed(path.read_text("utf-8")) for path in _SCRIPTS.glob("*.lua")
+        }
+        self._joined: dict[tuple[str, str], tuple[str, str]] = {}
+
+    @property
+    def books(self) -> Sequence[str]:
+        """The tags of the copies of what replicas tell of each other; they never change."""
+        return self._redis.books
+
+    @property
+    def markers(self) -> Sequence[str]:
+        """The keys of the markers of all servers known."""
+        return [MARKER + tag for tag in self._redis.markers]
+
+    def marker_of(self, stream_id: str) -> str:
+        """Return the key of the marker that dates the memory a stream is in."""
+        return MARKER + self._redis.marker_of(record_key(stream_id))
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with each new connection that appends go over, to any server."""
+        return self._redis.generation
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All servers that have streams, as far as is known."""
+        return self._redis.masters
+
+    def home(self, stream_id: str) -> Node:
+        """Return the server that has a stream; in a Cluster it may be another one later."""
+        return self._redis.home(record_key(stream_id))
+
+    def by_home(self, stream_ids: Iterable[str]) -> list[list[str]]:
+        """Return the streams of each server: where one is away, the others must not wait."""
+        groups: dict[Node, list[str]] = {}
+        for each in stream_ids:
+            groups.setdefault(self.home(each), []).append(each)
+        return list(groups.values())
+
+    async def call(self, *command: Any) -> Any:
+        """Send one command and return its reply."""
+        return (await self.calls([command]))[0]
+
+    async def calls(self, commands: Iterable[Command]) -> list[Any]:
+        """Send several commands in one round trip, not atomic, and return their replies."""
+        return self._sound(await _on(self._redis.short, commands))
+
+    async def attempt(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls`, but with the Passing of what failed in place of its reply."""
+        given = list(commands)
+        try:
+            replies = await _on(self._redis.short, given)
+        except Passing as error:
+            return [error] * len(given)
+        return [self._failure(each) if isinstance(each, Exception) else each for each in replies]
+
+    async def read(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls` for replies that may be large."""
+        return self._sound(await _on(self._redis.long, commands))
+
+    async def urgent(self, commands: Iterable[Command]) -> list[Any]:
+        """Do as `calls`, but past the crowd: a rush of requests must not look like a death."""
+        return self._sound(await _on(self._redis.log, commands))
+
+    async def publish(self, messages: Iterable[tuple[str, str]]) -> None:
+        """Send words to channels. They may be lost, and so may the right to send any: whoever needs
+        them looks for itself once a second."""
+        with suppress(Passing):
+            await _on(self._redis.short, [["PUBLISH", *each] for each in messages])
+
+    async def hears(self, channel: str) -> None:
+        """Return once a word sent to a channel was heard there; raises Passing."""
+        try:
+            async with (
+                asyncio.timeout(2 * TIMEOUT),
+                aclosing(self._redis.anyone().listen(channel)) as messages,
+            ):
+                await anext(messages)
+                self._sound(await _on(self._redis.short, [["PUBLISH", channel, "heard"]]))
+                while await anext(messages) != b"heard":
+                    pass
+        except (RedisError, OSError) as error:
+            raise away(error) from error
+
+    async def script(
+        self,
+        name: str,
+        keys: Sequence[Any],
+        args: Sequence[Any],
+        *,
+        of_log: bool = False,
+        large: bool = False,
+    ) -> Any:
+        """Run one of `lua/*.lua` and return its reply, which may be `large`; `of_log`: where
+        appends go."""
+        short = self._redis.long if large else self._redis.short
+        way = self._redis.log if of_log else short
+        return await self._run(way, self._scripts[name], [len(keys), *keys, *args])
+
+    async def script_after(self, first: Script, then: Script) -> tuple[list[Any], Any]:
+        """Run two as one, the second where the first has not returned {0…}: not in a Cluster.
+
+        Returns both replies, the second is None where it was not run.
+        """
+        joined = self._joined.get((first.name, then.name))
+        if joined is None:
+            parts = (self._scripts[each.name][1] for each in (first, then))
+            joined = self._joined[first.name, then.name] = _hashed(_JOINED.format(*parts))
+        keys, args = [*first.keys, *then.keys], [*first.args, *then.args]
+        counts = [len(first.keys), len(first.args)]
+        reply = await self._run(self._redis.short, joined, [len(keys), *keys, *counts, *args])
+        return reply[0], reply[1] if len(reply) > 1 else None
+
+    async def _run(self, way: Way, script: tuple[str, str], rest: list[Any]) -> Any:
+        replies = await _on(way, [["EVALSHA", script[0], *rest]])
+        if isinstance(replies[0], NoScriptError):
+            replies = await _on(way, [["EVAL", script[1], *rest]])
+        return self._sound(replies)[0]
+
+    async def messages(self, channel: str) -> AsyncIterator[bytes]:
+        """Yield what is published to a channel, and b"" whenever something may have been missed."""
+        while True:
+            node = self._redis.anyone()
+            try:
+                async with aclosing(node.listen(channel)) as messages:
+                    async for message in messages:
+                        if self._mute.open:
+                            self._mute.passed()
+                        if message is not None:
+                            yield message
+                        elif node is not self._redis.anyone():
+                            break  # It left the Cluster, or does not answer.
+            except ResponseError as error:  # No right to channels, or no such command.
+                self._mute.failed(error)
+                await asyncio.sleep(_REST)
+            except (RedisError, OSError) as error:
+                log.debug("inbox lost: %s", error)  # Of an outage the lines tell.
+                node.on_trouble(error)
+                await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.close()
+
+    def _sound(self, replies: list[Any]) -> list[Any]:
+        """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._failure(reply)
+        if self._refused.open:
+            self._refused.passed()
+        return replies
+
+    def _failure(self, error: Exception) -> Passing:
+        if not isinstance(error, ResponseError):
+            return away(error)
+        self._refused.failed(error)
+        return Passing("store_unavailable", reason=str(error)[:200])
+
+
+def _hashed(text: str) -> tuple[str, str]:
+    return hashlib.sha1(text.encode()).hexdigest(), text
+
+
+async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:
+    try:
+        return await way.send(commands)
+    except (RedisError, OSError) as error:
+        raise away(error) from error

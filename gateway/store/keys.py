@@ -1,0 +1,82 @@
+"""Keys: the name of everything that is kept in Redis.
+
+All keys of a stream carry the tag {stream id} and so share a slot of a Cluster. Each key has a TTL.
+"""
+
+import hashlib
+import secrets
+from functools import lru_cache
+from typing import Any
+
+MARKER = "gw:marker"  # With the tag of a server.
+BEATS = "gw:beats"  # With the tag of a book.
+
+DAY = 86_400_000  # In milliseconds, as all times here.
+_NAMED = 1 << 32  # More than any count of beats.
+
+
+def new_id() -> str:
+    """Return 128 random bits, URL-safe: a stream id, a replica's name or a nonce."""
+    return secrets.token_urlsafe(16)
+
+
+def record_key(stream_id: str) -> str:
+    """Return the key of a stream's record."""
+    return f"gw:{{{stream_id}}}:record"
+
+
+def log_key(stream_id: str) -> str:
+    """Return the key of a stream's log."""
+    return f"gw:{{{stream_id}}}:log"
+
+
+def presence_key(stream_id: str) -> str:
+    """Return the key that says that somebody on another replica watches a stream."""
+    return f"gw:{{{stream_id}}}:presence"
+
+
+def asked_key(name: str) -> str:
+    """Return the key of the streams that a request has begun."""
+    return f"gw:{{{name}}}:asked"
+
+
+def runs_key(replica: str, book: str = "") -> str:
+    """Return the key of the set of streams that a replica runs."""
+    return f"gw:runs:{replica}{book}"
+
+
+def cancels_key(replica: str, book: str = "") -> str:
+    """Return the key of the set of streams that a replica is asked to cancel."""
+    return f"gw:cancels:{replica}{book}"
+
+
+def inbox(replica: str) -> str:
+    """Return the channel on which a replica hears what concerns it."""
+    return f"gw:inbox:{replica}"
+
+
+@lru_cache(maxsize=4096)
+def subject_keys(subject: str) -> tuple[str, str]:
+    """Return the keys of what a subject holds: bytes of streams, and until when each counts.
+
+    They are in a slot of their own: a subject's streams are in many.
+    """
+    tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
+
+
+def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
+    """Return the commands that let others find a stream should this replica die.
+
+    They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
+    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet. It is a
+    sign of life like the beat, by another number than any of those: what is named while a burial
+    is under way stays on the list.
+    """
+    beats, runs = BEATS + book, runs_key(replica, book)
+    return [
+        ["HINCRBY", beats, replica, _NAMED],
+        ["PEXPIRE", beats, DAY],
+        ["SADD", runs, stream_id],
+        ["PEXPIRE", runs, DAY],
+    ]

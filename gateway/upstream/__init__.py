@@ -1,0 +1,1 @@
+"""Asking for a completion, and what comes back."""

@@ -1,0 +1,1 @@
+"""What the events of an upstream tell, protocol by protocol."""

@@ -1,0 +1,77 @@
+"""Endpoint: one URL's methods, and the one place where errors become answers."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import Passing, Refusal
+from gateway.web.event_stream import EventStream
+from gateway.web.origins import Origins
+from gateway.web.requests import accepts
+from gateway.web.responses import LongReply, Retry, passing, refusal
+
+log = logging.getLogger("gateway.web.endpoint")
+
+Answer = Response | LongReply | EventStream
+Call = Callable[[Request], Awaitable[Answer]]
+
+_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
+
+
+class Methods:
+    """One URL: what answers each of its methods."""
+
+    def __init__(
+        self, origins: Origins, retry: Retry, draining: Callable[[], bool], **calls: Call
+    ) -> None:
+        self._origins = origins
+        self._retry = retry
+        self._draining = draining
+        self._calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the stream of a GET outlives this object's frame only."""
+        if scope["type"] == "http":
+            answer = await self._answer(Request(scope, receive))
+            if answer is not None:
+                await answer(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Answer | None:
+        try:
+            answer = await self._dispatch(request)
+        except ClientDisconnect:
+            return None
+        except Refusal as error:
+            answer = refusal(error)
+        except Passing as error:
+            names_stream = request.method == "GET" and accepts(request)[0]
+            answer = passing(error, self._retry, names_stream)
+        except Exception:
+            log.exception("%s %s broke", request.method, request.url.path)
+            answer = refusal(Refusal("internal"))
+        answer.raw_headers += self._origins.cors(request.headers)
+        if self._draining():
+            answer.raw_headers.append((b"connection", b"close"))
+        return answer
+
+    async def _dispatch(self, request: Request) -> Answer:
+        if request.method == "OPTIONS":
+            return self._preflight(request)
+        call = self._calls.get(request.method)
+        if call is None:
+            allowed = ", ".join(self._calls)
+            raise Refusal("method_not_allowed", f"Allowed: {allowed}.", {"Allow": allowed})
+        return await call(request)
+
+    def _preflight(self, request: Request) -> Response:
+        self._origins.check(request.headers)
+        headers = {
+            "Allow": ", ".join(self._calls),
+            "Access-Control-Allow-Methods": ", ".join(self._calls),
+            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Max-Age": "600",
+        }
+        return Response(None, 204, headers)

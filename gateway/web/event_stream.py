@@ -1,0 +1,138 @@
+"""Event stream: one viewer's response, as it is or as text.
+
+A stream is plain ASGI `send`, one join per wake: that spares the memory of a Response class and its
+task group.
+"""
+
+import asyncio
+import re
+import sys
+from collections.abc import Callable
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.viewer import Viewer
+from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
+from gateway.upstream.protocols.chat import Voice
+from gateway.web.responses import STREAM_HEADERS
+
+_MUCH = 8 * 1024  # Bytes after which others have their turn.
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_HALF = re.compile("[\r\ud800-\udbff]\\Z")
+
+
+class EventStream:
+    """One viewer's response, from its cursor to the end of the stream."""
+
+    status_code = 200
+
+    def __init__(self, tails: Tails, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
+        self.raw_headers = list(STREAM_HEADERS)
+        self._tails = tails
+        self._viewer = viewer
+        self._first = first
+        self._text = text
+        self._plain: PlainText | None = None
+        self.on_close: Callable[[], None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send frames as they come; a viewer who leaves or does not read ends it."""
+        viewer = self._viewer
+        extensions = scope.get("extensions", {})
+        viewer.abort = extensions.get("gateway.abort")
+        closed = extensions.get("gateway.closed")
+        leaving = None if closed else asyncio.create_task(_left(receive, viewer))
+        if closed:
+            closed.add(viewer.leave)
+            scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
+        try:
+            if self._text:
+                self._plain = PlainText(await self._tails.voice(viewer.tail))
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if self._plain is None:
+                viewer.write = extensions.get("gateway.write")
+            await self._send_all(send)
+        finally:
+            if closed:
+                closed.discard(viewer.leave)
+            if leaving:
+                leaving.cancel()
+            self._tails.detach(viewer)
+            if self.on_close is not None:
+                self.on_close()
+
+    async def _send_all(self, send: Send) -> None:
+        viewer = self._viewer
+        # The head of the first block, at once: it flushes the headers without an event of its own.
+        chunk = self._first + (viewer.take() if self._plain is None else b"")
+        while not viewer.finished or chunk:
+            if chunk:
+                viewer.sending()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                viewer.sent()
+            elif viewer.lagging:
+                await self._tails.turn(viewer)
+            elif not viewer.has_more:
+                await viewer.wait()
+            if len(chunk) >= _MUCH:
+                await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
+            chunk = b"" if viewer.finished else viewer.take()
+            if self._plain is not None and chunk and chunk != HEARTBEAT:
+                chunk = await self._plainly(self._plain, chunk)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
+        if len(chunk) < _MUCH:
+            return plain.frames(chunk)
+        async with self._tails.work:  # One at a time, however many read a whole log at once.
+            await asyncio.sleep(0)
+            return plain.frames(chunk)
+
+
+async def _left(receive: Receive, viewer: Viewer) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            viewer.leave()
+            return
+
+
+class PlainText:
+    """Frames with only the answer's text as data, all unnamed; ids and our own events stay.
+
+    An upstream may cut a surrogate pair or a CR LF in two. An event that ends so waits for the next
+    one and goes out under its id, so a resume between the two loses neither half.
+    """
+
+    def __init__(self, voice: Voice | None = None) -> None:
+        self._voice = voice or Voice(0)
+        self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
+        self._waiting: Event | None = None
+        self._text = ""
+
+    def frames(self, frames: bytes) -> bytes:
+        """Return what to send for these; b"" if there is nothing yet."""
+        parts: list[bytes] = []
+        for event in self._parser.feed(frames):
+            if event.name in OURS:
+                parts += [self._flush(), encode(event.data, event.id, event.name)]
+            elif text := self._voice.text_of(event.data):
+                self._text += text
+                self._waiting = event
+                if not _HALF.search(self._text):
+                    parts.append(self._flush())
+        return b"".join(parts)
+
+    def _flush(self) -> bytes:
+        if self._waiting is None:
+            return b""
+        text = _PAIR.sub(_character, self._text).replace("\r\n", "\n").replace("\r", "\n")
+        frame = encode(text.encode("utf-8", "replace"), self._waiting.id)
+        self._waiting, self._text = None, ""
+        return frame
+
+
+def _character(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")

@@ -1,0 +1,80 @@
+"""Requests: what a caller sent, read once and refused with a reason."""
+
+import hashlib
+from base64 import urlsafe_b64encode
+
+from starlette.requests import Request
+
+from gateway.auth.cookies import Cookies
+from gateway.errors import Refusal
+from gateway.web.body import Body
+
+_PARTS = 64  # Of an Accept that are looked at.
+
+
+def accepts(request: Request) -> tuple[bool, bool]:
+    """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
+    lines = request.headers.getlist("accept")
+    if not lines:
+        return False, True
+    header = ",".join(lines)
+    ranges: dict[str, bool] = {}
+    for part in header.lower().split(",", _PARTS)[:_PARTS]:
+        kind, *parameters = (each.strip() for each in part.split(";", _PARTS)[:_PARTS])
+        refused = any(each.replace(" ", "").rstrip("0") in {"q=", "q=0."} for each in parameters)
+        ranges[kind] = not refused
+    named = ranges.get("text/event-stream")
+    if named is not None:
+        return named, named
+    return False, ranges.get("*/*", False)
+
+
+def cookies_of(request: Request) -> Cookies:
+    """Return the cookies, not parsed yet."""
+    return Cookies(request.headers.getlist("cookie"))
+
+
+def last_event_id(request: Request) -> str:
+    """Return where to go on, "" for the start; a header is newer than what the URL says."""
+    query = request.query_params
+    return (
+        request.headers.get("last-event-id")
+        or query.get("last_event_id")
+        or query.get("lastEventId")
+        or ""
+    )
+
+
+def idempotency_key(request: Request) -> str:
+    """Return the Idempotency-Key, "" for none; raises Refusal if it is not usable."""
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > 255 or not key.isprintable():
+        raise Refusal("bad_idempotency_key", "At most 255 printable characters.")
+    return key
+
+
+def keyed_stream(subject: str, preset: str, key: str) -> str:
+    """Return the stream that an Idempotency-Key names: no second lookup, no second key."""
+    digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+async def body_of(request: Request, limit: int) -> Body:
+    """Return the JSON object of a request of at most `limit` bytes; raises Refusal."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (kind == "application/json" or kind.endswith("+json")):
+        raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
+    too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
+    length = request.headers.get("content-length") or "0"
+    if not (length.isascii() and length.isdigit()):
+        raise Refusal("bad_request", "Its Content-Length is no number.")
+    if len(length) > 18 or int(length) > limit:
+        raise too_large
+    body = bytearray()  # Adding to bytes would copy them for each of many small pieces.
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return Body(bytes(body))

@@ -1,0 +1,343 @@
+"""Routes: every URL of the gateway, and what each checks before it does anything.
+
+The order is the same everywhere: the page's origin, the caller's cookie, the request's form, the
+ticket, the record. Only then is anything stored or started.
+"""
+
+import json
+from dataclasses import replace
+from typing import NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from gateway.auth.base import Authenticator
+from gateway.auth.tickets import Ticket, Tickets
+from gateway.config.presets import Preset
+from gateway.config.settings import Settings
+from gateway.errors import Passing, Refusal
+from gateway.eventlog.entries import Position
+from gateway.eventlog.fanout import Tails
+from gateway.eventlog.records import FINAL, VERSION, Created, Record, Records
+from gateway.runs.endings import state_of
+from gateway.runs.rehearsal import can_store
+from gateway.runs.repeats import Repeats, asked
+from gateway.runs.snapshot import Answers
+from gateway.runs.supervisor import Replica
+from gateway.store.client import Store
+from gateway.web.body import Asked
+from gateway.web.endpoint import Answer, Call, Methods
+from gateway.web.event_stream import EventStream
+from gateway.web.mount import Mount
+from gateway.web.origins import Origins
+from gateway.web.requests import (
+    accepts,
+    body_of,
+    cookies_of,
+    idempotency_key,
+    keyed_stream,
+    last_event_id,
+)
+from gateway.web.responses import LongReply, Retry, issued, nothing_more, reply
+
+
+class Routes:
+    """The HTTP contract of DESIGN §3 over the parts below it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        records: Records,
+        tails: Tails,
+        replica: Replica,
+        authenticator: Authenticator,
+    ) -> None:
+        self.origins = Origins(settings.allowed_origins, settings.public_url)
+        self.retry = Retry(settings.shortest_grace)
+        self.replica = replica
+        self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
+        self._mount = Mount(settings.public_url, settings.prefix)
+        self._repeats = Repeats(records)
+        self._settings = settings
+        self._store = store
+        self._records = records
+        self._tails = tails
+        self._answers = Answers(store, tails, settings.replay_bytes // 2)
+        self._authenticator = authenticator
+
+    def exact(self) -> dict[str, ASGIApp]:
+        """Return the URLs without a parameter."""
+        own = {
+            "/tickets": self._methods(POST=self.create),
+            "/stream": self._methods(GET=self.stream, DELETE=self.cancel),
+            "/stream/cancel": self._methods(POST=self.cancel),
+            "/completion": self._methods(GET=self.completion),
+            "/healthz": self._methods(GET=self.alive, HEAD=self.alive),
+            "/readyz": self._methods(GET=self.ready, HEAD=self.ready),
+        }
+        return {path: own[each] for each in own for path in self._mount.paths(each)}
+
+    def all(self) -> list[BaseRoute]:
+        """Return every URL."""
+        exact = [Route(path, methods) for path, methods in self.exact().items()]
+        named = self._methods(POST=self.create)
+        paths = self._mount.paths("/tickets/{preset}")
+        return [*exact, *(Route(path, named) for path in paths)]
+
+    def fallback(self) -> ASGIApp:
+        """Return the answer to every other URL."""
+
+        async def nowhere(request: Request) -> NoReturn:
+            raise Refusal("not_found")
+
+        methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        return self._methods(**dict.fromkeys(methods, nowhere))
+
+    def _methods(self, **calls: Call) -> ASGIApp:
+        return Methods(self.origins, self.retry, lambda: self.replica.draining, **calls)
+
+    # Tickets
+
+    async def create(self, request: Request) -> Answer:
+        """POST /tickets: cache a request and return its ticket, or the stream itself."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        name = request.path_params.get("preset", "default")
+        preset = self._preset(name)
+        at_once = accepts(request)[0]
+        if at_once and self.replica.draining:
+            raise Passing("draining")
+        key = idempotency_key(request)
+        position = Position.parse(last_event_id(request)) if at_once else None
+        if at_once and position is None:
+            self._records.limits.check(subject, claims=not key)
+        made = (await body_of(request, self._settings.max_body)).made(preset.prepare)
+        stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
+        if position is not None:
+            request_name = asked(subject, name, made.digest)
+            begun = stream_id if key else await self._repeats.find(request_name, position)
+            return await self._repeat(request, begun, subject, made.digest)
+        if key:
+            created = await self._keyed(stream_id, subject, name, made)
+        elif at_once:
+            created = await self._begun(request, stream_id, subject, name, made)
+        else:
+            created = await self._records.create(stream_id, subject, name, *made)
+        if created.digest != made.digest:
+            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+        ticket = self.tickets.issue(stream_id, subject, created.issued)
+        url = self._stream_url(request, ticket)
+        if at_once:
+            if key and await request.is_disconnected():  # Without one it was looked at before.
+                raise ClientDisconnect  # Nobody else could find what would be paid for.
+            return await self._open_at(url, request, self.tickets.verify(ticket), subject)
+        return issued(ticket, url, created)
+
+    async def _keyed(self, stream_id: str, subject: str, preset: str, made: Asked) -> Created:
+        """Store a request, or find what its key has begun: that needs no room."""
+        try:
+            return await self._records.create(stream_id, subject, preset, *made)
+        except Passing as error:
+            known = await self._records.created(stream_id) if error.of_room else None
+            if known is None:
+                raise
+            return known
+
+    async def _begun(
+        self, request: Request, stream_id: str, subject: str, preset: str, made: Asked
+    ) -> Created:
+        """Store a request that begins at once, so that a repeat of it finds the stream."""
+        name = asked(subject, preset, made.digest)
+        more = await self._repeats.remember(name, stream_id)
+        try:
+            created = await self._records.create(stream_id, subject, preset, *made, more)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            return created
+        except (Passing, ClientDisconnect):
+            await self._repeats.forget(name, stream_id)
+            raise
+
+    async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> Answer:
+        """Go on with the stream that a request has begun; never begin another."""
+        record = await self._records.read(begun) if begun else None
+        if record is None or record.state == "cached":
+            # Its caller has seen events of it, so it was paid for, and has gone or is to come back.
+            owed = begun and self.replica.owes(begun)
+            if owed or (begun and await self._records.may_be_forgotten(begun, 0)):
+                raise Passing("not_yet")
+            raise Refusal("log_expired", "Without Last-Event-ID it is a new request.")
+        if record.digest != digest:
+            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+        ticket = self.tickets.issue(begun, subject, record.issued)
+        url = self._stream_url(request, ticket)
+        return await self._open_at(url, request, self.tickets.verify(ticket), subject)
+
+    def _stream_url(self, request: Request, ticket: str) -> str:
+        return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
+
+    async def _open_at(self, url: str, request: Request, ticket: Ticket, subject: str) -> Answer:
+        """Open a stream for a caller who does not know its URL yet."""
+        try:
+            answer = await self._open(request, ticket, subject)
+        except Passing as error:  # Its claim may go on, and be paid for: it must be found.
+            error.headers["Content-Location"] = url
+            raise
+        answer.raw_headers.append((b"content-location", url.encode()))
+        return answer
+
+    # Streams
+
+    async def stream(self, request: Request) -> Answer:
+        """GET /stream: redeem a ticket, or go on with its stream."""
+        self.origins.check_stream(request.headers)
+        subject = await self._subject(request)
+        if not accepts(request)[1]:
+            raise Refusal("not_acceptable", "Send Accept: text/event-stream.")
+        return await self._open(request, self._ticket(request, subject), subject)
+
+    async def _open(self, request: Request, ticket: Ticket, subject: str) -> Answer:
+        wanted = last_event_id(request)
+        record = await self._record(ticket, subject, wanted)
+        if record is None or (wanted and wanted == record.end_id):
+            return nothing_more()
+        if self.replica.draining:
+            raise Passing("draining")
+        if self._tails.viewers >= self._settings.max_streams:
+            raise Passing("overloaded")  # Before anything is paid for that it could not show.
+        leave = self._records.limits.seat(subject)
+        answer: Answer | None = None
+        try:
+            answer = await self._watch(request, record, wanted)
+        finally:
+            if isinstance(answer, EventStream):
+                answer.on_close = leave
+            else:
+                leave()
+        return answer
+
+    async def _watch(self, request: Request, record: Record, wanted: str) -> Answer:
+        if record.state == "cached":
+            record = await self._redeem(record)
+        if self._tails.superseded(record.stream_id, record.epoch):
+            raise Passing("not_yet")  # Its position is in a log that this replica does not see yet.
+        owner = record.owner if record.running else ""
+        position = Position.parse(wanted)
+        viewer = await self._tails.attach(record.stream_id, owner, position, record.subject)
+        if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
+            self._tails.detach(viewer)  # The log went before the record did.
+            if not await self._records.outlives_log(record.stream_id):
+                raise Passing("not_yet")  # A failover lies between the two looks, or is under way.
+            _unless_reconnect(wanted)
+            return nothing_more()
+        text = request.query_params.get("format") == "text"
+        return EventStream(self._tails, viewer, self.retry.line(), text=text)
+
+    async def _redeem(self, record: Record) -> Record:
+        preset = self._settings.preset(record.preset)
+        if preset is None:
+            raise Passing("newer_record", f"This replica has no preset {record.preset}.")
+        verdict = "expired"
+        if not record.expired or self.replica.runs(record.stream_id):
+            verdict = await self.replica.redeem(record, preset)
+        if verdict == "expired":
+            if self._records.just_reached(record.stream_id):
+                raise Passing("not_yet")  # A failover may have lost its claim.
+            raise Refusal("ticket_expired", "Ask for a new one.")
+        if verdict == "claimed":
+            return replace(record, state="starting", owner=self._records.replica)
+        found = await self._records.read(record.stream_id)
+        if found is None or found.state == "cached":
+            raise Passing("not_yet")
+        return found
+
+    async def cancel(self, request: Request) -> Answer:
+        """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        record = await self._record(self._ticket(request, subject), subject, "")
+        assert record is not None
+        state = await self.replica.cancel(record)
+        if state == "missing":
+            raise Refusal("log_expired")
+        return reply({"state": state})
+
+    async def completion(self, request: Request) -> Answer:
+        """GET /completion: the answer so far, as one object."""
+        self.origins.check(request.headers)
+        subject = await self._subject(request)
+        record = await self._record(self._ticket(request, subject), subject, "")
+        assert record is not None
+        answer = await self._answers.of(record)
+        result = json.loads(record.result) if record.result else {}
+        data = {
+            "state": state_of(record, answer.last_id is not None),
+            "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
+            "usage": result.get("usage", answer.reading.usage),
+            "last_event_id": answer.last_id,
+            "attempts": result.get("attempts", record.attempts),
+        }
+        return LongReply(data, "text", answer.text, self._settings.write_timeout)
+
+    # Health
+
+    async def alive(self, request: Request) -> Answer:
+        """GET /healthz: the process answers."""
+        return reply({"status": "ok"})
+
+    async def ready(self, request: Request) -> Answer:
+        """GET /readyz: able to serve."""
+        if self.replica.draining:
+            raise Passing("draining")
+        await can_store(self._records)
+        return reply({"status": "ready"})
+
+    # Checks
+
+    async def _subject(self, request: Request) -> str:
+        subject = await self._authenticator.subject(request.headers, cookies_of(request))
+        if subject is None:
+            raise Refusal("not_authenticated", "Log in, then try again.")
+        return subject
+
+    def _preset(self, name: str) -> Preset:
+        preset = self._settings.preset(name)
+        if preset is None:
+            raise Refusal("preset_not_found")
+        return preset
+
+    def _ticket(self, request: Request, subject: str) -> Ticket:
+        ticket = self.tickets.verify(request.query_params.get("ticket", ""))
+        if not ticket.belongs_to(subject):
+            raise Refusal("ticket_not_found")
+        return ticket
+
+    async def _record(self, ticket: Ticket, subject: str, wanted: str) -> Record | None:
+        """Return the ticket's record; None where a reconnect is to be told that it is over.
+
+        Raises Refusal, and Passing where Redis may only have forgotten it.
+        """
+        record = await self._records.read(ticket.stream_id)
+        if record is not None and record.version > VERSION:
+            raise Passing("newer_record")
+        if record is not None and record.subject != subject:
+            raise Refusal("ticket_not_found")
+        if record is not None and record.issued <= ticket.issued:
+            self.replica.saw(record)
+            return record
+        # A younger one: the key was used again, after this ticket had run out or was forgotten.
+        lives = record is None and self.replica.owes(ticket.stream_id)
+        if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
+            raise Passing("not_yet")
+        if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
+            raise Refusal("ticket_expired", "Ask for a new one.")
+        _unless_reconnect(wanted)
+        return None
+
+
+def _unless_reconnect(wanted: str) -> None:
+    """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
+    if not wanted:
+        raise Refusal("log_expired", "Ask for a new ticket.")

@@ -1,0 +1,364 @@
+"""A replica that stands still for a lease is dead, and only then."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from functools import partial
+
+import pytest
+
+from gateway.errors import Passing
+from gateway.membership.heartbeat import Beat
+from gateway.store.client import Store
+from gateway.store.keys import BEATS, cancels_key, inbox, new_id, runs_key
+from tests.eventlog.test_writer import proxied
+from tests.support import RedisServer, until
+
+LEASE = 0.4
+
+
+@pytest.fixture
+async def store(any_redis_url: str) -> AsyncIterator[Store]:
+    """Both stores, one after the other; what earlier tests left there is buried."""
+    opened = Store(any_redis_url)
+    await opened.calls(["DEL", BEATS + book] for book in opened.books)
+    yield opened
+    await opened.close()
+
+
+def beat(store: Store, lease: float = LEASE) -> Beat:
+    """Return the beat of a new replica."""
+    return Beat(store, new_id(), lease)
+
+
+def now() -> float:
+    """Return the loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+async def seen_dead(watcher: Beat, name: str, owners: Collection[str] = ()) -> float:
+    """Renew until a replica is declared dead; return how long that took."""
+    begun = now()
+    while name not in (await watcher.renew([], owners)).dead:
+        assert now() - begun < 10
+        await asyncio.sleep(0.01)
+    return now() - begun
+
+
+async def test_a_replica_that_stands_still_for_a_lease_is_dead_and_not_before(
+    store: Store,
+) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew([], [])
+    assert LEASE <= await seen_dead(watcher, still.replica) < LEASE + 1
+
+
+async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: Store) -> None:
+    alive, watcher = beat(store), beat(store)
+    end = now() + 3 * LEASE
+    while now() < end:
+        await alive.renew([], [])
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+
+
+async def test_one_beat_starts_the_count_anew(store: Store) -> None:
+    slow, watcher = beat(store), beat(store)
+    await slow.renew([], [])
+    begun = now()
+    while now() - begun < LEASE * 0.8:
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+    await slow.renew([], [])
+    assert await seen_dead(watcher, slow.replica) >= LEASE
+
+
+async def test_nobody_declares_itself_dead(store: Store) -> None:
+    alone = beat(store, 0.01)
+    end = now() + 0.1
+    while now() < end:
+        assert alone.replica not in (await alone.renew([], [alone.replica])).dead
+
+
+async def test_two_looks_a_lease_apart_prove_nothing(store: Store) -> None:
+    """Who was paused itself, maybe with its whole host, did not see the others stand still."""
+    other, watcher = beat(store, 0.2), beat(store, 0.2)
+    await other.renew([], [])
+    await watcher.renew([], [])
+    await until(lambda: not watcher.fresh)
+    paused_until = now() + 0.3
+    await until(lambda: now() > paused_until)
+    assert (await watcher.renew([], [])).dead == []
+
+
+async def test_a_failed_call_starts_the_count_anew(own_redis: RedisServer) -> None:
+    store = Store(own_redis.url)
+    still, watcher = beat(store, 2.5), beat(store, 2.5)
+    await still.renew([], [])
+    await watcher.renew([], [])
+    own_redis.pause()
+    with pytest.raises(Passing):
+        await watcher.renew([], [])
+    own_redis.resume()
+    assert await seen_dead(watcher, still.replica) >= 2.5
+    await store.close()
+
+
+async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_it(
+    own_redis: RedisServer,
+) -> None:
+    """A slow Redis must not make a replica look dead that beats in time."""
+    direct = Store(own_redis.url)
+    async with proxied(own_redis) as proxy:
+        store = Store(proxy.url)
+        alive, watcher = beat(direct, 1), beat(store, 1)
+        await watcher.renew([], [])
+        proxy.answering.clear()
+        look = asyncio.create_task(watcher.renew([], []))
+        asked_at = now()
+        await until(lambda: now() > asked_at + 0.5)
+        await alive.renew([], [])
+        beaten_at = now()
+        proxy.answering.set()
+        await look
+        await seen_dead(watcher, alive.replica)
+        assert now() - beaten_at >= 1
+        await store.close()
+    await direct.close()
+
+
+async def test_an_owner_that_redis_forgot_is_found_by_those_who_watch_its_streams(
+    store: Store,
+) -> None:
+    watcher, ghost = beat(store), new_id()
+    assert ghost not in (await watcher.renew([], [])).dead
+    assert await seen_dead(watcher, ghost, [ghost]) >= LEASE
+
+
+async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: Store) -> None:
+    owner, watcher = beat(store), beat(store)
+    await owner.renew([], [])
+    await watcher.renew([], [owner.replica])
+    await store.calls(["DEL", BEATS + book] for book in store.books)
+    end = now() + 2 * LEASE
+    while now() < end:
+        assert (await watcher.renew([], [owner.replica])).dead == []
+        await owner.renew([], [])
+        await asyncio.sleep(0.01)
+
+
+async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: Store) -> None:
+    leaving, watcher = beat(store), beat(store)
+    await leaving.renew(["stream"], [])
+    await leaving.ask_to_cancel("stream", leaving.replica)
+    await watcher.renew([], [])
+    await leaving.stop()
+    for book in store.books:
+        for key in (runs_key(leaving.replica, book), cancels_key(leaving.replica, book)):
+            assert await store.call("EXISTS", key) == 0
+        assert await store.call("HEXISTS", BEATS + book, leaving.replica) == 0
+    end = now() + 2 * LEASE
+    while now() < end:
+        assert (await watcher.renew([], [])).dead == []
+        await asyncio.sleep(0.01)
+
+
+async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew(["stream"], [])
+    await seen_dead(watcher, still.replica)
+    assert await watcher.left_by(still.replica) == ["stream"]
+    await watcher.took(still.replica, ["stream"])
+
+    async def is_buried() -> bool:
+        """Whether no book names it any more: one of three may have heard it late."""
+        return await watcher.bury(still.replica) == []
+
+    await until(is_buried, "it is buried")
+    assert (await watcher.renew([], [])).dead == []
+    assert await watcher.streams_of(still.replica) == []
+
+
+async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(store: Store) -> None:
+    """Its heir may have stood still itself since; what it runs now is none of the heir's."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    await paused.renew(["stream", "new"], [])
+    with pytest.raises(Passing):
+        await heir.left_by(paused.replica)
+
+
+async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: Store) -> None:
+    """Else nobody would find a stream that it goes on with, should it die again."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    await heir.left_by(paused.replica)
+    await paused.renew(["stream"], [])
+    with pytest.raises(Passing):
+        await heir.took(paused.replica, ["stream"])
+    with pytest.raises(Passing):
+        await heir.bury(paused.replica)
+    assert await heir.streams_of(paused.replica) == ["stream"]
+    assert await seen_dead(heir, paused.replica) >= LEASE
+
+
+async def test_a_burial_is_not_over_while_a_stream_is_named(store: Store) -> None:
+    """It may be named in a book that was not heard at first."""
+    paused, heir = beat(store), beat(store)
+    await paused.renew(["stream"], [])
+    await seen_dead(heir, paused.replica)
+    await heir.left_by(paused.replica)
+    for book in store.books:
+        await store.call("SADD", runs_key(paused.replica, book), "new")
+    await heir.took(paused.replica, ["stream"])
+    assert await heir.bury(paused.replica) == ["new"]
+    assert paused.replica in (await heir.renew([], [])).dead
+    await heir.took(paused.replica, ["new"])
+    assert await heir.bury(paused.replica) == []
+
+
+async def test_thousands_of_streams_are_taken_off_a_list(store: Store) -> None:
+    still, heir = beat(store), beat(store)
+    names = [f"stream {number}" for number in range(20_000)]
+    await still.renew(names, [])
+    await seen_dead(heir, still.replica)
+    await heir.took(still.replica, names)
+    assert await heir.bury(still.replica) == []
+
+
+async def test_the_dead_are_named_until_somebody_buries_them(store: Store) -> None:
+    still, watcher = beat(store), beat(store)
+    await still.renew([], [])
+    await seen_dead(watcher, still.replica)
+    assert (await watcher.renew([], [])).dead == [still.replica]
+
+
+async def test_a_replica_names_what_it_runs(store: Store) -> None:
+    owner = beat(store)
+    await owner.enter("early")
+    await owner.renew(["early", "late"], [])
+    await owner.leave("early")
+    assert await owner.streams_of(owner.replica) == ["late"]
+
+
+async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: Store) -> None:
+    owner = beat(store)
+    await owner.enter("stream")
+    await store.calls(["DEL", runs_key(owner.replica, book)] for book in store.books)
+    await owner.renew(["stream"], [])
+    assert await owner.streams_of(owner.replica) == ["stream"]
+
+
+async def test_a_cancel_is_told_until_it_is_carried_out(store: Store) -> None:
+    owner, other = beat(store), beat(store)
+    await other.ask_to_cancel("stream", owner.replica)
+    assert await owner.cancels() == ["stream"]
+    for _ in range(2):
+        assert (await owner.renew([], [])).cancels == ["stream"]
+    await owner.cancelled("stream")
+    assert (await owner.renew([], [])).cancels == []
+
+
+async def test_a_cancel_wakes_the_owner(store: Store) -> None:
+    owner, other = beat(store), beat(store)
+    messages = store.messages(inbox(owner.replica))
+    assert await anext(messages) == b""
+    await other.ask_to_cancel("stream", owner.replica)
+    assert await anext(messages) == b"cancel stream"
+    await messages.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_redis_that_forgot_is_noticed_once(store: Store) -> None:
+    mine = beat(store)
+    assert not (await mine.renew([], [])).forgot
+    await store.calls(["DEL", marker] for marker in store.markers)
+    await asyncio.sleep(0.002)  # The marker is a time in milliseconds, and must be another one.
+    assert (await mine.renew([], [])).forgot
+    assert not (await mine.renew([], [])).forgot
+
+
+async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
+    store: Store,
+) -> None:
+    mine = beat(store)
+    assert not mine.fresh
+    begun = now()
+    await mine.renew([], [])
+    assert mine.fresh
+    await until(lambda: not mine.fresh)
+    assert now() - begun < LEASE
+
+
+async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
+    store: Store,
+) -> None:
+    mine = beat(store)
+    claimed = now()
+    await mine.renew([], [])
+    assert not mine.steady(claimed)
+    claimed = now()
+    await mine.renew([], [])
+    assert mine.steady(claimed)
+    await until(lambda: not mine.fresh)
+    await mine.renew([], [])
+    assert mine.fresh
+    assert not mine.steady(claimed)
+    assert mine.steady(now())
+
+
+async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
+    mine, other = beat(store), beat(store)
+    await mine.enter("stream")
+    await mine.renew(["stream"], [])
+    await other.ask_to_cancel("stream", mine.replica)
+    keys = list(store.markers)
+    for book in store.books:
+        keys += [BEATS + book, runs_key(mine.replica, book), cancels_key(mine.replica, book)]
+    for key in keys:
+        assert await store.call("PTTL", key) > 0, key
+
+
+async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
+    store: Store,
+) -> None:
+    alive, other = beat(store), beat(store)
+    await alive.enter("a stream")
+    await other.ask_to_cancel("a stream", alive.replica)
+    keys = [
+        key
+        for book in store.books
+        for key in (BEATS + book, runs_key(alive.replica, book), cancels_key(alive.replica, book))
+    ]
+
+    async def reached(key: str) -> bool:  # The last book is asked behind.
+        return bool(await store.call("EXISTS", key))
+
+    async def dated(key: str) -> bool:
+        return int(await store.call("PTTL", key)) > 0
+
+    for key in keys:
+        await until(partial(reached, key))
+        await store.call("PERSIST", key)
+    await alive.renew([], [])
+    for key in keys:
+        await until(partial(dated, key))
+
+
+async def test_what_is_named_during_a_burial_stays_on_the_list(store: Store) -> None:
+    watcher, woken = beat(store), beat(store)
+    await woken.enter("s1")
+    await woken.renew([], [])
+    await seen_dead(watcher, woken.replica)
+    assert await watcher.left_by(woken.replica) == ["s1"]
+    await woken.enter("s1")
+    with pytest.raises(Passing):
+        await watcher.took(woken.replica, ["s1"])
+    assert await watcher.streams_of(woken.replica) == ["s1"]
+
+
+async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(store: Store) -> None:
+    """Redis may have forgotten the beat, and the replica may die before the next one."""
+    young, watcher = beat(store), beat(store)
+    await young.enter("a stream")
+    assert LEASE <= await seen_dead(watcher, young.replica) < LEASE + 1
