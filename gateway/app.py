@@ -9,13 +9,13 @@ from gateway.auth.loading import authenticator
 from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
-from gateway.eventlog.fanout import Tails
+from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
-from gateway.membership.heartbeat import Beat
-from gateway.runs.run import Caps
-from gateway.runs.supervisor import Replica
-from gateway.store.client import Store
+from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.run import RunLimits
+from gateway.runs.supervisor import RunSupervisor
+from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
 from gateway.upstream.client import Upstream
 from gateway.web.routes import Routes
@@ -28,7 +28,7 @@ class Gateway:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
-        self.store = Store(settings.redis_url)
+        self.store = RedisClient(settings.redis_url)
         self.name = new_id()
         self.records = Records(
             self.store,
@@ -44,7 +44,7 @@ class Gateway:
                 settings.store_share,
             ),
         )
-        self.tails = Tails(
+        self.tails = Fanout(
             self.store,
             self.records,
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
@@ -53,13 +53,13 @@ class Gateway:
             replay_bytes=settings.replay_bytes,
         )
         self.upstream = upstream or Upstream()
-        self.replica = Replica(
+        self.replica = RunSupervisor(
             self.records,
-            Beat(self.store, self.name, settings.lease),
+            Heartbeat(self.store, self.name, settings.lease),
             self.tails,
             self.upstream,
             settings.preset,
-            Caps(settings.max_event, settings.max_log, settings.max_streams),
+            RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
         )
         self.routes = Routes(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from gateway.auth.loading import authenticator
 from gateway.config.settings import Settings
-from gateway.errors import GatewayError, Passing, SettingsError, redacted, with_cause
+from gateway.errors import GatewayError, SettingsError, Unavailable, redacted, with_cause
 from gateway.runs.rehearsal import Rehearsal
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, new_id
 from gateway.store.node import Node
 from gateway.store.pools import Address
-from gateway.store.topology import SLOTS, Cluster
+from gateway.store.topology import SLOTS, ClusterTopology
 from gateway.upstream.client import Upstream
 
 _SHORT = 16  # Characters; a secret below this can be guessed.
@@ -75,7 +75,7 @@ async def _store(settings: Settings) -> list[Verdict]:
         words = "embedded: one process, and nothing survives it"
         return [Verdict("warning", "redis", words)]
     try:
-        store = Store(settings.redis_url)
+        store = RedisClient(settings.redis_url)
         try:
             found = await (_cluster(store, store.cluster) if store.cluster else _single(store))
             if not any(each.fault for each in found):
@@ -87,7 +87,7 @@ async def _store(settings: Settings) -> list[Verdict]:
     return found
 
 
-async def _single(store: Store) -> list[Verdict]:
+async def _single(store: RedisClient) -> list[Verdict]:
     info, found = await _told(store.call)
     if info.get("cluster_enabled") == "1":
         words = "it is one server of a Cluster; say redis+cluster://"
@@ -105,7 +105,7 @@ async def _told(call: Callable[..., Awaitable[bytes]]) -> tuple[dict[str, str], 
     """Return what a server tells of itself, and verdicts on it; it may be forbidden to ask."""
     try:
         info = _parsed(await call("INFO"))
-    except Passing as error:
+    except Unavailable as error:
         if error.__cause__ is not None:
             raise
         told = "its version, what it keeps and how full it is are not told"
@@ -114,18 +114,18 @@ async def _told(call: Callable[..., Awaitable[bytes]]) -> tuple[dict[str, str], 
     return info, _durability(info)
 
 
-async def _rehearsed(store: Store, stream_id: str) -> list[Verdict]:
+async def _rehearsed(store: RedisClient, stream_id: str) -> list[Verdict]:
     words = await Rehearsal(store, stream_id).run()
     return [Verdict("fault", "redis", words)] if words else []
 
 
-async def _channels(store: Store) -> list[Verdict]:
+async def _channels(store: RedisClient) -> list[Verdict]:
     why = await Rehearsal(store, new_id()).hears()
     words = f"no channels gw:inbox:*: what other replicas run is read once a second ({why})"
     return [Verdict("warning", "redis", words)] if why else []
 
 
-async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
+async def _cluster(store: RedisClient, cluster: ClusterTopology) -> list[Verdict]:
     shards = await cluster.shards()
     words = f"cluster of {len(shards)} masters"
     found = []
@@ -136,7 +136,7 @@ async def _cluster(store: Store, cluster: Cluster) -> list[Verdict]:
         if assigned != str(SLOTS):
             words += f", {assigned} of {SLOTS} slots have a master"
         found.append(Verdict("ok" if _all_is_well(state) else "fault", "redis", words))
-    except Passing as error:
+    except Unavailable as error:
         if error.__cause__ is not None:
             raise
         found.append(Verdict("warning", "redis", f"{words}; its state is not told ({error})"))
@@ -167,7 +167,7 @@ async def _of_all(master: Node) -> str:
     return ""
 
 
-async def _server(node: Node, level: str, store: Store | None = None) -> list[Verdict]:
+async def _server(node: Node, level: str, store: RedisClient | None = None) -> list[Verdict]:
     """Return the verdicts on one server of a Cluster; `level` is of one that does not answer.
 
     With the store it is a master, which has to take what the gateway does.
@@ -222,7 +222,7 @@ async def _sentinels(address: Address) -> list[Verdict]:
         node = Node(address.sentinel(host, port))
         try:
             await node.call("SENTINEL", "CKQUORUM", address.master)
-        except Passing as error:
+        except Unavailable as error:
             words = f"Sentinel {host}:{port}: {error}"
             found.append(Verdict("warning", "redis", words))
         finally:

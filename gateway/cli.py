@@ -20,13 +20,13 @@ from gateway.config import settings
 from gateway.config.settings import Settings
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
-from gateway.errors import Refusal, SettingsError, with_cause
+from gateway.errors import Rejected, SettingsError, with_cause
 from gateway.serve import workers
 from gateway.serve.server import bind, reserve, run, url_of
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 
 def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +112,9 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
     gateway = Gateway(loaded)
     with bind(host, port, shared=workers.inside()) as listener:
         if loaded.embedded:
-            log.warning("EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL")
+            logger.warning(
+                "EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL"
+            )
         run(
             gateway.app,
             listener,
@@ -137,7 +139,7 @@ def demo_(port: int, **flags: str | None) -> None:
         gateway = Gateway(loaded)
 
         def cut(ticket: str) -> int:
-            with suppress(Refusal):
+            with suppress(Rejected):
                 tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
                 return tail.drop() if tail else 0
             return 0
@@ -240,7 +242,7 @@ def _load(flags: dict[str, Any]) -> Settings:
     typed = click.get_current_context().params  # Not what the demo makes up.
     secret = {name: value for name, value in typed.items() if name in Settings.model_fields}
     for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
-        log.warning("%s", hint)
+        logger.warning("%s", hint)
     return loaded
 
 

@@ -2,8 +2,8 @@
 
     GatewayError
     ├── SettingsError     a setting is wrong: the program cannot start
-    ├── Refusal           this request will never pass as it is: 4xx
-    ├── Passing           it will pass later: 503 or 429, or 200-and-retry to an EventSource
+    ├── Rejected           this request will never pass as it is: 4xx
+    ├── Unavailable           it will pass later: 503 or 429, or 200-and-retry to an EventSource
     ├── UpstreamFailure   how an upstream request ended badly: `failure` and `end`
     └── Fenced            another replica owns the stream now: write nothing more
 
@@ -12,7 +12,7 @@ Codes are part of the contract: a client may switch on them.
 
 import re
 
-REFUSALS = {
+REJECTED = {
     "bad_request": (400, "The request cannot be read"),
     "not_json": (400, "The body is not JSON"),
     "not_an_object": (400, "The body is not a JSON object"),
@@ -38,7 +38,7 @@ REFUSALS = {
     "internal": (500, "The gateway made a mistake"),
 }
 
-PASSING = {
+UNAVAILABLE = {
     "store_unavailable": "The store does not answer",
     "draining": "This replica is shutting down",
     "overloaded": "This replica is full",
@@ -64,19 +64,19 @@ class SettingsError(GatewayError):
     """A setting is wrong; the message is one line that names it."""
 
 
-class Refusal(GatewayError):
-    """A request that will not pass as it is; `code` is a key of REFUSALS."""
+class Rejected(GatewayError):
+    """A request that will not pass as it is; `code` is a key of REJECTED."""
 
     def __init__(self, code: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(detail or code)
         self.code = code
-        self.status, self.title = REFUSALS[code]
+        self.status, self.title = REJECTED[code]
         self.detail = detail
         self.headers = headers or {}
 
 
-class Passing(GatewayError):
-    """A request that will pass later; `code` is a key of PASSING.
+class Unavailable(GatewayError):
+    """A request that will pass later; `code` is a key of UNAVAILABLE.
 
     `reason` is for operators: what a server said may name servers, which are no caller's business.
     """
@@ -85,7 +85,7 @@ class Passing(GatewayError):
         super().__init__(reason or detail or code)
         self.code = code
         self.status = 429 if code in TOO_MANY else 503
-        self.title = PASSING[code]
+        self.title = UNAVAILABLE[code]
         self.detail = detail
         self.headers: dict[str, str] = {}
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-log = logging.getLogger("gateway.tasks")
+logger = logging.getLogger("gateway.tasks")
 
 T = TypeVar("T")
 
@@ -43,5 +43,5 @@ async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
         except Exception:
-            log.exception("a loop of the replica broke")
+            logger.exception("a loop of the replica broke")
         await asyncio.sleep(1)

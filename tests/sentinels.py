@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gateway.errors import Passing
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
 from tests.support import RedisServer, free_port, missing, redis_binary, until, wait_for_port
 
 NAME = "gw"
@@ -180,7 +180,7 @@ class Sentinels:
             nonlocal begun
             if time.monotonic() - begun > 5:  # It is given up where a replica was not in step.
                 begun = time.monotonic()
-                with suppress(Passing):
+                with suppress(Unavailable):
                     await self.ask(self._watchers[-1], "SENTINEL", "FAILOVER", NAME)
             return await self._new_master(old)
 
@@ -228,7 +228,7 @@ async def ask(port: int, *command: Any) -> Any:
 
 async def asked(url: str, *command: Any) -> Any:
     """Send one command to where a URL leads and return its reply."""
-    store = Store(url)
+    store = RedisClient(url)
     try:
         return await store.call(*command)
     finally:

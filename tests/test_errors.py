@@ -9,14 +9,14 @@ import pytest
 
 import gateway
 from gateway.errors import (
-    PASSING,
-    REFUSALS,
+    REJECTED,
     TOO_MANY,
+    UNAVAILABLE,
     Fenced,
     GatewayError,
-    Passing,
-    Refusal,
+    Rejected,
     SettingsError,
+    Unavailable,
     UpstreamFailure,
     redacted,
     with_cause,
@@ -38,49 +38,49 @@ def _codes(tree: ast.AST, name: str) -> Iterator[str]:
             yield str(node.args[0].value)
 
 
-@pytest.mark.parametrize(("name", "table"), [("Refusal", REFUSALS), ("Passing", PASSING)])
+@pytest.mark.parametrize(("name", "table"), [("Rejected", REJECTED), ("Unavailable", UNAVAILABLE)])
 def test_every_code_raised_is_in_the_table(name: str, table: dict[str, object]) -> None:
     assert raised(name) - table.keys() == set()
 
 
-@pytest.mark.parametrize(("name", "table"), [("Refusal", REFUSALS), ("Passing", PASSING)])
+@pytest.mark.parametrize(("name", "table"), [("Rejected", REJECTED), ("Unavailable", UNAVAILABLE)])
 def test_every_code_of_the_table_is_raised_somewhere(name: str, table: dict[str, object]) -> None:
     assert table.keys() - raised(name) == set()
 
 
-@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("code", REJECTED)
 def test_a_refusal_has_its_codes_status_and_title(code: str) -> None:
-    refusal = Refusal(code, "why")
-    assert (refusal.status, refusal.title) == REFUSALS[code]
+    refusal = Rejected(code, "why")
+    assert (refusal.status, refusal.title) == REJECTED[code]
     assert 400 <= refusal.status <= 500
     assert (refusal.detail, str(refusal)) == ("why", "why")
 
 
-@pytest.mark.parametrize("code", PASSING)
+@pytest.mark.parametrize("code", UNAVAILABLE)
 def test_what_will_pass_is_503_or_429_and_has_a_title(code: str) -> None:
-    passing = Passing(code)
+    passing = Unavailable(code)
     status = 429 if code in TOO_MANY else 503
-    assert (passing.status, passing.title, str(passing)) == (status, PASSING[code], code)
+    assert (passing.status, passing.title, str(passing)) == (status, UNAVAILABLE[code], code)
 
 
-@pytest.mark.parametrize("code", [*REFUSALS, *PASSING])
+@pytest.mark.parametrize("code", [*REJECTED, *UNAVAILABLE])
 def test_codes_are_words_that_a_client_can_switch_on(code: str) -> None:
     assert re.fullmatch("[a-z]+(_[a-z]+)*", code)
 
 
 def test_no_code_means_two_things() -> None:
-    assert not REFUSALS.keys() & PASSING.keys()
-    titles = [*(title for _, title in REFUSALS.values()), *PASSING.values()]
+    assert not REJECTED.keys() & UNAVAILABLE.keys()
+    titles = [*(title for _, title in REJECTED.values()), *UNAVAILABLE.values()]
     assert len(titles) == len(set(titles))
 
 
-@pytest.mark.parametrize("kind", [Refusal, Passing])
-def test_an_unknown_code_is_a_mistake_of_ours(kind: type[Refusal] | type[Passing]) -> None:
+@pytest.mark.parametrize("kind", [Rejected, Unavailable])
+def test_an_unknown_code_is_a_mistake_of_ours(kind: type[Rejected] | type[Unavailable]) -> None:
     with pytest.raises(KeyError):
         kind("no_such_code")
 
 
-@pytest.mark.parametrize("kind", [SettingsError, Refusal, Passing, UpstreamFailure, Fenced])
+@pytest.mark.parametrize("kind", [SettingsError, Rejected, Unavailable, UpstreamFailure, Fenced])
 def test_one_except_clause_catches_all_of_ours(kind: type[Exception]) -> None:
     assert issubclass(kind, GatewayError)
 

@@ -18,7 +18,7 @@ import pytest
 from gateway.auth.tickets import Tickets
 from gateway.eventlog.reader import read_all
 from gateway.sse import Parser, encode
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from tests.support import (
     OK,
     SECRET,
@@ -227,7 +227,7 @@ async def test_logged_then_shown_so_the_log_holds_all_that_any_viewer_has(
 ) -> None:
     async with scripted(Paced(30, 0)) as upstream, site(shared_redis, upstream) as at:
         url = await at.ticket()
-        store = Store(shared_redis.url)
+        store = RedisClient(shared_redis.url)
         stream_id = stream_id_of(url)
         for count in (1, 5, 20, 30):
             got = await at.read(count % 2, url, enough=at_least(count))
@@ -471,7 +471,7 @@ async def test_everything_expires_every_key_has_a_ttl_at_every_stage(
     own_redis: RedisServer,
 ) -> None:
     script = held()
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
 
     async def all_expire() -> bool:
         _, keys = await store.call("SCAN", 0, "COUNT", 100_000)
@@ -513,7 +513,7 @@ async def test_everything_expires_a_run_has_a_longest_time() -> None:
 async def test_bounded_three_hundred_viewers_need_no_further_connections_to_redis(
     own_redis: RedisServer,
 ) -> None:
-    store, script = Store(own_redis.url), held()
+    store, script = RedisClient(own_redis.url), held()
 
     async def connections() -> int:
         return bytes(await store.call("CLIENT", "LIST")).count(b"laddr=")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 from gateway.eventlog.reader import read_all
 from gateway.sse import parse
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from tests.eventlog.test_writer import proxied
 from tests.sentinels import ask as ask_redis
 from tests.support import (
@@ -263,7 +263,7 @@ async def test_a_redis_that_lost_its_last_seconds_is_told_them_before_anything_n
     """What it kept ends in the middle, as a disk does that was not flushed."""
     script = Paced(60, 0.03, held=True)
     async with watched(durable_redis, script, 4) as (upstream, streams):
-        store = Store(durable_redis.url)
+        store = RedisClient(durable_redis.url)
         await until(lambda: has(store, streams.urls, 30), "half of it is logged")
         durable_redis.kill()
         lose_half(tmp_path)
@@ -284,7 +284,7 @@ def lose_half(folder: Path) -> None:
     journal.write_bytes(journal.read_bytes()[: journal.stat().st_size // 2])
 
 
-async def has(store: Store, urls: list[str], count: int) -> bool:
+async def has(store: RedisClient, urls: list[str], count: int) -> bool:
     """Say whether each log has so many events."""
     logs = [await read_all(store, stream_id_of(url)) for url in urls]
     return all(sum(entry.number for entry in log) >= count for log in logs)
@@ -338,7 +338,7 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
         await room.wait()
         await call.send(sse(chunk("", finish="stop"), b"[DONE]"))
 
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     async with scripted(large) as upstream, site(own_redis, upstream, grace="1.5") as at:
         urls = [await at.ticket() for _ in range(8)]
         await asyncio.gather(*(at.read(0, url, enough=at_least(1)) for url in urls))
@@ -373,7 +373,7 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
     await store.close()
 
 
-async def leave_room(store: Store, size: int) -> None:
+async def leave_room(store: RedisClient, size: int) -> None:
     """Let Redis take so many bytes more and then refuse."""
     memory = bytes(await store.call("INFO", "memory")).splitlines()
     (used,) = [int(line[12:]) for line in memory if line.startswith(b"used_memory:")]
@@ -381,11 +381,11 @@ async def leave_room(store: Store, size: int) -> None:
     await store.call("CONFIG", "SET", "maxmemory", used + size)
 
 
-async def is_full(store: Store) -> bool:
+async def is_full(store: RedisClient) -> bool:
     """Say whether Redis refuses to take anything."""
     try:
         await store.call("SET", "witness", "x", "PX", 1000)
-    except Passing:
+    except Unavailable:
         return True
     return False
 

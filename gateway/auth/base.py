@@ -14,7 +14,7 @@ class Authenticator(Protocol):
     """Tells who is calling."""
 
     async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-        """Return the caller's subject, None if there is no valid sign of one; may raise Passing."""
+        """Return the caller's subject, None without a valid sign of one; may raise Unavailable."""
 
 
 def usable(subject: Any) -> str | None:

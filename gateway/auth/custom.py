@@ -13,7 +13,7 @@ from typing import Any
 from gateway.auth.base import one_of, usable
 from gateway.auth.cookies import Cookies
 from gateway.auth.threads import Threads
-from gateway.errors import GatewayError, Passing, with_cause
+from gateway.errors import GatewayError, Unavailable, with_cause
 
 _PATIENCE = 10.0  # Seconds that a callable may take.
 _OTHERS = 3  # Further tries where a cookie is there twice: each may be a look-up of theirs.
@@ -23,7 +23,7 @@ _QUIET = 60.0  # Seconds in which the same fault of a callable is not told again
 
 _CREDENTIAL = re.compile(r"[^\s;,=\"']{6,}")
 
-log = logging.getLogger("gateway.auth.custom")
+logger = logging.getLogger("gateway.auth.custom")
 
 
 class Custom:
@@ -38,7 +38,7 @@ class Custom:
         self._told: dict[str, float] = {}
 
     async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-        """Return what the callable says; raises Passing if that cannot reach what it needs."""
+        """Return what the callable says; raises Unavailable if that cannot reach what it needs."""
         said = {await self._ask(headers, cookies)}
         if isinstance(cookies, Cookies):
             others = islice(cookies.others(), _OTHERS)
@@ -54,7 +54,7 @@ class Custom:
         except GatewayError:
             raise
         except OSError as error:  # Among them what it connects to, and a TimeoutError.
-            raise Passing("auth_unavailable", reason=type(error).__name__) from error
+            raise Unavailable("auth_unavailable", reason=type(error).__name__) from error
         except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
             self._tell(error, headers)
             return None
@@ -73,7 +73,7 @@ class Custom:
         for given in _CREDENTIAL.findall(" ".join(_credentials(headers))):
             words = words.replace(given, "***")  # A ValueError shows what it was given.
         what = f"{self._name}: {type(error).__name__} at {where}: {words}"
-        log.error("GATEWAY_AUTH %s", with_cause(what, None))
+        logger.error("GATEWAY_AUTH %s", with_cause(what, None))
 
 
 def _credentials(headers: Mapping[str, str]) -> list[str]:

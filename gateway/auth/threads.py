@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 
 _Call = tuple[Callable[[], Any], "asyncio.Future[tuple[Any, BaseException | None]]"]
 
@@ -25,9 +25,9 @@ class Threads:
         self._open = 0  # Calls that nobody has answered.
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """Return what a call returns, or raise what it raises; raises Passing if all are busy."""
+        """Return what a call returns, or raise what it raises; Unavailable if all are busy."""
         if self._open >= self._most + self._waiting:
-            raise Passing("auth_unavailable", reason="too many calls wait for a thread")
+            raise Unavailable("auth_unavailable", reason="too many calls wait for a thread")
         future: asyncio.Future[tuple[Any, BaseException | None]]
         future = asyncio.get_running_loop().create_future()
         self._open += 1

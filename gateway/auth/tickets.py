@@ -12,7 +12,7 @@ from time import time
 
 from itsdangerous import BadData, Signer
 
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 
 _SALT = "gateway.ticket.v1"
 
@@ -51,12 +51,12 @@ class Tickets:
         return self._signer.sign(claim).decode()
 
     def verify(self, ticket: str) -> Ticket:
-        """Return what a ticket claims; raises Refusal `ticket_not_found` if it is not ours."""
+        """Return what a ticket claims; raises Rejected `ticket_not_found` if it is not ours."""
         try:
             stream_id, owner, issued = self._signer.unsign(ticket).decode().split(".")
             return Ticket(stream_id, owner, int(issued))
         except (BadData, ValueError):
-            raise Refusal("ticket_not_found") from None
+            raise Rejected("ticket_not_found") from None
 
 
 def _owner(stream_id: str, subject: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from gateway.errors import Refusal, redacted
+from gateway.errors import Rejected, redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -117,18 +117,18 @@ class Preset(BaseModel):
             yield name, redacted(value) if isinstance(value, str) else value
 
     def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the completion request to send; raises Refusal where it is not allowed."""
+        """Return the completion request to send; raises Rejected where it is not allowed."""
         request = {**self.defaults, **self._as_seen(body), **self.force}
         if request.setdefault("stream", True) is not True:
-            raise Refusal("stream_required", 'Leave "stream" out, or set it to true.')
+            raise Rejected("stream_required", 'Leave "stream" out, or set it to true.')
         if self.models and request.get("model") not in self.models:
             allowed = ", ".join(self.models)
-            raise Refusal("model_not_allowed", f"Allowed are: {allowed}.")
+            raise Rejected("model_not_allowed", f"Allowed are: {allowed}.")
         if self.include_usage:
             options = request.get("stream_options")
             options = {} if options is None else options
             if not isinstance(options, dict):
-                raise Refusal("not_an_object", '"stream_options" must be an object.')
+                raise Rejected("not_an_object", '"stream_options" must be an object.')
             request["stream_options"] = {"include_usage": True, **options}
         return request
 

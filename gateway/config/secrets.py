@@ -1,4 +1,4 @@
-"""Mounts: secrets that are kept in files of their own, as Docker and Kubernetes mount them.
+"""Secrets: secrets that are kept in files of their own, as Docker and Kubernetes mount them.
 
 What is given as a flag shows in the list of processes, and a variable in what describes a
 container. So each secret has a second name, with `_file`, that says where it is; both together are

@@ -1,4 +1,4 @@
-"""Positions: where one is in a log, and what follows. Pure.
+"""Entries: where one is in a log, and what follows. Pure.
 
 The id of an event is `<epoch>-<seq>`; one entry of the log holds events that arrived together and
 has the id of the last. Within an epoch the seq has no holes, so a reader can tell "nothing yet"
@@ -13,14 +13,14 @@ from typing import NamedTuple, overload
 _MAX_ID = 2**63
 
 
-class Position(NamedTuple):
+class EventId(NamedTuple):
     """A place in a log: just after the event with this id."""
 
     epoch: int
     seq: int
 
     @classmethod
-    def parse(cls, text: str) -> "Position | None":
+    def parse(cls, text: str) -> "EventId | None":
         """Return the position that an id names, None if it is not one of ours."""
         epoch, dash, seq = text.partition("-")
         if not (dash and epoch.isdecimal() and seq.isdecimal() and text.isascii()):
@@ -34,15 +34,15 @@ class Position(NamedTuple):
         return f"{self.epoch}-{self.seq}"
 
 
-class Entry(NamedTuple):
+class EntryBatch(NamedTuple):
     """A number of events that arrived together; `state` is the end, in the last entry only."""
 
-    last: Position
+    last: EventId
     number: int
     frames: bytes
     state: str = ""
 
-    def after(self, position: Position) -> bytes:
+    def after(self, position: EventId) -> bytes:
         """Return the frames after a position, which may be inside the entry."""
         if position.epoch != self.last.epoch or position.seq <= self.last.seq - self.number:
             return self.frames
@@ -52,22 +52,22 @@ class Entry(NamedTuple):
         return rest
 
 
-class Entries(Sequence[Entry]):
+class EntryBatches(Sequence[EntryBatch]):
     """The entries of one log, kept so that they cost the garbage collector nothing.
 
     It looks again and again at every tuple but an exact one of numbers and bytes: with many logs in
     memory that stopped the process for a tenth of a second at a time.
     """
 
-    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+    def __init__(self, entries: Iterable[EntryBatch] = ()) -> None:
         self._items: list[tuple[int, int, int, bytes, str]] = []
         self.replace(entries)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: EntryBatch) -> None:
         """Add one."""
         self._items.append((*entry.last, entry.number, entry.frames, entry.state))
 
-    def replace(self, entries: Iterable[Entry]) -> None:
+    def replace(self, entries: Iterable[EntryBatch]) -> None:
         """Hold these instead."""
         self._items[:] = [(*each.last, each.number, each.frames, each.state) for each in entries]
 
@@ -88,12 +88,12 @@ class Entries(Sequence[Entry]):
         return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> Entry: ...
+    def __getitem__(self, index: int) -> EntryBatch: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: slice) -> list[EntryBatch]: ...
 
-    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+    def __getitem__(self, index: int | slice) -> EntryBatch | list[EntryBatch]:
         if isinstance(index, slice):
             return [_entry(*item) for item in self._items[index]]
         return _entry(*self._items[index])
@@ -104,18 +104,18 @@ class Entries(Sequence[Entry]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _entry(epoch: int, seq: int, number: int, frames: bytes, state: str) -> Entry:
-    return Entry(Position(epoch, seq), number, frames, state)
+def _entry(epoch: int, seq: int, number: int, frames: bytes, state: str) -> EntryBatch:
+    return EntryBatch(EventId(epoch, seq), number, frames, state)
 
 
 class Cursor(NamedTuple):
     """Where to go on reading: an index into the entries, and what to drop before it shows more."""
 
     at: int
-    after: Position | None = None
+    after: EventId | None = None
 
 
-def seek(entries: Sequence[Entry], position: Position, ended: bool) -> Cursor | None:
+def seek(entries: Sequence[EntryBatch], position: EventId, ended: bool) -> Cursor | None:
     """Return where a reader at `position` goes on, None if the log cannot tell what follows it."""
     index = bisect_right(entries, position, key=lambda entry: entry.last)
     before = entries[index - 1].last if index else None
@@ -129,12 +129,12 @@ def seek(entries: Sequence[Entry], position: Position, ended: bool) -> Cursor | 
     return Cursor(index, position) if ahead and not ended else None
 
 
-def start_of(entries: Sequence[Entry]) -> Position:
+def start_of(entries: Sequence[EntryBatch]) -> EventId:
     """Return the position before the first event."""
     for entry in entries:
         if entry.number:
-            return Position(entry.last.epoch, entry.last.seq - entry.number)
-    return entries[-1].last if entries else Position(0, 0)
+            return EventId(entry.last.epoch, entry.last.seq - entry.number)
+    return entries[-1].last if entries else EventId(0, 0)
 
 
 class End(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tails: all that is watched on this replica, and the reading of what runs elsewhere.
+"""Fanout: all that is watched on this replica, and the reading of what runs elsewhere.
 
 A stream that this replica runs is fed by its own log after each commit; any other is read from
 Redis by a follower, at a wake-up from its owner and once a second in any case. So a lost wake-up
@@ -13,18 +13,18 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from gateway import clock
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entry, Position
-from gateway.eventlog.fetcher import Follower, add
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch, EventId
+from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
 from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
 from gateway.sse import parse
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.node import Node
-from gateway.store.per_node import Crew
+from gateway.store.per_node import PerNodeTasks
 from gateway.upstream.protocols.chat import Voice
 
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
@@ -34,12 +34,12 @@ _BREATH = 0.05  # Seconds between two readings of which the first brought nothin
 _PAUSE = 0.5  # Seconds that a viewer waits before it looks again, or reads again what failed.
 
 
-class Tails:
+class Fanout:
     """All tails of one replica; `follow` is its task."""
 
     def __init__(
         self,
-        store: Store,
+        store: RedisClient,
         records: Records,
         *,
         grace: float,
@@ -55,7 +55,7 @@ class Tails:
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
         self._pages = Pages(store, replay_bytes)
-        self._followers = Crew(self._follower)
+        self._followers = PerNodeTasks(self._follower)
         self.work = asyncio.Lock()  # For what takes its time, and is to be done one at a time.
         self.viewers = 0
         self.closing = False
@@ -64,7 +64,7 @@ class Tails:
         """Return the tail of a stream, if this replica has one."""
         return self._tails.get(stream_id)
 
-    def own(self, stream_id: str, *logged: Entry) -> Tail:
+    def own(self, stream_id: str, *logged: EntryBatch) -> Tail:
         """Begin the tail of a stream that this replica runs; `logged` is what there is of it."""
         new = Tail(stream_id, local=True, pages=self._pages)
         tail = self._tails.setdefault(stream_id, new)
@@ -106,9 +106,9 @@ class Tails:
         self._tails.pop(stream_id, None)
 
     async def attach(
-        self, stream_id: str, owner: str, position: Position | None, subject: str = ""
+        self, stream_id: str, owner: str, position: EventId | None, subject: str = ""
     ) -> Viewer:
-        """Return a new viewer, to be detached; raises Passing if the log cannot be read.
+        """Return a new viewer, to be detached; raises Unavailable if the log cannot be read.
 
         `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is.
         """
@@ -182,13 +182,13 @@ class Tails:
                     each.turn()
                 await asyncio.sleep(POLL)
 
-    def _follower(self, node: Node) -> Follower:
+    def _follower(self, node: Node) -> Fetcher:
         def followed() -> list[str]:
             return [each for each in self._followed() if self._store.home(each) is node]
 
-        return Follower(self._records, self._tails, followed, self._grace)
+        return Fetcher(self._records, self._tails, followed, self._grace)
 
-    def _follower_of(self, stream_id: str) -> Follower:
+    def _follower_of(self, stream_id: str) -> Fetcher:
         return self._followers.of(self._store.home(stream_id))
 
     def _followed(self) -> list[str]:
@@ -203,7 +203,7 @@ class Tails:
         if tail.last is None:
             page = await self._page(tail, None, _PATIENCE)
             if page is None:
-                raise Passing("overloaded")
+                raise Unavailable("overloaded")
             if not tail.local and tail.last is None:
                 tail.begin(page)
         else:
@@ -218,7 +218,7 @@ class Tails:
             if len(entries) < count or tail.local:
                 return
 
-    async def _page(self, tail: Tail, at: Position | None, patience: float) -> Page | None:
+    async def _page(self, tail: Tail, at: EventId | None, patience: float) -> Page | None:
         """Return a page that all share who ask for it now, None if it takes longer."""
         task = self._pages.load(tail.stream_id, at, tail.subject)
         await asyncio.wait({task}, timeout=patience)
@@ -226,10 +226,10 @@ class Tails:
 
     async def voice(self, tail: Tail) -> Voice:
         """Return whose text is shown: a viewer who comes back may be in the middle of the log."""
-        entries: Sequence[Entry] = tail.entries
+        entries: Sequence[EntryBatch] = tail.entries
         if tail.base is not None:
             entries = ()
-            with suppress(Passing):
+            with suppress(Unavailable):
                 if page := await self._page(tail, None, _PATIENCE):
                     entries = page.entries
         logged = (event for entry in entries for event in parse(entry.frames))
@@ -239,7 +239,7 @@ class Tails:
         """Read what a viewer needs who is behind, or give it time for a heartbeat."""
         try:
             page = await self._page(viewer.tail, viewer.at, _PAUSE)
-        except Passing:  # As with any other tail: it comes when Redis does.
+        except Unavailable:  # As with any other tail: it comes when Redis does.
             await asyncio.sleep(_PAUSE)
             return
         if page is not None:

@@ -1,4 +1,4 @@
-"""Follower: reads the watched streams that run elsewhere, from one Redis server.
+"""Fetcher: reads the watched streams that run elsewhere, from one Redis server.
 
 One task reads all of them, at a wake-up from their owners and once a second in any case; another
 tells the owners that somebody is here. In a Cluster each master has a follower: one that is away
@@ -9,19 +9,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entry
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.reader import likely, read, read_page
 from gateway.eventlog.records import FINAL, Records
 from gateway.eventlog.tail import Tail
 from gateway.store.keys import inbox
 
-log = logging.getLogger("gateway.eventlog.fetcher")
+logger = logging.getLogger("gateway.eventlog.fetcher")
 
 _BATCH = 64  # Streams read in one round trip.
 
 
-class Follower:
+class Fetcher:
     """What is read of one server; `followed` returns its streams that are watched here."""
 
     def __init__(
@@ -69,19 +69,19 @@ class Follower:
                 for start in range(0, len(stale), _BATCH):
                     await self._read(stale[start : start + _BATCH])
                 await self._withdraw()
-            except Passing as error:
-                log.debug("nothing can be read: %s", error)
+            except Unavailable as error:
+                logger.debug("nothing can be read: %s", error)
 
     async def _announce_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._grace / 3)
             try:
                 await self.announce()
-            except Passing as error:
-                log.debug("presence cannot be shown: %s", error)
+            except Unavailable as error:
+                logger.debug("presence cannot be shown: %s", error)
 
     async def announce(self) -> None:
-        """Show presence, and send away who waits for what is lost; raises Passing."""
+        """Show presence, and send away who waits for what is lost; raises Unavailable."""
         tails = [self._tails[each] for each in self._followed()]
         before, self._unclaimed = self._unclaimed, {}
         for start in range(0, len(tails), _BATCH):
@@ -89,7 +89,7 @@ class Follower:
             await self._drop_lost(tails[start : start + _BATCH], before)
 
     async def show_presence(self, tails: list[Tail]) -> None:
-        """Tell the owners of watched streams that somebody is here; raises Passing."""
+        """Tell the owners of watched streams that somebody is here; raises Unavailable."""
         await self._records.presence.show([each.stream_id for each in tails], self._grace)
         words: dict[str, list[str]] = {}
         for tail in tails:
@@ -127,7 +127,7 @@ class Follower:
             if lost:
                 tail.drop()
 
-    async def compare(self, tail: Tail, news: Sequence[Entry]) -> None:
+    async def compare(self, tail: Tail, news: Sequence[EntryBatch]) -> None:
         """Look, where its owner is a new one, at the whole log before `news` of it are shown."""
         if news and tail.last and news[-1].last.epoch != tail.last.epoch:
             await self._look_at_all(tail)
@@ -170,7 +170,7 @@ class Follower:
                 self.mark(tail.stream_id)
 
 
-def add(tail: Tail, entries: list[Entry]) -> None:
+def add(tail: Tail, entries: list[EntryBatch]) -> None:
     """Show what was read, unless a run of this replica began meanwhile: then its log shows it."""
     if not tail.local and tail.extend(entries):
         tail.wake()

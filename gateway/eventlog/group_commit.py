@@ -1,4 +1,4 @@
-"""Writer: the group commit of one process, for all its logs.
+"""Group commit: that of one process, for all its logs.
 
 It sends the next entries of all logs in one pipeline, at once when nothing is in flight: an idle
 system pays no delay, a busy one a single round trip for hundreds of events. What it sends is never
@@ -15,36 +15,36 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entries
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatches
 from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog, wake_ups
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key
 from gateway.store.node import Node
-from gateway.store.per_node import Crew
+from gateway.store.per_node import PerNodeTasks
 
-log = logging.getLogger("gateway.eventlog.group_commit")
+logger = logging.getLogger("gateway.eventlog.group_commit")
 
 _REPAIRS = 64  # Logs asked after at the same time.
 
 
-class Writer:
+class GroupCommit:
     """Writes what its logs have to write; `run` owns its tasks, one for each master."""
 
-    def __init__(self, store: Store, records: Records) -> None:
+    def __init__(self, store: RedisClient, records: Records) -> None:
         self._store = store
         self._records = records
-        self._rounds = Crew(self._begin)
+        self._rounds = PerNodeTasks(self._begin)
 
-    def _begin(self, node: Node) -> "Rounds":
-        return Rounds(node, self._rounds_of)
+    def _begin(self, node: Node) -> "NodeCommitter":
+        return NodeCommitter(node, self._rounds_of)
 
-    def _rounds_of(self, stream_id: str) -> "Rounds":
+    def _rounds_of(self, stream_id: str) -> "NodeCommitter":
         return self._rounds.of(self._store.home(stream_id))
 
     def open(
-        self, stream_id: str, epoch: int, entries: Entries, fields: dict[str, Any]
+        self, stream_id: str, epoch: int, entries: EntryBatches, fields: dict[str, Any]
     ) -> EventLog:
         """Return a log that is written here, until it is closed."""
         rounds = self._rounds_of(stream_id)
@@ -73,10 +73,10 @@ class Writer:
         await asyncio.gather(*(each.ask() for each in self._rounds))
 
 
-class Rounds:
+class NodeCommitter:
     """The commits on one server, one after the other."""
 
-    def __init__(self, node: Node, of: Callable[[str], "Rounds"]) -> None:
+    def __init__(self, node: Node, of: Callable[[str], "NodeCommitter"]) -> None:
         self.open: set[EventLog] = set()
         self._node = node
         self._of = of
@@ -112,11 +112,11 @@ class Rounds:
             await self._commit([each for each in logs if each.ready])
             if failed is not None:
                 raise failed
-        except Passing as error:
-            log.debug("nothing can be written: %s", error)
+        except Unavailable as error:
+            logger.debug("nothing can be written: %s", error)
             await asyncio.sleep(0.1)
         except Exception:  # Of no log's own; each is in doubt if it was touched.
-            log.exception("a round of the writer broke")
+            logger.exception("a round of the writer broke")
             await asyncio.sleep(1)
         finally:
             for each in logs:
@@ -149,7 +149,7 @@ class Rounds:
         if not self.open:
             return
         answer, asked = None, ("EXISTS", log_key(next(iter(self.open)).stream_id))
-        with suppress(Passing):
+        with suppress(Unavailable):
             (answer,) = await self._node.append([asked], self._generation)
         if answer is None:
             for each in self.open:
@@ -161,15 +161,15 @@ class Rounds:
             if self._of(each.stream_id) is not self:
                 each.doubt()
 
-    async def _repair(self, logs: list[EventLog]) -> Passing | None:
+    async def _repair(self, logs: list[EventLog]) -> Unavailable | None:
         """Repair what is in doubt; return a failure, which must not hold up the other logs."""
-        failed: Passing | None = None
+        failed: Unavailable | None = None
         for start in range(0, len(logs), _REPAIRS):
             batch = logs[start : start + _REPAIRS]
             repairs = (each.repair() for each in batch)
             results = await asyncio.gather(*repairs, return_exceptions=True)
             for each, result in zip(batch, results, strict=True):
-                if isinstance(result, Passing):
+                if isinstance(result, Unavailable):
                     failed = result
                 elif result is not None:
                     each.broke(result)

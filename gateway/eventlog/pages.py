@@ -10,15 +10,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.eventlog.entries import Position
+from gateway.eventlog.entries import EventId
 from gateway.eventlog.reader import Page, read_page
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.tasks import Tasks
 
 _AT_ONCE = 4  # Pages read at the same time, of all streams.
 _OF_ONE = 2  # Of those of one subject.
 
-Key = tuple[str, Position | None]
+Key = tuple[str, EventId | None]
 
 
 class Turns:
@@ -47,7 +47,7 @@ class Turns:
 class Pages:
     """The pages of one replica, of `room` bytes at most; `stop` ends what is being read."""
 
-    def __init__(self, store: Store, room: int) -> None:
+    def __init__(self, store: RedisClient, room: int) -> None:
         self.size = 0
         self._store = store
         self._room = room
@@ -56,15 +56,15 @@ class Pages:
         self._turns = Turns(_AT_ONCE, _OF_ONE)
         self._tasks = Tasks()
 
-    def get(self, stream_id: str, at: Position | None) -> Page | None:
+    def get(self, stream_id: str, at: EventId | None) -> Page | None:
         """Return what is here of a log from a position on."""
         page = self._kept.get((stream_id, at))
         if page is not None:
             self._kept.move_to_end((stream_id, at))
         return page
 
-    def load(self, stream_id: str, at: Position | None, subject: str) -> asyncio.Task[Page]:
-        """Read a page, unless it is being read; the task may raise Passing."""
+    def load(self, stream_id: str, at: EventId | None, subject: str) -> asyncio.Task[Page]:
+        """Read a page, unless it is being read; the task may raise Unavailable."""
         key = stream_id, at
         task = self._loads.get(key)
         if task is None:
@@ -92,7 +92,7 @@ class Pages:
             _, gone = self._kept.popitem(last=False)
             self.size -= gone.size
 
-    def drop(self, stream_id: str, at: Position | None) -> None:
+    def drop(self, stream_id: str, at: EventId | None) -> None:
         """Let go of a page."""
         page = self._kept.pop((stream_id, at), None)
         if page is not None:

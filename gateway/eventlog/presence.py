@@ -1,14 +1,14 @@
 """Presence: a key that says that somebody watches a stream on another replica than its owner's."""
 
-from gateway.errors import Passing
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
 from gateway.store.keys import presence_key
 
 
 class Presence:
-    """Who watches, as one replica tells and sees it; every method may raise Passing."""
+    """Who watches, as one replica tells and sees it; every method may raise Unavailable."""
 
-    def __init__(self, store: Store, replica: str) -> None:
+    def __init__(self, store: RedisClient, replica: str) -> None:
         self._store = store
         self._replica = replica
 
@@ -32,4 +32,4 @@ class Presence:
     async def watched(self, stream_ids: list[str]) -> list[bool]:
         """Tell which of these streams somebody watches from another replica, or may watch."""
         replies = await self._store.attempt(["EXISTS", presence_key(each)] for each in stream_ids)
-        return [isinstance(reply, Passing) or bool(reply) for reply in replies]
+        return [isinstance(reply, Unavailable) or bool(reply) for reply in replies]

@@ -7,9 +7,9 @@ it is sent, beside what everybody's streams need there; so it is bounded in byte
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entries, Entry, Position
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key
 
 PAGE = 128 * 1024  # Bytes read at once, or one entry if that is larger.
@@ -24,10 +24,10 @@ class Page(NamedTuple):
     If there is more in the log than that, `last` is its last entry, and `base` what precedes it.
     """
 
-    entries: Entries
+    entries: EntryBatches
     more: bool
-    last: Entry | None = None
-    base: Position | None = None
+    last: EntryBatch | None = None
+    base: EventId | None = None
 
     @property
     def size(self) -> int:
@@ -35,7 +35,7 @@ class Page(NamedTuple):
         return WEIGHT + weight(self.entries)  # Also one of a log that is gone takes some.
 
 
-def weight(entries: Sequence[Entry]) -> int:
+def weight(entries: Sequence[EntryBatch]) -> int:
     """Return the bytes that entries take in memory, about."""
     return sum(len(entry.frames) + WEIGHT for entry in entries)
 
@@ -46,9 +46,12 @@ def likely(size: int) -> int:
 
 
 async def read(
-    store: Store, stream_ids: Sequence[str], after: Sequence[Position | None], counts: Sequence[int]
-) -> list[list[Entry]]:
-    """Return the next entries of several logs, so many of each at most; raises Passing."""
+    store: RedisClient,
+    stream_ids: Sequence[str],
+    after: Sequence[EventId | None],
+    counts: Sequence[int],
+) -> list[list[EntryBatch]]:
+    """Return the next entries of several logs, so many of each at most; raises Unavailable."""
     replies = await store.read(
         ["XRANGE", log_key(stream_id), f"({position}" if position else "-", "+", "COUNT", count]
         for stream_id, position, count in zip(stream_ids, after, counts, strict=True)
@@ -56,31 +59,31 @@ async def read(
     return [[_entry(*item) for item in reply] for reply in replies]
 
 
-async def read_page(store: Store, stream_id: str, at: Position | None) -> Page:
-    """Return a log from a position on, or from its start; raises Passing."""
+async def read_page(store: RedisClient, stream_id: str, at: EventId | None) -> Page:
+    """Return a log from a position on, or from its start; raises Unavailable."""
     args = [str(at) if at else "", PAGE, WEIGHT]
     entries, more, *rest = await store.script("read", [log_key(stream_id)], args, large=True)
-    page = Page(Entries(_entry(*each) for each in entries), bool(more))
+    page = Page(EntryBatches(_entry(*each) for each in entries), bool(more))
     if not rest:
         return page
     last, *before = (_entry(*each) for each in rest[0])
     return page._replace(last=last, base=before[0].last if before else None)
 
 
-async def read_all(store: Store, stream_id: str) -> list[Entry]:
-    """Return all entries of one log; raises Passing, also if it begins anew meanwhile."""
+async def read_all(store: RedisClient, stream_id: str) -> list[EntryBatch]:
+    """Return all entries of one log; raises Unavailable, also if it begins anew meanwhile."""
     page = await read_page(store, stream_id, None)
     entries = list(page.entries)
     while page.more:
         page = await read_page(store, stream_id, entries[-1].last)
         if not page.entries or page.entries[0].last != entries[-1].last:
-            raise Passing("store_unavailable", "The log began anew while it was read.")
+            raise Unavailable("store_unavailable", "The log began anew while it was read.")
         entries += page.entries[1:]
     return entries
 
 
-def _entry(entry_id: bytes, fields: list[bytes]) -> Entry:
+def _entry(entry_id: bytes, fields: list[bytes]) -> EntryBatch:
     epoch, _, seq = entry_id.partition(b"-")
     number, frames, *end = fields
     state = end[1].decode() if end else ""
-    return Entry(Position(int(epoch), int(seq)), int(number), frames, state)
+    return EntryBatch(EventId(int(epoch), int(seq)), int(number), frames, state)

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.eventlog.entries import Entry, Seal
+from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.eventlog.presence import Presence
 from gateway.limits.subjects import Held, Limits, Most
-from gateway.store.client import Script, Store
+from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
-from gateway.store.quorum import Majority
+from gateway.store.quorum import Quorum
 
 VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
@@ -97,11 +97,11 @@ class Claim:
 
 
 class Records:
-    """The records as one replica sees and changes them; every method may raise Passing."""
+    """The records as one replica sees and changes them; every method may raise Unavailable."""
 
     def __init__(
         self,
-        store: Store,
+        store: RedisClient,
         replica: str,
         *,
         start_by: float,
@@ -113,7 +113,7 @@ class Records:
         self.replica = replica
         self.store = store
         self.presence = Presence(store, replica)
-        self._majority = Majority(len(store.books))
+        self._majority = Quorum(len(store.books))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
         self.limits = Limits(store, most, **times)
@@ -223,7 +223,7 @@ class Records:
         stream_id: str,
         epoch: int,
         fields: dict[str, Any],
-        before: Sequence[Entry] | None = (),
+        before: Sequence[EntryBatch] | None = (),
         torn: str = "",
     ) -> tuple[str, str]:
         """Assert an ownership and write it again where Redis forgot it.
@@ -245,7 +245,7 @@ class Records:
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
         return verdict.decode(), last.decode()
 
-    async def append(self, stream_id: str, last: str, entries: Sequence[Entry]) -> bool:
+    async def append(self, stream_id: str, last: str, entries: Sequence[EntryBatch]) -> bool:
         """Append all of these to a log that ends with `last`; return whether it did end there."""
         args = [last, *(each for entry in entries for each in _told(entry))]
         return bool(await self.store.script("append", [log_key(stream_id)], args, of_log=True))
@@ -308,7 +308,7 @@ def _keys(stream_id: str) -> list[str]:
     return [record_key(stream_id), log_key(stream_id)]
 
 
-def _told(entry: Entry) -> tuple[Any, ...]:
+def _told(entry: EntryBatch) -> tuple[Any, ...]:
     return str(entry.last), entry.number, entry.frames
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from gateway import clock
-from gateway.eventlog.entries import Entries, Entry, Position
+from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import WEIGHT, Page, weight
 
@@ -26,7 +26,7 @@ class Watcher(Protocol):
     def shift(self, count: int) -> None:
         """Hear that its first entries go."""
 
-    def miss(self, seen: Position | None) -> None:
+    def miss(self, seen: EventId | None) -> None:
         """Hear that what was seen up to here is in no log any more."""
 
     def wake(self) -> None:
@@ -62,16 +62,16 @@ class Tail:
         self.owner = owner
         self.subject = subject
         self.pages = pages
-        self.base: Position | None = None
+        self.base: EventId | None = None
         self.choices = 1  # That were asked for, as far as it is known here.
-        self.entries = Entries()
+        self.entries = EntryBatches()
         self.viewers: set[Watcher] = set()
         self.idle_since = clock.now()
         self._weight = 0
         self._light = _WINDOW  # The weight above which it is to be looked at again.
 
     @property
-    def last(self) -> Position | None:
+    def last(self) -> EventId | None:
         """The position after everything known."""
         return self.entries[-1].last if self.entries else None
 
@@ -85,7 +85,7 @@ class Tail:
         """The size of an entry, as far as one can tell from the last."""
         return len(self.entries.frames(-1)) if self.entries else 0
 
-    def covers(self, position: Position | None) -> bool:
+    def covers(self, position: EventId | None) -> bool:
         """Whether what follows a position is here, as far as it is known."""
         return self.base is None or (position is not None and position >= self.base)
 
@@ -95,7 +95,7 @@ class Tail:
         self.entries.replace([page.last] if page.last else page.entries)
         self.weigh()
 
-    def extend(self, entries: Iterable[Entry]) -> bool:
+    def extend(self, entries: Iterable[EntryBatch]) -> bool:
         """Add entries read from Redis, those already here left out; say whether any was new."""
         before, last = len(self.entries), self.last
         for entry in entries:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from gateway import clock
-from gateway.eventlog.entries import Cursor, Entries, Entry, Position, seek, start_of
+from gateway.eventlog.entries import Cursor, EntryBatch, EntryBatches, EventId, seek, start_of
 from gateway.eventlog.reader import Page
 from gateway.eventlog.tail import Tail
 from gateway.sse import HEARTBEAT, encode
@@ -23,7 +23,7 @@ _SLICE = 16 * 1024  # Bytes handed to a viewer's socket at once: a stuck one hol
 class Viewer:
     """One open response: a cursor into a tail, or into a page, and a wait for more."""
 
-    def __init__(self, tail: Tail, position: Position | None) -> None:
+    def __init__(self, tail: Tail, position: EventId | None) -> None:
         self.gone = False
         self.sending_since: float | None = None
         self.abort: Callable[[], None] | None = None
@@ -38,11 +38,11 @@ class Viewer:
         self._gap = False
         self._offset = 0  # Into the entry at the index: of a large one a slice at a time is sent.
         self._page: Page | None = None  # Only as long as something is taken from it.
-        self._after: Position | None = None
+        self._after: EventId | None = None
         self._at = position
         self._go_on(position)
 
-    def _go_on(self, position: Position | None) -> None:
+    def _go_on(self, position: EventId | None) -> None:
         """Stand after a position: in the tail, or in a page where the tail has no more of it."""
         self._at = position
         self._page = None
@@ -52,7 +52,7 @@ class Viewer:
         if self._judged and position is not None and position != self.tail.base:
             self._stand(seek(self.tail.entries, position, self.tail.ended), position)
 
-    def _stand(self, cursor: Cursor | None, position: Position) -> None:
+    def _stand(self, cursor: Cursor | None, position: EventId) -> None:
         if cursor is None:
             self.miss(position)
         else:
@@ -81,7 +81,7 @@ class Viewer:
         return self._behind and self._source() is None
 
     @property
-    def at(self) -> Position | None:
+    def at(self) -> EventId | None:
         """The position from which on it needs a page."""
         return self._at
 
@@ -131,7 +131,7 @@ class Viewer:
         self._heartbeat_due = False
         self._spoke = True
 
-    def _source(self) -> Entries | None:
+    def _source(self) -> EntryBatches | None:
         """Return where it stands, None if that is not here."""
         if not self._behind:
             return self.tail.entries
@@ -168,7 +168,7 @@ class Viewer:
         chunk = b"".join(parts)
         return chunk if chunk or not (self._gap and self._source()) else self._collect()
 
-    def _skip(self, entry: Entry, after: Position) -> int:
+    def _skip(self, entry: EntryBatch, after: EventId) -> int:
         """Return how many bytes of an entry are at or before a position."""
         if entry.last <= after:
             if entry.last == after:
@@ -204,7 +204,7 @@ class Viewer:
             asyncio.get_running_loop().call_soon(tail.wake)  # It was read before the tail was.
         self._go_on(last)
 
-    def _take_gap(self, entries: Sequence[Entry]) -> bytes:
+    def _take_gap(self, entries: Sequence[EntryBatch]) -> bytes:
         """Return the one event that is not in the log: what was asked for cannot be had."""
         if not entries:
             return b""
@@ -213,7 +213,7 @@ class Viewer:
         data = json.dumps({"from": str(self._wanted), "to": str(start)})
         return encode(data.encode(), str(start).encode(), b"gap")
 
-    def miss(self, seen: Position | None) -> None:
+    def miss(self, seen: EventId | None) -> None:
         """Go on with a gap: what was seen up to here is in no log any more."""
         if self._offset:
             self.break_off()  # The rest of what it is in the midst of is not to be had.

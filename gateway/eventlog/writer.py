@@ -1,4 +1,4 @@
-"""EventLog: one Redis Stream per ticket; append, repair, seal.
+"""Writer: one Redis Stream per ticket; append, repair, seal.
 
 Theory of operation
 -------------------
@@ -16,7 +16,7 @@ error, a nil, a new connection or a Redis that forgot, the log is in doubt: noth
 before the last id was read back (`Records.hold`, which also asserts the ownership), and what is
 missing goes first, with the same borders.
 
-An entry is shown to viewers only after Redis answered. The sending is the Writer's.
+An entry is shown to viewers only after Redis answered. The sending is the group commit's.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import Fenced, Passing
-from gateway.eventlog.entries import End, Entries, Entry, Position, Seal
+from gateway.errors import Fenced, Unavailable
+from gateway.eventlog.entries import End, EntryBatch, EntryBatches, EventId, Seal
 from gateway.eventlog.records import Records
 from gateway.sse import Event, encode, safe_name
 from gateway.store.keys import inbox, log_key
 
-log = logging.getLogger("gateway.eventlog.writer")
+logger = logging.getLogger("gateway.eventlog.writer")
 
 _REPAIR_BATCH = 64
 _BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended by adoption.
@@ -46,7 +46,7 @@ class EventLog:
         mark: Callable[["EventLog"], None],
         stream_id: str,
         epoch: int,
-        entries: Entries,
+        entries: EntryBatches,
         fields: dict[str, Any],
     ) -> None:
         self.stream_id = stream_id
@@ -60,7 +60,7 @@ class EventLog:
         self.fenced = False
         self.in_doubt = False
         self.dirty = False
-        self.flying: Entry | None = None
+        self.flying: EntryBatch | None = None
         self._records = records
         self._mark = mark  # The round of the writer on the server that has it.
         self._key = log_key(stream_id).encode()
@@ -125,14 +125,14 @@ class EventLog:
         Tries until Redis has stored it; returns the state it stored. Raises Fenced.
         """
         await self.drained()
-        last = str(Position(self.epoch, self._seq))
+        last = str(EventId(self.epoch, self._seq))
         ends = self._end(state, events), self._end("cancelled", [end])
         stored = await self._store_seal(Seal(last, *ends, result))
         shown = ends[0] if stored == state else ends[1]
         # Written again, it must be what viewers saw, whatever was cancelled since.
         self._sealed = Seal(last, shown, shown, result)
-        position = Position(self.epoch, self._seq + shown.number)
-        self.entries.append(Entry(position, shown.number, shown.frames, stored))
+        position = EventId(self.epoch, self._seq + shown.number)
+        self.entries.append(EntryBatch(position, shown.number, shown.frames, stored))
         self.on_commit()
         await self._wake_watchers()
         return stored
@@ -150,11 +150,11 @@ class EventLog:
             try:
                 verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
             except Exception as error:
-                if not isinstance(error, Passing):
+                if not isinstance(error, Unavailable):
                     breaks += 1
                     if breaks == _BREAKS:
                         raise
-                    log.exception("%s: the seal broke", self.stream_id)
+                    logger.exception("%s: the seal broke", self.stream_id)
                 await asyncio.sleep(0.2)
                 continue
             if verdict == "sealed":
@@ -167,7 +167,7 @@ class EventLog:
 
     async def _wake_watchers(self) -> None:
         if commands := wake_ups([self]):
-            with suppress(Passing):  # A lost word costs them a second.
+            with suppress(Unavailable):  # A lost word costs them a second.
                 await self._records.store.calls(commands)
 
     def doubt(self) -> None:
@@ -185,13 +185,13 @@ class EventLog:
 
     def broke(self, error: BaseException) -> None:
         """Note a fault of ours in the writing; one that stays is left for adoption to end."""
-        log.error("%s: its writing broke", self.stream_id, exc_info=error)
+        logger.error("%s: its writing broke", self.stream_id, exc_info=error)
         self._breaks += 1
         self.doubt()
         if self._breaks >= _BREAKS:
             self.fence()
 
-    # What follows is for the Writer.
+    # What follows is for the GroupCommit.
 
     def hand_to(self, mark: Callable[["EventLog"], None]) -> None:
         """Let another round write it; what this server knows of it is to be asked first."""
@@ -212,7 +212,7 @@ class EventLog:
         frames = self._pending[0] if count == 1 else b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        self.flying = Entry(Position(self.epoch, self._seq), count, frames)
+        self.flying = EntryBatch(EventId(self.epoch, self._seq), count, frames)
         return _append(self._key, self.flying)
 
     def landed(self) -> None:
@@ -235,7 +235,7 @@ class EventLog:
         return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
 
     async def hold(self, torn: str = "") -> tuple[str, str]:
-        """Assert the ownership; see `Records.hold`; raises Passing."""
+        """Assert the ownership; see `Records.hold`; raises Unavailable."""
         given = self.stream_id, self.epoch, self.fields
         verdict, last = await self._records.hold(*given, None if self.inherited else (), torn)
         if verdict == "behind":
@@ -252,22 +252,22 @@ class EventLog:
         if verdict != "ours" or not self._torn:
             return verdict, last
         (count,) = await self._records.store.urgent([["XLEN", self._key]])
-        tail = Position.parse(last) or Position(self.epoch, 0)
+        tail = EventId.parse(last) or EventId(self.epoch, 0)
         flying = self.flying is not None and self.flying.last <= tail
         if count != flying + sum(entry.last <= tail for entry in self.entries):
-            log.warning("%s lacks something, and is written again", self.stream_id)
+            logger.warning("%s lacks something, and is written again", self.stream_id)
             verdict, last = await self.hold(f"{last} {count}")
             if verdict == "ours" and last != f"{self.epoch}-0":
-                raise Passing("store_unavailable", "the log grew meanwhile")
+                raise Unavailable("store_unavailable", "the log grew meanwhile")
         return verdict, last
 
     async def repair(self) -> None:
-        """Ask Redis what it has; append what it misses, with the same borders; raises Passing."""
+        """Ask Redis what it has; append what it misses, in the same pieces; raises Unavailable."""
         verdict, last = await self._hold_whole()
         if verdict == "fenced":
             self.fence()
             return
-        tail = Position.parse(last) or Position(self.epoch, 0)
+        tail = EventId.parse(last) or EventId(self.epoch, 0)
         mine = [entry for entry in self.entries if not entry.state]
         if self.flying is not None:
             mine.append(self.flying)
@@ -276,15 +276,17 @@ class EventLog:
         for start in range(0, len(missing), _REPAIR_BATCH):
             batch = missing[start : start + _REPAIR_BATCH]
             if not await self._records.append(self.stream_id, last, batch):
-                raise Passing("store_unavailable", "the log went away while it was repaired")
+                raise Unavailable("store_unavailable", "the log went away while it was repaired")
             last = str(batch[-1].last)
         self._torn = False
         if missing:
-            log.debug("wrote %d entries of %s again", len(missing), self.stream_id)
+            logger.debug("wrote %d entries of %s again", len(missing), self.stream_id)
         if self._sealed is not None and verdict != "sealed":
             again, _ = await self._records.seal(self.stream_id, self.epoch, self._sealed)
             if again != "sealed":
-                raise Passing("store_unavailable", f"the log was {again} as it was sealed again")
+                raise Unavailable(
+                    "store_unavailable", f"the log was {again} as it was sealed again"
+                )
         self.in_doubt = False
         if self.flying is not None:
             self.landed()
@@ -300,7 +302,7 @@ def _nothing() -> None:
     pass
 
 
-def _append(key: bytes, entry: Entry) -> tuple[bytes, ...]:
+def _append(key: bytes, entry: EntryBatch) -> tuple[bytes, ...]:
     position, number, frames, _ = entry
     return (b"XADD", key, b"NOMKSTREAM", b"%d-%d" % position, b"%d" % number, frames)
 

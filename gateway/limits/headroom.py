@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.errors import Passing
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
 from gateway.store.node import Node
 
 _REFUSED = 10  # Looks left out after one that was refused: a Redis may not let us have INFO.
@@ -42,7 +42,7 @@ class Room:
     async def _look(self) -> None:
         try:
             self._left = _left(await self._node.call("INFO", "memory"), self._share)
-        except (Passing, ValueError) as error:
+        except (Unavailable, ValueError) as error:
             # One that was only slow is asked again soon: nothing is kept back from it meanwhile.
             self._left, self._pause = None, 0 if error.__cause__ else _REFUSED
         self._since = 0
@@ -72,7 +72,7 @@ class Room:
 class Headroom:
     """The room of all servers; `share` is the part of `maxmemory` that tickets may fill."""
 
-    def __init__(self, store: Store, share: float) -> None:
+    def __init__(self, store: RedisClient, share: float) -> None:
         self._store = store
         self._share = share
         self._rooms: dict[Node, Room] = {}
@@ -85,10 +85,10 @@ class Headroom:
             await asyncio.gather(*(room.look() for room in self._rooms.values()))
 
     async def enter(self, stream_id: str, size: int) -> Room:
-        """Return the room that a request has to be counted in; Passing if it does not fit."""
+        """Return the room that a request has to be counted in; Unavailable if it does not fit."""
         room = self._of(self._store.home(stream_id))
         if not await room.fits(size):
-            raise Passing("store_full")
+            raise Unavailable("store_full")
         return room
 
     def _of(self, node: Node) -> Room:

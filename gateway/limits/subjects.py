@@ -1,4 +1,4 @@
-"""Limits: what one subject may hold, so that it cannot take everybody's room.
+"""Subjects: what one subject may hold, so that it cannot take everybody's room.
 
 Bytes are counted in Redis, over all replicas: every request that waits to be redeemed, and that of
 every run. A count is for a time, by Redis's clock, which the owner of a run prolongs; so what a
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 from gateway.limits.headroom import Headroom
-from gateway.store.client import Script, Store
+from gateway.store.client import RedisClient, Script
 from gateway.store.keys import subject_keys
 
 RECORD = 1024  # Bytes that a stream costs beside its request, about.
@@ -73,7 +73,7 @@ class Limits:
     """
 
     def __init__(
-        self, store: Store, most: Most, *, start_by: float, patience: float, log_ttl: float
+        self, store: RedisClient, most: Most, *, start_by: float, patience: float, log_ttl: float
     ) -> None:
         self.streams = Tally(most.streams)
         self.viewers = Tally(most.viewers)
@@ -90,23 +90,23 @@ class Limits:
     # In this process
 
     def check(self, subject: str, *, claims: bool) -> None:
-        """Raise Passing for who may open no further stream, or claim none."""
+        """Raise Unavailable for who may open no further stream, or claim none."""
         self.check_viewers(subject)
         if claims:
             self.check_streams(subject)
 
     def check_streams(self, subject: str) -> None:
-        """Raise Passing for who runs all that it may."""
+        """Raise Unavailable for who runs all that it may."""
         if self.streams.full(subject):
-            raise Passing("too_many_streams", "Wait for one to end, or cancel one.")
+            raise Unavailable("too_many_streams", "Wait for one to end, or cancel one.")
 
     def check_viewers(self, subject: str) -> None:
-        """Raise Passing for who watches all that it may."""
+        """Raise Unavailable for who watches all that it may."""
         if self.viewers.full(subject):
-            raise Passing("too_many_viewers", "Close another one.")
+            raise Unavailable("too_many_viewers", "Close another one.")
 
     def seat(self, subject: str) -> Callable[[], None]:
-        """Count a viewer until what is returned is called, once; raises Passing."""
+        """Count a viewer until what is returned is called, once; raises Unavailable."""
         self.check_viewers(subject)
         self.viewers.take(subject)
         return partial(self.viewers.give, subject)  # An ExitStack takes a kilobyte a viewer.
@@ -114,7 +114,7 @@ class Limits:
     # In Redis
 
     async def create(self, held: Held, create: Script) -> Any:
-        """Count a request and store it; returns the script's reply, raises Passing.
+        """Count a request and store it; returns the script's reply, raises Unavailable.
 
         It counts also where that fails: what was lost may have been the reply only.
         """
@@ -129,7 +129,7 @@ class Limits:
             return await self._store.script("create", create.keys, create.args)
         try:
             return await self._admitted(held, size, create)
-        except Passing as error:
+        except Unavailable as error:
             if error.code != "too_many_bytes" or not self._news:
                 raise
         await self._tell_all()  # Of what was cancelled or ended a moment ago Redis may not know.
@@ -187,13 +187,13 @@ class Limits:
                 for subject, args in subjects.items()
             )
             for answer in await asyncio.gather(*told, return_exceptions=True):
-                if isinstance(answer, BaseException) and not isinstance(answer, Passing):
+                if isinstance(answer, BaseException) and not isinstance(answer, Unavailable):
                     raise answer
 
 
-def _too_many(milliseconds: int) -> Passing:
+def _too_many(milliseconds: int) -> Unavailable:
     # Not raised here: it would be in a circle with this frame, and keep the request until a
     # collector comes.
-    error = Passing("too_many_bytes", "Redeem or cancel what you have asked for.")
+    error = Unavailable("too_many_bytes", "Redeem or cancel what you have asked for.")
     error.headers["Retry-After"] = str(min(60, milliseconds // 1000 + 1))
     return error

@@ -1,4 +1,4 @@
-"""Beat: the lease of one process, and the deaths it sees of others.
+"""Heartbeat: the lease of one process, and the deaths it sees of others.
 
 A replica raises its own counter in one hash every third of the lease and names the streams it runs.
 No clocks are compared: another replica is dead once its counter stood still for a whole lease on
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway import clock
-from gateway.errors import Passing
-from gateway.store.client import Store
-from gateway.store.data_loss import Memory
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
+from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import BEATS, DAY, cancels_key, inbox, naming, runs_key
-from gateway.store.quorum import Majority
+from gateway.store.quorum import Quorum
 
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ class News:
     forgot: list[str] = field(default_factory=list)
 
 
-class Book:
+class QuorumCopy:
     """One copy of what the replicas tell of each other; `lease` is in seconds."""
 
-    def __init__(self, store: Store, replica: str, lease: float, tag: str) -> None:
+    def __init__(self, store: RedisClient, replica: str, lease: float, tag: str) -> None:
         self.beats = BEATS + tag
         self.runs = runs_key(replica, tag)
         self.cancels = cancels_key(replica, tag)
@@ -67,9 +67,9 @@ class Book:
         return self._steady <= since and self.fresh
 
     async def renew(self, running: Collection[str]) -> list[str]:
-        """Raise the counter, name the running streams; return what to cancel. Raises Passing."""
+        """Raise the counter, name the streams run; return what to cancel. Raises Unavailable."""
         if self._busy:
-            raise Passing("store_unavailable", "The last renewal is not answered yet.")
+            raise Unavailable("store_unavailable", "The last renewal is not answered yet.")
         started = clock.now()
         if started - self.renewed > self._lease * 2 / 3:
             self._seen.clear()  # Who did not look for long did not see the others stand still.
@@ -135,17 +135,17 @@ class Book:
         self._seen.pop(name, None)
 
 
-class Beat:
-    """This replica's sign of life; `lease` is in seconds. Every method may raise Passing."""
+class Heartbeat:
+    """This replica's sign of life; `lease` is in seconds. Every method may raise Unavailable."""
 
-    def __init__(self, store: Store, replica: str, lease: float) -> None:
+    def __init__(self, store: RedisClient, replica: str, lease: float) -> None:
         self.replica = replica
         self.lease = lease
         self.interval = lease / 3
         self._store = store
-        self._memory = Memory(store, lease)
-        self._books = [Book(store, replica, lease, tag) for tag in store.books]
-        self._majority = Majority(len(self._books))
+        self._memory = DataLossDetector(store, lease)
+        self._books = [QuorumCopy(store, replica, lease, tag) for tag in store.books]
+        self._majority = Quorum(len(self._books))
 
     @property
     def fresh(self) -> bool:
@@ -162,7 +162,7 @@ class Beat:
         return sorted(book.renewed for book in self._books)[-self._majority.size]
 
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
-        """Raise the counter, name the running streams, look at the others; raises Passing.
+        """Raise the counter, name the running streams, look at the others; raises Unavailable.
 
         `owners` run streams that are watched here: they are dead too if Redis forgot their beat
         and they never bring it back.
@@ -186,7 +186,7 @@ class Beat:
     async def ask_to_cancel(self, stream_id: str, owner: str) -> None:
         """Tell an owner that a cancel is stored, now and should it miss the message."""
 
-        async def ask(book: Book) -> None:
+        async def ask(book: QuorumCopy) -> None:
             await self._store.script("ask", [cancels_key(owner, book.tag)], [DAY, stream_id])
             await self._store.publish([(inbox(owner), f"cancel {stream_id}")])
 
@@ -204,17 +204,17 @@ class Beat:
         """Return the streams that a replica named as run by it."""
         return await self._members(lambda book: runs_key(replica, book.tag))
 
-    async def _members(self, key: Callable[[Book], str]) -> list[str]:
+    async def _members(self, key: Callable[[QuorumCopy], str]) -> list[str]:
         return _union(await self._ask(lambda book: self._store.call("SMEMBERS", key(book))))
 
     async def left_by(self, dead: str) -> list[str]:
-        """Return the streams that a dead replica named; Passing if it came back since it was seen.
+        """Return the streams that a dead replica named; Unavailable if it came back since.
 
         The list is read first: what a replica claims after a pause is not on it, or its counter
         tells.
         """
 
-        async def left(book: Book) -> Any:
+        async def left(book: QuorumCopy) -> Any:
             reads = [["SMEMBERS", runs_key(dead, book.tag)], ["HGET", book.beats, dead]]
             members, count = await self._store.calls(reads)
             if (count or b"") != book.count_of(dead):
@@ -224,19 +224,19 @@ class Beat:
         return _union(await self._ask(left))
 
     async def took(self, dead: str, stream_ids: Collection[str]) -> None:
-        """Take streams off a dead replica's list; Passing if it came back since it was seen."""
+        """Take streams off a dead replica's list; Unavailable if it came back since it was seen."""
         await self._ask(lambda book: self._bury(book, dead, "", stream_ids))
 
     async def bury(self, dead: str) -> list[str]:
         """Forget a dead replica that names no stream any more; return those that it does name.
 
-        Those of a book that was away at first, or that it has named since. Passing as with `took`.
+        Those of a book that was away at first, or named since. Unavailable as with `took`.
         """
         asked = self._ask(lambda book: self._bury(book, dead, "forget"), all_of_them=True)
         return _union(await asked)
 
     async def _bury(
-        self, book: Book, dead: str, how: str, stream_ids: Collection[str] = ()
+        self, book: QuorumCopy, dead: str, how: str, stream_ids: Collection[str] = ()
     ) -> list[bytes]:
         keys = [book.beats, runs_key(dead, book.tag), cancels_key(dead, book.tag)]
         if (count := book.count_of(dead)) is None:
@@ -261,15 +261,15 @@ class Beat:
         )
 
     async def _ask(
-        self, question: Callable[[Book], Coroutine[Any, Any, T]], *, all_of_them: bool = False
+        self, question: Callable[[QuorumCopy], Coroutine[Any, Any, T]], *, all_of_them: bool = False
     ) -> list[T]:
         return await self._majority.of(
             [question(book) for book in self._books], all_of_them=all_of_them
         )
 
 
-def _alive() -> Passing:
-    return Passing("store_unavailable", "It beats again, or may do so.")
+def _alive() -> Unavailable:
+    return Unavailable("store_unavailable", "It beats again, or may do so.")
 
 
 def _union(answers: Iterable[Iterable[bytes]]) -> list[str]:

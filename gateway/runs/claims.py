@@ -7,15 +7,15 @@ from contextlib import suppress
 
 from gateway import clock
 from gateway.config.presets import Preset
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entry, Position
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch, EventId
 from gateway.eventlog.records import Record, Records
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.takeover import Start
 from gateway.store.keys import new_id
 from gateway.tasks import Tasks
 
-log = logging.getLogger("gateway.runs.claims")
+logger = logging.getLogger("gateway.runs.claims")
 
 _WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
 _PAUSE = 0.3
@@ -29,7 +29,7 @@ class Claims:
     def __init__(
         self,
         records: Records,
-        beat: Beat,
+        beat: Heartbeat,
         tasks: Tasks,
         runs: Container[str],
         begin: Begin,
@@ -50,11 +50,11 @@ class Claims:
         return stream_id in self._claims
 
     async def redeem(self, record: Record, preset: Preset) -> str:
-        """Claim a stream; return the verdict. Raises Passing where it is not answered in time."""
+        """Claim a stream; return the verdict. Raises Unavailable if it is not answered in time."""
         task = self._claims.get(record.stream_id) or self._started(record, preset)
         done, _ = await asyncio.wait({task}, timeout=_WAIT)
         if not (done and task.result()):
-            raise Passing("store_unavailable", "The claim is not answered yet.")
+            raise Unavailable("store_unavailable", "The claim is not answered yet.")
         return task.result()
 
     def _started(self, record: Record, preset: Preset) -> asyncio.Task[str]:
@@ -75,7 +75,7 @@ class Claims:
         try:
             return await self._claimed(record, preset)
         except Exception:  # What Redis has given to this replica must come to an end.
-            log.exception("%s: the claim broke", record.stream_id)
+            logger.exception("%s: the claim broke", record.stream_id)
             self._lost(record.stream_id)
             return ""
 
@@ -91,16 +91,16 @@ class Claims:
                     break
                 record = await self._records.read(record.stream_id) or record
                 continue
-            except Passing:
+            except Unavailable:
                 if not sent and clock.now() + _PAUSE > deadline:
                     self._lost(record.stream_id)  # It may be on the list all the same.
                     return ""  # Nothing is claimed, and nobody waits any more: they come back.
             await asyncio.sleep(_PAUSE)
         if claim.verdict == "claimed":
-            fence = Entry(Position(claim.epoch, 0), 0, b"")
+            fence = EntryBatch(EventId(claim.epoch, 0), 0, b"")
             self._begin(record, preset, Start(claim.epoch, claim.request, [fence], claimed=asked))
             self._over(record, self._claims.get(record.stream_id))  # Not later: it counts as two.
         elif record.stream_id not in self._runs:
-            with suppress(Passing):
+            with suppress(Unavailable):
                 await self._beat.leave(record.stream_id)
         return claim.verdict

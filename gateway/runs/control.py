@@ -1,4 +1,4 @@
-"""Inbox: what other replicas tell this one: what is new, what to cancel, who watches.
+"""Control: what other replicas tell this one: what is new, what to cancel, who watches.
 
 A message can be lost. News are read once a second in any case, presence is a key; a cancel is kept
 in Redis as well, and looked for.
@@ -7,18 +7,20 @@ in Redis as well, and looked for.
 import asyncio
 from collections.abc import Container, Iterable, Mapping
 
-from gateway.eventlog.fanout import Tails
-from gateway.membership.heartbeat import Beat
+from gateway.eventlog.fanout import Fanout
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
 from gateway.runs.run import Run
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import inbox
 
 
-class Inbox:
+class ControlChannel:
     """Does what others ask of the `runs` and `tails` here; `listen` is its task."""
 
-    def __init__(self, store: Store, beat: Beat, tails: Tails, runs: Mapping[str, Run]) -> None:
+    def __init__(
+        self, store: RedisClient, beat: Heartbeat, tails: Fanout, runs: Mapping[str, Run]
+    ) -> None:
         self._store = store
         self._beat = beat
         self._tails = tails
@@ -42,7 +44,7 @@ class Inbox:
                 run.stop(Ending("cancelled"))
 
     async def look_for_cancels(self, begun: Container[str]) -> None:
-        """Carry out cancels whose message was lost, `begun` those of runs to come; raises Passing.
+        """Carry out cancels whose message was lost, `begun`: of runs to come; raises Unavailable.
 
         A request for what is not here any more, nor begun, is forgotten.
         """

@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.eventlog.records import FINAL, Record
 from gateway.sse import Event
-from gateway.upstream.protocols.chat import Reading
+from gateway.upstream.protocols.chat import CompletionState
 
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
 MOVES: dict[str, frozenset[str]] = {
@@ -42,7 +42,7 @@ def failure(
     return data if status is None else {**data, "status": status}
 
 
-def natural_ending(reading: Reading, *, strayed: bool) -> Ending | None:
+def natural_ending(reading: CompletionState, *, strayed: bool) -> Ending | None:
     """Return the end that an upstream itself came to, None if it was cut off before any.
 
     `strayed`: it sent what is of no event stream. Its error, if it told one, is not for here.
@@ -62,7 +62,7 @@ def natural_ending(reading: Reading, *, strayed: bool) -> Ending | None:
 
 
 def ending_events(
-    ending: Ending, reading: Reading, attempts: int
+    ending: Ending, reading: CompletionState, attempts: int
 ) -> tuple[list[Event], Event, bytes]:
     """Return the last events, the lone `end` if a cancel came first, and the record's result."""
     # Who finished either told the price or does not count; who was broken off had no time to tell.

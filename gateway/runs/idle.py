@@ -1,25 +1,25 @@
-"""Grace: how long runs go on that nobody watches, here or on any other replica."""
+"""Idle: how long runs go on that nobody watches, here or on any other replica."""
 
 import asyncio
 import logging
 from collections.abc import Iterable
 
 from gateway.eventlog.records import Records
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.run import Run
 
-log = logging.getLogger("gateway.runs.idle")
+logger = logging.getLogger("gateway.runs.idle")
 
 
-class Grace:
+class IdlePolicy:
     """Looks for the viewers of runs; only full graces of looks that found nobody count."""
 
-    def __init__(self, records: Records, beat: Beat) -> None:
+    def __init__(self, records: Records, beat: Heartbeat) -> None:
         self._records = records
         self._beat = beat
 
     async def over(self, runs: Iterable[Run]) -> list[Run]:
-        """Return the runs whose grace is over; raises Passing."""
+        """Return the runs whose grace is over; raises Unavailable."""
         mute = not self._beat.fresh  # A full store answers, but takes no "somebody is here".
         alone = [run for run in runs if self._alone(run, mute)]
         if not alone:
@@ -35,7 +35,7 @@ class Grace:
             elif run.tail.idle_since > run.unseen_since:
                 run.unseen_since = run.tail.idle_since  # Somebody was here between two looks.
             elif now - run.unseen_since >= run.preset.grace:
-                log.info("%s: nobody watches it any more", run.log.stream_id)
+                logger.info("%s: nobody watches it any more", run.log.stream_id)
                 over.append(run)
         return over
 

@@ -3,9 +3,9 @@
 import asyncio
 from contextlib import suppress
 
-from gateway.errors import Fenced, Passing
+from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.records import Records
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
 from gateway.runs.run import Run
 
@@ -13,7 +13,7 @@ from gateway.runs.run import Run
 class Ownership:
     """Permits requests to upstreams; `interval` is the seconds between two looks."""
 
-    def __init__(self, records: Records, beat: Beat, interval: float) -> None:
+    def __init__(self, records: Records, beat: Heartbeat, interval: float) -> None:
         self._records = records
         self._beat = beat
         self._interval = interval
@@ -31,7 +31,7 @@ class Ownership:
             await run.log.drained()
         while again or not self._beat.steady(claimed):
             asked = asyncio.get_running_loop().time()
-            with suppress(Passing):
+            with suppress(Unavailable):
                 verdict, _ = await run.log.hold()
                 if verdict != "ours":
                     run.log.fence()  # Which cancels this task: not in the midst of what follows.

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import End, Entry, Position, Seal
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import End, EntryBatch, EventId, Seal
 from gateway.eventlog.reader import read, read_page
 from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.repeats import Repeats
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import (
     asked_key,
     inbox,
@@ -33,7 +33,7 @@ _MUCH = 1 << 40
 
 
 async def can_store(records: Records) -> None:
-    """Store what a ticket would, and take it back; raises Passing where that cannot be.
+    """Store what a ticket would, and take it back; raises Unavailable where that cannot be.
 
     A full Redis passes: open streams wait, pages that come are told to come back, and to take this
     replica out of service would turn them away for good. So does one that is full for tickets only,
@@ -44,7 +44,7 @@ async def can_store(records: Records) -> None:
     try:
         await _records(store, records.replica).create(probe, "", "", b"", "")
         await store.calls([["XADD", log, "NOMKSTREAM", "1-1", 1, ""], ["EXISTS", log]])
-    except Passing as error:
+    except Unavailable as error:
         if not str(error).startswith("OOM "):
             raise
     await store.call("DEL", record_key(probe))
@@ -53,18 +53,18 @@ async def can_store(records: Records) -> None:
 class Rehearsal:
     """One stream from its ticket to its end; `run` leaves nothing behind."""
 
-    def __init__(self, store: Store, stream_id: str) -> None:
+    def __init__(self, store: RedisClient, stream_id: str) -> None:
         me = f"check-{new_id()}"
         self._store = store
         self._id = stream_id
         self._me = me
         self._records = _records(store, me, _MUCH)
         self._repeats = Repeats(self._records)
-        self._beat = Beat(store, me, 1)
+        self._beat = Heartbeat(store, me, 1)
         self._epoch = 0
 
     async def run(self) -> str:
-        """Return what cannot be done and why, "" if all can; raises Passing if Redis goes away."""
+        """Return what cannot be done and why, "" if all can; Unavailable if Redis goes away."""
         acts: dict[str, Callable[[], Awaitable[object]]] = {
             "show that this replica lives": self._live,
             "store a ticket": self._ask,
@@ -78,7 +78,7 @@ class Rehearsal:
             for name, act in acts.items():
                 try:
                     await act()
-                except Passing as error:
+                except Unavailable as error:
                     if error.__cause__ is not None:  # It did not answer, so nothing is refused.
                         raise
                     return f"cannot {name}: {error} (all keys begin with gw:)"
@@ -90,7 +90,7 @@ class Rehearsal:
         """Return why no wake-ups arrive, "" if they do."""
         try:
             await self._store.hears(inbox(self._me))
-        except Passing as error:
+        except Unavailable as error:
             return str(error)
         return ""
 
@@ -109,7 +109,7 @@ class Rehearsal:
     async def _count(self) -> None:
         try:
             await _records(self._store, self._me, 1).create(new_id(), self._me, "", b"", "")
-        except Passing as error:
+        except Unavailable as error:
             if error.code != "too_many_bytes":
                 raise
         free = [int(_SECONDS * 1000), self._id, 0, 0]
@@ -120,17 +120,17 @@ class Rehearsal:
         await self._repeats.remember(self._id, self._id)
         await self._records.claim(self._id, "nonce")
         self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
-        await self._repeats.find(self._id, Position(self._epoch, 0))
+        await self._repeats.find(self._id, EventId(self._epoch, 0))
 
     async def _write(self) -> None:
-        first, second = (str(Position(self._epoch, number)) for number in (1, 2))
+        first, second = (str(EventId(self._epoch, number)) for number in (1, 2))
         key = log_key(self._id)
         await self._store.urgent([["XADD", key, "NOMKSTREAM", first, 1, "data:\n\n"]])
         await self._records.hold(self._id, self._epoch, {"version": 1}, torn="none")
         await self._store.urgent([["XLEN", key]])
-        entry = Entry(Position(self._epoch, 2), 1, b"data:\n\n")
+        entry = EntryBatch(EventId(self._epoch, 2), 1, b"data:\n\n")
         await self._records.append(self._id, first, [entry])
-        end = End("done", str(Position(self._epoch, 3)), 1, b"event: end\ndata:\n\n")
+        end = End("done", str(EventId(self._epoch, 3)), 1, b"event: end\ndata:\n\n")
         self._seal = Seal(second, end, end, b"{}")
 
     async def _read(self) -> None:
@@ -148,11 +148,11 @@ class Rehearsal:
     async def _leave(self) -> None:
         keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
         keys += subject_keys(self._me)
-        with suppress(Passing):
+        with suppress(Unavailable):
             await self._store.calls(["DEL", key] for key in keys)
-        with suppress(Passing):
+        with suppress(Unavailable):
             await self._beat.stop()
 
 
-def _records(store: Store, replica: str, size: int = 0) -> Records:
+def _records(store: RedisClient, replica: str, size: int = 0) -> Records:
     return Records(store, replica, **_TIMES, lease=1, most=Most(size=size))

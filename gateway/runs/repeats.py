@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import Position
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EventId
 from gateway.eventlog.records import Records
 from gateway.store.keys import asked_key, log_key
 
@@ -28,7 +28,7 @@ def asked(subject: str, preset: str, digest: str) -> str:
 
 
 class Repeats:
-    """What requests have begun; every method may raise Passing."""
+    """What requests have begun; every method may raise Unavailable."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -50,10 +50,10 @@ class Repeats:
 
     async def forget(self, name: str, stream_id: str) -> None:
         """Let go of a stream that will not begin: what is refused must not fill the store."""
-        with suppress(Passing):
+        with suppress(Unavailable):
             await self._store.call("ZREM", asked_key(name), stream_id)
 
-    async def find(self, name: str, position: Position) -> str:
+    async def find(self, name: str, position: EventId) -> str:
         """Return the one stream of a request whose log knows an epoch, "" if there is none."""
         found = await self._store.call("ZREVRANGE", asked_key(name), 0, -1)
         streams: list[str] = [each.decode() for each in found]
@@ -61,7 +61,7 @@ class Repeats:
         looks = await self._store.attempt(
             ["XRANGE", log_key(each), first, last, "COUNT", 1] for each in streams
         )
-        away = [look for look in looks if isinstance(look, Passing)]
+        away = [look for look in looks if isinstance(look, Unavailable)]
         pairs = zip(streams, looks, strict=True)
         knows = [each for each, look in pairs if look and look not in away]
         if len(knows) == 1:
@@ -70,5 +70,5 @@ class Repeats:
             raise away[0]
         for each in [name, *streams]:
             if await self._records.may_be_forgotten(each, 0):
-                raise Passing("not_yet")
+                raise Unavailable("not_yet")
         return ""

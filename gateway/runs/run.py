@@ -1,4 +1,4 @@
-"""Runs: the tasks that own the one upstream call of a stream and write its log.
+"""Run: the task that owns the one upstream call of a stream and writes its log.
 
 Theory of operation
 -------------------
@@ -9,9 +9,9 @@ is closed whatever await it was in; the seal itself is not cancelled but by the 
 
 At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
 stream to one owner. The owner asks only if nobody can have declared it dead since then
-(`Beat.steady`), else it asserts its ownership first. It asks again only after a sure refusal: no
-connection, 429, 503 or 529 before any body, or a status that its preset adds: others come also from
-gateways whose provider was paid.
+(`Heartbeat.steady`), else it asserts its ownership first. It asks again only after a sure refusal:
+no connection, 429, 503 or 529 before any body, or a status that its preset adds: others come also
+from gateways whose provider was paid.
 
 A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
 late writes) and goes on with it or ends it: see `takeover`. The owner of an ended stream keeps
@@ -32,12 +32,12 @@ from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Held
 from gateway.runs.endings import Ending, ending_events, failure, natural_ending
 from gateway.sse import Event, Parser
-from gateway.upstream.client import Asks
+from gateway.upstream.client import UpstreamRequest
 from gateway.upstream.messages import said
-from gateway.upstream.protocols.chat import DONE, Reading, choices_of, is_whole
+from gateway.upstream.protocols.chat import DONE, CompletionState, choices_of, is_whole
 from gateway.upstream.protocols.complaints import ERROR_NAMES, retryable
 
-log = logging.getLogger("gateway.runs.run")
+logger = logging.getLogger("gateway.runs.run")
 
 
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
@@ -47,11 +47,11 @@ _AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after 
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
+class RunLimits:
     """The largest event and log of a run, in bytes, and the most streams of a process."""
 
-    event: int
-    log: int
+    event_bytes: int
+    log_bytes: int
     streams: int
 
 
@@ -64,9 +64,9 @@ class Run:
         tail: Tail,
         preset: Preset,
         request: bytes,
-        caps: Caps,
+        caps: RunLimits,
         before: int = 0,
-        reading: Reading | None = None,
+        reading: CompletionState | None = None,
     ) -> None:
         now = clock.now()
         self.log = log
@@ -79,9 +79,9 @@ class Run:
         self.finished_at: float | None = None
         self.why = ""  # What it was and what came of it, for operators.
         self._request = request
-        self._parser = Parser(caps.event)
+        self._parser = Parser(caps.event_bytes)
         self._caps = caps
-        self._reading = reading or Reading(choices_of(request))
+        self._reading = reading or CompletionState(choices_of(request))
         tail.choices = self._reading.choices
         self._held = b""  # Read, and not yet looked at.
         self._ending: Ending | None = None
@@ -116,7 +116,7 @@ class Run:
         """Whether it still reads, or waits for, its upstream."""
         return self._pull is not None
 
-    async def main(self, ask: Asks, permit: Callable[["Run"], Awaitable[None]]) -> str:
+    async def main(self, ask: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]) -> str:
         """Pull, then seal; return the state stored. Raises Fenced."""
         broken: Exception | None = None
         if self._ending is None:
@@ -187,7 +187,9 @@ class Run:
     def _fenced(self) -> None:
         self._stop_pulling()
 
-    async def _attempts(self, ask: Asks, permit: Callable[["Run"], Awaitable[None]]) -> None:
+    async def _attempts(
+        self, ask: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
+    ) -> None:
         while True:
             await permit(self)
             try:
@@ -197,7 +199,7 @@ class Run:
                 pause = self._pause(failed)
                 if pause is None:
                     raise
-                log.info("%s: attempt %d: %s", self.log.stream_id, self.attempts, failed)
+                logger.info("%s: attempt %d: %s", self.log.stream_id, self.attempts, failed)
             self._silence = None
             await asyncio.sleep(pause)
             self.attempts += 1
@@ -212,9 +214,9 @@ class Run:
             pause = min(0.5 * 2 ** (self._sent - 1), 8.0)
         return pause if pause <= self.preset.retry_after_max else None
 
-    async def _attempt(self, ask: Asks) -> None:
+    async def _attempt(self, ask: UpstreamRequest) -> None:
         self._held = b""
-        self._parser = Parser(self._caps.event, max(self._caps.log, _NOISE))
+        self._parser = Parser(self._caps.event_bytes, max(self._caps.log_bytes, _NOISE))
         self._heard, self._silence = clock.now(), self.preset.first_byte
         self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
@@ -248,7 +250,7 @@ class Run:
             raise _too_large("event_too_large", "An event of the upstream is too large.")
 
     def _keep(self, events: list[Event]) -> None:
-        room = self._caps.log - self.log.size
+        room = self._caps.log_bytes - self.log.size
         fit = events
         if sum([len(event.data) for event in events]) > room:
             fit = _that_fit(events, room)
@@ -284,7 +286,7 @@ class Run:
                 failure(error.code, error.message, retryable=error.retryable, status=error.status),
             )
         if error is not None and not isinstance(error, Fenced):
-            log.error("%s: the run broke", self.log.stream_id, exc_info=error)
+            logger.error("%s: the run broke", self.log.stream_id, exc_info=error)
             words = "The gateway made a mistake."
             return Ending("failed", failure("internal", words, retryable=True))
         words = "The upstream ended the stream before the completion was whole."

@@ -12,15 +12,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from gateway import clock
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entries, Entry, Position
-from gateway.eventlog.fanout import Tails
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.pages import Turns
 from gateway.eventlog.reader import PAGE, read_page
 from gateway.eventlog.records import Record
 from gateway.sse import OURS, Event, Parser
-from gateway.store.client import Store
-from gateway.upstream.protocols.chat import Reading, Voice
+from gateway.store.client import RedisClient
+from gateway.upstream.protocols.chat import CompletionState, Voice
 
 _AT_ONCE = 2  # Answers that are worked on at the same time, each of another subject.
 _PAUSE = 0.002  # Seconds of work after which others have their turn.
@@ -30,16 +30,16 @@ _IDLE = 60.0  # Seconds that an answer is kept which nobody asks for.
 _PATIENCE = 3.0  # Seconds that somebody waits for room.
 
 
-class Answer:
+class CompletionSnapshot:
     """What a log tells since its last `reset`: the reading, the text of choice 0, the last id.
 
     The text is JSON without its quotes: half a surrogate pair is no UTF-8 by itself.
     """
 
     def __init__(self, choices: int = 1) -> None:
-        self.reading = Reading(choices)
+        self.reading = CompletionState(choices)
         self.text = bytearray()  # Grows only: who has an older length may go on to read it.
-        self.last: Position | None = None
+        self.last: EventId | None = None
         self.last_id: str | None = None
         self.count = 0  # The entries it has seen.
         self.asked = clock.now()
@@ -48,7 +48,7 @@ class Answer:
         self._voice = Voice()
         self._since = self.asked
 
-    async def see(self, entries: Iterable[Entry]) -> None:
+    async def see(self, entries: Iterable[EntryBatch]) -> None:
         """Take note of what follows; a long one lets others have their time."""
         for entry in entries:
             parser = Parser(limit=sys.maxsize)
@@ -60,7 +60,7 @@ class Answer:
 
     def _see(self, event: Event) -> None:
         if event.name == b"reset":
-            self.reading, self.text = Reading(self._choices), bytearray()
+            self.reading, self.text = CompletionState(self._choices), bytearray()
             self._voice = Voice()
         elif event.name not in OURS:
             self.reading.see(event)
@@ -78,26 +78,28 @@ class Answer:
             self._since = clock.now()
 
 
-async def answer_of(entries: Iterable[Entry], choices: int = 1) -> Answer:
+async def snapshot_of(entries: Iterable[EntryBatch], choices: int = 1) -> CompletionSnapshot:
     """Return what a whole log tells."""
-    answer = Answer(choices)
+    answer = CompletionSnapshot(choices)
     await answer.see(entries)
     return answer
 
 
-class Answers:
+class CompletionSnapshots:
     """The answers that were asked for lately, of `room` bytes at most."""
 
-    def __init__(self, store: Store, tails: Tails, room: int) -> None:
+    def __init__(self, store: RedisClient, tails: Fanout, room: int) -> None:
         self._store = store
         self._tails = tails
         self._room = room
-        self._kept: OrderedDict[str, Answer] = OrderedDict()
-        self._alive: weakref.WeakSet[Answer] = weakref.WeakSet()  # Some are still being sent.
+        self._kept: OrderedDict[str, CompletionSnapshot] = OrderedDict()
+        self._alive: weakref.WeakSet[CompletionSnapshot] = (
+            weakref.WeakSet()
+        )  # Some are still being sent.
         self._turns = Turns(_AT_ONCE, 1)
 
-    async def of(self, record: Record) -> Answer:
-        """Return what the log of a record tells now; raises Passing."""
+    async def of(self, record: Record) -> CompletionSnapshot:
+        """Return what the log of a record tells now; raises Unavailable."""
         while True:
             answer = self._kept.get(record.stream_id) or await self._new(record.stream_id)
             async with answer.lock:
@@ -107,13 +109,13 @@ class Answers:
                     if await self._bring_up(answer, record):
                         return answer
 
-    async def _new(self, stream_id: str) -> Answer:
+    async def _new(self, stream_id: str) -> CompletionSnapshot:
         end = clock.now() + _PATIENCE
         while self._full():
             if clock.now() > end:
-                raise Passing("overloaded")
+                raise Unavailable("overloaded")
             await asyncio.sleep(0.1)
-        answer = self._kept.setdefault(stream_id, Answer())
+        answer = self._kept.setdefault(stream_id, CompletionSnapshot())
         self._alive.add(answer)
         return answer
 
@@ -130,7 +132,7 @@ class Answers:
     def _size(self) -> int:
         return sum(len(each.text) for each in self._alive)
 
-    async def _bring_up(self, answer: Answer, record: Record) -> bool:
+    async def _bring_up(self, answer: CompletionSnapshot, record: Record) -> bool:
         """Let an answer see what it has not; return whether its log is still the one it saw."""
         more = not record.end_id or record.end_id != answer.last_id
         try:
@@ -147,7 +149,9 @@ class Answers:
             raise
         return True
 
-    async def _next(self, answer: Answer, stream_id: str) -> tuple[Sequence[Entry], bool] | None:
+    async def _next(
+        self, answer: CompletionSnapshot, stream_id: str
+    ) -> tuple[Sequence[EntryBatch], bool] | None:
         """Return entries that an answer has not seen, and whether there are more; None if what it
         has seen is not what precedes them."""
         tail = self._tails.get(stream_id)
@@ -161,7 +165,9 @@ class Answers:
         return page.entries[1:], page.more
 
 
-def _in_memory(answer: Answer, log: Entries) -> tuple[Sequence[Entry], bool] | None:
+def _in_memory(
+    answer: CompletionSnapshot, log: EntryBatches
+) -> tuple[Sequence[EntryBatch], bool] | None:
     seen, size, entries = answer.count, 0, []
     if seen and (seen > len(log) or log[seen - 1].last != answer.last):
         return None

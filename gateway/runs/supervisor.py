@@ -1,4 +1,4 @@
-"""Replica: all runs of one process, and its loops.
+"""Supervisor: all runs of one process, and its loops.
 
 What Redis has given to this replica has a run here, whatever becomes of the request that asked for
 it. An ended stream is kept for two leases more, and written again if Redis comes back empty.
@@ -12,42 +12,42 @@ from functools import partial
 
 from gateway import clock
 from gateway.config.presets import Preset
-from gateway.errors import Fenced, Passing
-from gateway.eventlog.fanout import Tails
-from gateway.eventlog.group_commit import Writer
+from gateway.errors import Fenced, Unavailable
+from gateway.eventlog.fanout import Fanout
+from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.records import Record, Records
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
 from gateway.runs.claims import Claims
-from gateway.runs.control import Inbox
+from gateway.runs.control import ControlChannel
 from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.idle import Grace
+from gateway.runs.idle import IdlePolicy
 from gateway.runs.ownership import Ownership
 from gateway.runs.repeats import Repeats
-from gateway.runs.run import Caps, Run
+from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Start, Takeover, fields_of
 from gateway.tasks import Tasks
 from gateway.upstream.client import Upstream
-from gateway.upstream.protocols.chat import Reading
+from gateway.upstream.protocols.chat import CompletionState
 
-log = logging.getLogger("gateway.runs.supervisor")
+logger = logging.getLogger("gateway.runs.supervisor")
 
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
 
 _LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": logging.INFO}
 
 
-class Replica:
+class RunSupervisor:
     """The runs of this process; `start`, `drain` and `stop` are its life."""
 
     def __init__(
         self,
         records: Records,
-        beat: Beat,
-        tails: Tails,
+        beat: Heartbeat,
+        tails: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
-        caps: Caps,
+        caps: RunLimits,
         interval: float,
     ) -> None:
         self.draining = False
@@ -58,16 +58,16 @@ class Replica:
         self._upstream = upstream
         self._caps = caps
         self._interval = interval  # Seconds between two sweeps.
-        self._writer = Writer(records.store, records)
+        self._writer = GroupCommit(records.store, records)
         parts = (records, beat, self._writer, tails, upstream, presets)
         self._takeover = Takeover(*parts, self._adopt)
-        self._grace = Grace(records, beat)
+        self._grace = IdlePolicy(records, beat)
         self._ownership = Ownership(records, beat, interval)
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * beat.lease, tails.owners)
         self._runs: dict[str, Run] = {}
         self._repeats = Repeats(records)
-        self._inbox = Inbox(records.store, beat, tails, self._runs)
+        self._inbox = ControlChannel(records.store, beat, tails, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._tasks = Tasks()
         self._claims = Claims(records, beat, self._tasks, self._runs, self._begin, self._lost)
@@ -102,7 +102,7 @@ class Replica:
     # Redeeming and cancelling
 
     async def redeem(self, record: Record, preset: Preset) -> str:
-        """Claim a cached stream and run it; returns the claim's verdict. Raises Passing.
+        """Claim a cached stream and run it; returns the claim's verdict. Raises Unavailable.
 
         The claim goes on when the request that wanted it has gone: what Redis has given to this
         replica must have a run, whether or not somebody still looks.
@@ -111,7 +111,7 @@ class Replica:
             run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
             return "claimed"
         if record.stream_id not in self._claims and self._full:
-            raise Passing("overloaded")
+            raise Unavailable("overloaded")
         return await self._claims.redeem(record, preset)
 
     @property
@@ -153,13 +153,13 @@ class Replica:
             state = await run.main(start.ask or self._upstream, permit)
             self._over(run)  # Before anything that waits: who saw the end may begin another.
             level = _LEVELS.get(state, logging.WARNING)
-            log.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
+            logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
         except Fenced:
-            log.warning("%s: another replica took it over, or its log broke", stream_id)
+            logger.warning("%s: another replica took it over, or its log broke", stream_id)
             await self._let_go(run)
         except Exception:
-            log.exception("%s: the run broke, and is ended anew", stream_id)
+            logger.exception("%s: the run broke, and is ended anew", stream_id)
             await self._let_go(run)
         finally:
             self._over(run)
@@ -183,13 +183,13 @@ class Replica:
         await self._takeover.follow(stream_id)
 
     async def _leave(self, stream_id: str) -> None:
-        with suppress(Passing):
+        with suppress(Unavailable):
             await self._beat.leave(stream_id)
             await self._beat.cancelled(stream_id)
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
-        _, end, result = ending_events(Ending("cancelled"), Reading(), 0)
+        _, end, result = ending_events(Ending("cancelled"), CompletionState(), 0)
         frame = b"event: end\ndata: " + end.data + b"\n"
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._runs:
@@ -235,7 +235,7 @@ class Replica:
         idle = not (self._owes or self._takeover.busy)
         await self._tasks.stop()
         if idle:
-            with suppress(Passing):
+            with suppress(Unavailable):
                 await self._beat.stop()
 
     async def _counts(self) -> None:
@@ -252,13 +252,13 @@ class Replica:
                     self._doubt(self.active)
                 self._inbox.cancel(news.cancels)
                 if news.forgot:
-                    log.warning("the store came back without its memory")
+                    logger.warning("the store came back without its memory")
                     self._doubt(self._in_memory_of(news.forgot))
                     self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
                 self._bury(news.dead, owners)
                 pause = self._beat.interval
-            except Passing as error:
-                log.debug("the beat is not renewed: %s", error)
+            except Unavailable as error:
+                logger.debug("the beat is not renewed: %s", error)
                 pause = min(1.0, self._beat.interval)
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
@@ -315,7 +315,7 @@ class Replica:
         try:
             run.check(now)
         except Exception:  # One that breaks must not keep the others from being looked at.
-            log.exception("%s: the look at it broke", run.log.stream_id)
+            logger.exception("%s: the look at it broke", run.log.stream_id)
             why = failure("internal", "The gateway made a mistake.", retryable=True)
             run.stop(Ending("failed", why))
 
@@ -332,5 +332,5 @@ class Replica:
                     due = clock.now() + pause * 0.9
                     for run in await self._grace.over(self.active):
                         run.stop(Ending("cancelled"))
-            except Passing:
+            except Unavailable:
                 self._grace.anew(active)

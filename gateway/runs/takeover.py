@@ -24,20 +24,20 @@ from functools import partial
 from typing import Any
 
 from gateway.config.presets import Preset
-from gateway.errors import Fenced, Passing
-from gateway.eventlog.entries import Entries, Entry
-from gateway.eventlog.fanout import Tails
-from gateway.eventlog.group_commit import Writer
+from gateway.errors import Fenced, Unavailable
+from gateway.eventlog.entries import EntryBatch, EntryBatches
+from gateway.eventlog.fanout import Fanout
+from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
 from gateway.eventlog.records import VERSION, Record, Records
-from gateway.membership.heartbeat import Beat
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.snapshot import Answer, answer_of
+from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
-from gateway.upstream.client import Asks, Upstream
-from gateway.upstream.protocols.chat import Reading, choices_of
+from gateway.upstream.client import Upstream, UpstreamRequest
+from gateway.upstream.protocols.chat import CompletionState, choices_of
 
-log = logging.getLogger("gateway.runs.takeover")
+logger = logging.getLogger("gateway.runs.takeover")
 
 _AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have run thousands.
 
@@ -48,12 +48,12 @@ class Start:
 
     epoch: int
     request: bytes
-    entries: list[Entry]
+    entries: list[EntryBatch]
     events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
     claimed: float = 0.0  # When it was asked for, if it begins with nothing.
     before: int = 0  # Requests that were sent, or may have been.
-    reading: Reading | None = None  # Of an answer that goes on.
-    ask: Asks | None = None  # Where the answer comes from, if not from a new request.
+    reading: CompletionState | None = None  # Of an answer that goes on.
+    ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
 
 
 class Takeover:
@@ -62,9 +62,9 @@ class Takeover:
     def __init__(
         self,
         records: Records,
-        beat: Beat,
-        writer: Writer,
-        tails: Tails,
+        beat: Heartbeat,
+        writer: GroupCommit,
+        tails: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         adopt: Callable[[Record, Preset, Start], bool],
@@ -107,7 +107,7 @@ class Takeover:
         try:
             named = await self._beat.left_by(dead)
             if named:  # Else it was buried before, and somebody has looked at a stream of it since.
-                log.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
+                logger.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
             left = [*{*named, *watched}]
             await self._by_home(left, partial(self._inherit_some, dead))
             while left := await self._beat.bury(dead):
@@ -139,24 +139,26 @@ class Takeover:
             if took:
                 await self._beat.took(dead, took)
             broken.extend(failed)
-            if any(isinstance(each, Passing) for each in failed):
+            if any(isinstance(each, Unavailable) for each in failed):
                 break
         if broken:
             raise broken[0]
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
-        """Take one stream over, and run it here or seal it; raises Passing."""
+        """Take one stream over, and run it here or seal it; raises Unavailable."""
         tail = self._tails.get(stream_id)
         if tail is not None and tail.local and not tail.ended:
             # An earlier try, that broke off at another stream, has begun it here; unless the dead
             # one took it from this replica, which does not know yet.
             record = await self._records.read(stream_id)
             if dead != self._beat.replica and _is_of(record, dead):
-                raise Passing("store_unavailable", "This replica has yet to hear that it lost it")
+                raise Unavailable(
+                    "store_unavailable", "This replica has yet to hear that it lost it"
+                )
             return
         if stream_id in self._inheriting:
             # In the name of another one who is dead: only Redis can tell whose it was.
-            raise Passing("store_unavailable", "It is being taken over already")
+            raise Unavailable("store_unavailable", "It is being taken over already")
         self._inheriting.add(stream_id)
         self._broken_off[stream_id] = dead
         try:
@@ -231,26 +233,30 @@ class Takeover:
         entries = await read_all(self._records.store, record.stream_id)
         if not entries or entries[-1].last.epoch != epoch:
             # Its owner may live, and write it again: a log must not get two ends.
-            raise Passing("store_unavailable", "Redis forgot that the stream was taken over")
+            raise Unavailable("store_unavailable", "Redis forgot that the stream was taken over")
         answer = await self._told(record.stream_id, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._beat.replica else None
         start = preset and self._rung(record, preset, left, answer)
         if preset and start and self._adopt(record, preset, start):
             how = "asked again" if start.events else "re-attached"
-            log.warning("%s: %s in place of a dead replica", record.stream_id, how)
+            logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
             return True
         await self._seal(record, left, answer)
         return False
 
-    async def _told(self, stream_id: str, entries: list[Entry], request: bytes) -> Answer:
+    async def _told(
+        self, stream_id: str, entries: list[EntryBatch], request: bytes
+    ) -> CompletionSnapshot:
         try:
-            return await answer_of(entries, choices_of(request))
+            return await snapshot_of(entries, choices_of(request))
         except Exception:  # It is somebody else's, and the stream must end all the same.
-            log.exception("%s: what its log tells is not understood", stream_id)
-            return Answer()
+            logger.exception("%s: what its log tells is not understood", stream_id)
+            return CompletionSnapshot()
 
-    def _rung(self, record: Record, preset: Preset, left: Start, answer: Answer) -> Start | None:
+    def _rung(
+        self, record: Record, preset: Preset, left: Start, answer: CompletionSnapshot
+    ) -> Start | None:
         """Return how a stream goes on, None if it ends."""
         over = answer.reading.finished or answer.reading.error is not None
         if over or record.cancelled or not left.request:
@@ -266,28 +272,30 @@ class Takeover:
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
         return replace(left, events=[reset])
 
-    def _rest(self, stream_id: str, preset: Preset, entries: list[Entry]) -> Asks | None:
+    def _rest(
+        self, stream_id: str, preset: Preset, entries: list[EntryBatch]
+    ) -> UpstreamRequest | None:
         try:
             return self._upstream.reattach(preset, _seen(entries))
         except Exception:  # It is somebody else's, and the stream must end all the same.
-            log.exception("%s: cannot be re-attached", stream_id)
+            logger.exception("%s: cannot be re-attached", stream_id)
             return None
 
-    async def _seal(self, record: Record, left: Start, answer: Answer) -> None:
+    async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> None:
         stream_id = record.stream_id
         ending = Ending("done") if answer.reading.finished else _lost()
         try:
             events, end, result = ending_events(ending, answer.reading, record.attempts)
         except Exception:
-            log.exception("%s: ends without what its log tells", stream_id)
-            events, end, result = ending_events(ending, Reading(), record.attempts)
+            logger.exception("%s: ends without what its log tells", stream_id)
+            events, end, result = ending_events(ending, CompletionState(), record.attempts)
         fields = {**fields_of(record), "request": left.request}
-        journal = self._writer.open(stream_id, left.epoch, Entries(left.entries), fields)
+        journal = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
         try:
             state = await journal.seal(ending.state, events, end, result)
-            log.warning("%s: %s in place of a dead replica", stream_id, state)
+            logger.warning("%s: %s in place of a dead replica", stream_id, state)
         except Fenced:
-            log.info("%s: a third replica was faster", stream_id)
+            logger.info("%s: a third replica was faster", stream_id)
         finally:
             self._writer.close(journal)
             self._tails.mark([stream_id])
@@ -297,7 +305,7 @@ def _is_of(record: Record | None, replica: str) -> bool:
     return record is not None and record.running and record.owner == replica
 
 
-def _seen(entries: list[Entry]) -> Iterator[Event]:
+def _seen(entries: list[EntryBatch]) -> Iterator[Event]:
     """Yield the upstream's events since the last `reset`; none is parsed before it is asked for."""
     events = [event for entry in entries for event in parse(entry.frames)]
     resets = [number for number, event in enumerate(events) if event.name == b"reset"]
@@ -308,8 +316,10 @@ def _seen(entries: list[Entry]) -> Iterator[Event]:
 
 def _complain(words: str, error: Exception) -> None:
     """Say why something is left for later: a fault of ours needs its traceback."""
-    level, fault = (logging.DEBUG, None) if isinstance(error, Passing) else (logging.ERROR, error)
-    log.log(level, "%s: %s", words, error, exc_info=fault)
+    level, fault = (
+        (logging.DEBUG, None) if isinstance(error, Unavailable) else (logging.ERROR, error)
+    )
+    logger.log(level, "%s: %s", words, error, exc_info=fault)
 
 
 def _lost() -> Ending:

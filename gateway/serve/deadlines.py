@@ -1,4 +1,4 @@
-"""Debts: which connections owe us something, until when, and whom their end is told.
+"""Deadlines: which connections owe us something, until when, and whom their end is told.
 
 One look at all of them stands for a timer each. Open streams are not among them.
 """

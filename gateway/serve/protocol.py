@@ -21,9 +21,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from gateway.serve.deadlines import Closed, Debts
-from gateway.web.responses import refusal
+from gateway.web.responses import rejected
 
 _UNSENT = 16 * 1024  # Bytes of one connection that wait for its reader, before we wait as well.
 _SLICE = 1 << 14  # Bytes that are parsed before their size is looked at.
@@ -116,7 +116,7 @@ class Protocol(HttpToolsProtocol):
             if self._stage is _AGAIN:
                 self._feed(self._without_upgrade() + data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(Refusal("bad_request", "It is not HTTP/1.1."))
+            self._refuse(Rejected("bad_request", "It is not HTTP/1.1."))
 
     def _without_upgrade(self) -> bytes:
         """Return the head once more: behind an Upgrade the parser sees no body."""
@@ -220,14 +220,14 @@ class Protocol(HttpToolsProtocol):
     def overdue(self) -> None:
         """End what waits for its caller; not what the caller waits for."""
         if self._stage is _HEAD and not self._answering:
-            self._refuse(Refusal("request_timeout", "The head did not end in time."))
+            self._refuse(Rejected("request_timeout", "The head did not end in time."))
         elif self._stage is _BODY and self._answering:
             # As much has an end: the app bounds its size.
             enough = self._since >= self._debts.terms.body * _PACE
             if enough or self.pipeline or self.cycle.response_started:
                 self._expect_body()
             else:
-                self._refuse(Refusal("request_timeout", "The body did not end in time."))
+                self._refuse(Rejected("request_timeout", "The body did not end in time."))
         elif self._stage is _DEAF or not self._answering:
             self.drop()
 
@@ -253,26 +253,26 @@ class Protocol(HttpToolsProtocol):
         self._unsent = self.transport.get_write_buffer_size()
         self._debts.expect_reading(self)
 
-    def _fault(self) -> Refusal | None:
+    def _fault(self) -> Rejected | None:
         """Return what is wrong with a whole head."""
         if len(self.url) > _URL or self.url.count(b"&") > _FIELDS:
-            return Refusal("head_too_large", f"A URL has {_URL} bytes and {_FIELDS} parameters.")
+            return Rejected("head_too_large", f"A URL has {_URL} bytes and {_FIELDS} parameters.")
         if self._owed > self._debts.terms.size or len(self.headers) > _FIELDS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._debts.terms.size or len(self.headers) > _FIELDS:
                 return self._too_large()
         names = [name for name, _ in self.headers]
         if names.count(b"host") > 1:
-            return Refusal("bad_request", "It has more than one Host.")
+            return Rejected("bad_request", "It has more than one Host.")
         if b"transfer-encoding" in names and self.parser.get_http_version() != "1.1":
-            return Refusal("bad_request", "Only HTTP/1.1 has a Transfer-Encoding.")
+            return Rejected("bad_request", "Only HTTP/1.1 has a Transfer-Encoding.")
         return None
 
-    def _too_large(self) -> Refusal:
+    def _too_large(self) -> Rejected:
         size = self._debts.terms.size
-        return Refusal("head_too_large", f"The limit is {size} bytes in {_FIELDS} lines.")
+        return Rejected("head_too_large", f"The limit is {size} bytes in {_FIELDS} lines.")
 
-    def _refuse(self, error: Refusal) -> None:
+    def _refuse(self, error: Rejected) -> None:
         """Say why and close: as soon as the caller has, who would else lose the answer."""
         if self._stage is _DEAF:
             return
@@ -288,7 +288,7 @@ class Protocol(HttpToolsProtocol):
         if self._answering:
             self.cycle.disconnected = self.cycle.response_complete = True
             self.cycle.message_event.set()
-        answer = refusal(error)
+        answer = rejected(error)
         head = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
         lines = [b"%b: %b\r\n" % line for line in head]
         self.transport.writelines([STATUS_LINE[error.status], *lines, b"\r\n", bytes(answer.body)])

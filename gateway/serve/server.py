@@ -28,7 +28,7 @@ from gateway.serve.protocol import Protocol
 _FILES = 1 << 20  # Where the system names no limit.
 _LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 
 class Front:
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
     async def _drain(self, gateway: Gateway) -> None:
         drained = asyncio.create_task(gateway.replica.drain(gateway.settings.drain))
-        log.info("draining %d run(s)", len(gateway.replica.active))
+        logger.info("draining %d run(s)", len(gateway.replica.active))
         linger = asyncio.get_running_loop().time() + self.linger
         while not drained.done() or asyncio.get_running_loop().time() < linger:
             if self.force_exit:

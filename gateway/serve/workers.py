@@ -16,7 +16,7 @@ _MARK = "GATEWAY_WORKER"
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none.
 _PAUSE = 1.0  # Seconds before a worker that died is started again.
 
-log = logging.getLogger("gateway")
+logger = logging.getLogger("gateway")
 
 
 def outlive_terminal() -> None:
@@ -26,7 +26,7 @@ def outlive_terminal() -> None:
 
 
 def _say(sig: int, frame: FrameType | None) -> None:
-    log.warning("SIGHUP: settings are read at the start only; this process goes on")
+    logger.warning("SIGHUP: settings are read at the start only; this process goes on")
 
 
 def inside() -> bool:
@@ -88,7 +88,7 @@ class _Supervisor:
                     self._forward(signal.SIGTERM, None)
                     worst = code
                 else:
-                    log.warning("a worker ended with %d; starting another", code)
+                    logger.warning("a worker ended with %d; starting another", code)
                     time.sleep(_PAUSE)
                     if not self._stopping:
                         self._workers.append(self._start())

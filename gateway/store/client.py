@@ -1,4 +1,4 @@
-"""Store: one Redis, whether a single server or a Cluster: scripts, ways to send.
+"""Client: one Redis, whether a single server or a Cluster: scripts, ways to send.
 
 Every command sent from here may run twice without harm. The log's appends may not, and go to its
 server itself (`home`), whose writer looks what became of them.
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from gateway.errors import Passing
-from gateway.store.connection import Command, Way
+from gateway.errors import Unavailable
+from gateway.store.connection import Command, CommandSender
 from gateway.store.keys import MARKER, record_key
 from gateway.store.node import Node, away
 from gateway.store.outage import Outage
 from gateway.store.pools import TIMEOUT, Address
-from gateway.store.topology import Cluster, Single
+from gateway.store.topology import ClusterTopology, StandaloneTopology
 
-log = logging.getLogger("gateway.store.client")
+logger = logging.getLogger("gateway.store.client")
 
 
 _POLLED = "streams of other replicas are read once a second"
@@ -55,16 +55,18 @@ class Script(NamedTuple):
     args: Sequence[Any]
 
 
-class Store:
-    """The way to all that Redis keeps; errors are Passing `store_unavailable`."""
+class RedisClient:
+    """The way to all that Redis keeps; errors are Unavailable `store_unavailable`."""
 
     def __init__(self, url: str = "") -> None:
         self.address = Address.of(url)
-        self.cluster = Cluster(self.address) if self.address.kind == "cluster" else None
-        self._redis: Single | Cluster = self.cluster or Single(self.address)
+        self.cluster = ClusterTopology(self.address) if self.address.kind == "cluster" else None
+        self._redis: StandaloneTopology | ClusterTopology = self.cluster or StandaloneTopology(
+            self.address
+        )
         self._refused = self._redis.refused
         self._mute = Outage(
-            log, f"no wake-ups ({_POLLED})", "wake-ups from other replicas are heard again"
+            logger, f"no wake-ups ({_POLLED})", "wake-ups from other replicas are heard again"
         )
         self._scripts = {
             path.stem: _hashed(path.read_text("utf-8")) for path in _SCRIPTS.glob("*.lua")
@@ -115,11 +117,11 @@ class Store:
         return self._sound(await _on(self._redis.short, commands))
 
     async def attempt(self, commands: Iterable[Command]) -> list[Any]:
-        """Do as `calls`, but with the Passing of what failed in place of its reply."""
+        """Do as `calls`, but with the Unavailable of what failed in place of its reply."""
         given = list(commands)
         try:
             replies = await _on(self._redis.short, given)
-        except Passing as error:
+        except Unavailable as error:
             return [error] * len(given)
         return [self._failure(each) if isinstance(each, Exception) else each for each in replies]
 
@@ -134,11 +136,11 @@ class Store:
     async def publish(self, messages: Iterable[tuple[str, str]]) -> None:
         """Send words to channels. They may be lost, and so may the right to send any: whoever needs
         them looks for itself once a second."""
-        with suppress(Passing):
+        with suppress(Unavailable):
             await _on(self._redis.short, [["PUBLISH", *each] for each in messages])
 
     async def hears(self, channel: str) -> None:
-        """Return once a word sent to a channel was heard there; raises Passing."""
+        """Return once a word sent to a channel was heard there; raises Unavailable."""
         try:
             async with (
                 asyncio.timeout(2 * TIMEOUT),
@@ -180,7 +182,7 @@ class Store:
         reply = await self._run(self._redis.short, joined, [len(keys), *keys, *counts, *args])
         return reply[0], reply[1] if len(reply) > 1 else None
 
-    async def _run(self, way: Way, script: tuple[str, str], rest: list[Any]) -> Any:
+    async def _run(self, way: CommandSender, script: tuple[str, str], rest: list[Any]) -> Any:
         replies = await _on(way, [["EVALSHA", script[0], *rest]])
         if isinstance(replies[0], NoScriptError):
             replies = await _on(way, [["EVAL", script[1], *rest]])
@@ -203,7 +205,7 @@ class Store:
                 self._mute.failed(error)
                 await asyncio.sleep(_REST)
             except (RedisError, OSError) as error:
-                log.debug("inbox lost: %s", error)  # Of an outage the lines tell.
+                logger.debug("inbox lost: %s", error)  # Of an outage the lines tell.
                 node.on_trouble(error)
                 await asyncio.sleep(0.2)
 
@@ -212,7 +214,7 @@ class Store:
         await self._redis.close()
 
     def _sound(self, replies: list[Any]) -> list[Any]:
-        """Return the replies; raises Passing if Redis refused one: it is not the caller's fault."""
+        """Return the replies; Unavailable if Redis refused one: not the caller's fault."""
         for reply in replies:
             if isinstance(reply, Exception):
                 raise self._failure(reply)
@@ -220,18 +222,18 @@ class Store:
             self._refused.passed()
         return replies
 
-    def _failure(self, error: Exception) -> Passing:
+    def _failure(self, error: Exception) -> Unavailable:
         if not isinstance(error, ResponseError):
             return away(error)
         self._refused.failed(error)
-        return Passing("store_unavailable", reason=str(error)[:200])
+        return Unavailable("store_unavailable", reason=str(error)[:200])
 
 
 def _hashed(text: str) -> tuple[str, str]:
     return hashlib.sha1(text.encode()).hexdigest(), text
 
 
-async def _on(way: Way, commands: Iterable[Command]) -> list[Any]:
+async def _on(way: CommandSender, commands: Iterable[Command]) -> list[Any]:
     try:
         return await way.send(commands)
     except (RedisError, OSError) as error:

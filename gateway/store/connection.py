@@ -1,4 +1,4 @@
-"""Line: one Redis connection on which the commands of many callers travel together.
+"""Connection: one Redis connection on which the commands of many callers travel together.
 
 While one batch is in flight, what others want gathers and becomes the next one: no caller waits for
 a timer, a rush costs few round trips, and connections do not grow with callers.
@@ -38,7 +38,7 @@ _KINDS: dict[str, type[ResponseError]] = {
 _REDIRECTIONS = {"MOVED": MovedError, "ASK": AskError}
 
 
-class Way(Protocol):
+class CommandSender(Protocol):
     """Where commands are sent: a line to one server, or a route to many."""
 
     async def send(self, commands: Iterable[Command]) -> list[Any]:
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     generation: int | None
 
 
-class Line:
+class PipelinedConnection:
     """Sends what callers give it, in their order; `timeout` is in seconds, for one batch.
 
     A command whose connection broke is not sent again, as it may have run; with `once_more` it is,
@@ -224,7 +224,7 @@ class _Link(Protocol):
         """Send bytes and return that many replies, errors among them; raises RedisError."""
 
 
-class _Wire(asyncio.Protocol):
+class _SocketTransport(asyncio.Protocol):
     """The socket of a connection that redis-py has made: TLS, AUTH, SELECT, Sentinel are its work.
 
     From then on replies are parsed where they arrive, with one wake-up for a batch instead of one
@@ -272,7 +272,7 @@ class _Wire(asyncio.Protocol):
             self._waiter.set_exception(error)
 
 
-class _Slow:
+class _StreamTransport:
     """A connection that has no socket: the embedded store."""
 
     def __init__(self, connection: AbstractConnection) -> None:
@@ -292,7 +292,11 @@ class _Slow:
 
 def _link(connection: AbstractConnection) -> _Link:
     transport: Any = getattr(getattr(connection, "_writer", None), "transport", None)
-    return _Wire(transport) if hasattr(transport, "set_protocol") else _Slow(connection)
+    return (
+        _SocketTransport(transport)
+        if hasattr(transport, "set_protocol")
+        else _StreamTransport(connection)
+    )
 
 
 def _error(message: str) -> ResponseError:

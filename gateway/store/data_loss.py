@@ -1,4 +1,4 @@
-"""Memory: since when each Redis server remembers.
+"""Data loss: since when each Redis server remembers.
 
 A marker on each server holds the server's time when it was set. It is set once, and kept alive by
 the beats of all replicas; a marker that is another one than before tells that a server lost all
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gateway.errors import Passing
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
 from gateway.store.keys import DAY
 
 _PATIENCE = 0.05  # Of a lease: a server that is slow must not hold up the beat.
 
 
-class Memory:
+class DataLossDetector:
     """The markers as this replica sees them; `lease` is in seconds."""
 
-    def __init__(self, store: Store, lease: float) -> None:
+    def __init__(self, store: RedisClient, lease: float) -> None:
         self._store = store
         self._patience = lease * _PATIENCE
         self._seen: dict[str, bytes] = {}
@@ -54,7 +54,7 @@ class Memory:
     async def _renew(self, marker: str) -> None:
         try:
             value = await self._set(marker)
-        except Passing:
+        except Unavailable:
             return  # Nothing is known, so nothing changed.
         if self._seen.get(marker, value) != value:
             self._lost.add(marker)

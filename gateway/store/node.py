@@ -14,19 +14,19 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from gateway.errors import Passing
-from gateway.store.connection import Command, Line
+from gateway.errors import Unavailable
+from gateway.store.connection import Command, PipelinedConnection
 from gateway.store.outage import Outage, words_of
 from gateway.store.pools import TIMEOUT
 
-log = logging.getLogger("gateway.store.node")
+logger = logging.getLogger("gateway.store.node")
 
 _CALM = 5.0  # Seconds in which Redis refuses nothing, until that is said.
 
 
 def refusals() -> Outage:
     """Return what notes the commands that Redis refuses: a full one does, ten times a second."""
-    return Outage(log, "the store refuses commands", "the store refuses nothing any more", _CALM)
+    return Outage(logger, "the store refuses commands", "the store refuses nothing any more", _CALM)
 
 
 class Node:
@@ -35,8 +35,8 @@ class Node:
     def __init__(self, pool: ConnectionPool, name: str = "", refused: Outage | None = None) -> None:
         self.name = name
         who = f"the store {name}".rstrip()
-        outage = Outage(log, f"{who} does not answer", f"{who} answers again")
-        line = partial(Line, pool, outage=outage)
+        outage = Outage(logger, f"{who} does not answer", f"{who} answers again")
+        line = partial(PipelinedConnection, pool, outage=outage)
         self.log = line(timeout=TIMEOUT, once_more=False)
         self.short = line(timeout=TIMEOUT, once_more=True)
         self.long = line(timeout=2 * TIMEOUT, once_more=True, together=64)
@@ -57,13 +57,13 @@ class Node:
         return max(self.log.replaced, self.short.replaced, self.promoted)
 
     async def call(self, *command: Any) -> Any:
-        """Send one command to this very server and return its reply; raises Passing."""
+        """Send one command to this very server and return its reply; raises Unavailable."""
         try:
             (reply,) = await self.short.send([command])
         except (RedisError, OSError) as error:
             raise away(error) from error
         if isinstance(reply, ResponseError):
-            raise Passing("store_unavailable", reason=str(reply)[:200])
+            raise Unavailable("store_unavailable", reason=str(reply)[:200])
         return reply
 
     async def append(self, commands: Sequence[Command], generation: int) -> list[Any]:
@@ -122,6 +122,6 @@ class Node:
             await manager.aclose()
 
 
-def away(error: Exception) -> Passing:
+def away(error: Exception) -> Unavailable:
     """Return what a caller is told where Redis does not answer."""
-    return Passing("store_unavailable", reason=words_of(error))
+    return Unavailable("store_unavailable", reason=words_of(error))

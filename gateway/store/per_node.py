@@ -1,4 +1,4 @@
-"""Crew: one worker for each Redis server, so that none waits for another's server.
+"""Per node: one worker for each Redis server, so that none waits for another's server.
 
 A single Redis has a crew of one. In a Cluster a worker is made when its server is first needed.
 """
@@ -20,7 +20,7 @@ class Worker(Protocol):
 W = TypeVar("W", bound=Worker)
 
 
-class Crew(Generic[W]):
+class PerNodeTasks(Generic[W]):
     """The workers of all servers; `run` is their only owner."""
 
     def __init__(self, make: Callable[[Node], W]) -> None:

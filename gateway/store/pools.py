@@ -1,4 +1,4 @@
-"""Address: what GATEWAY_REDIS_URL says, and the connections that follow from it.
+"""Pools: what GATEWAY_REDIS_URL says, and the connections that follow from it.
 
     redis://[user:password@]host[:port][/db]                  rediss:// with TLS
     unix://[user:password@]/path/of/the/socket[?db=0]

@@ -1,15 +1,15 @@
-"""Majority: what more than half of several copies say; any two majorities share a copy."""
+"""Quorum: what more than half of several copies say; any two majorities share a copy."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 
 T = TypeVar("T")
 
 
-class Majority:
+class Quorum:
     """Asks all copies of something, and goes on as soon as enough have answered."""
 
     def __init__(self, copies: int) -> None:
@@ -31,7 +31,7 @@ class Majority:
             self._tasks.add(task)
             task.add_done_callback(self._answered)
         answers: list[T] = []
-        failure: BaseException = Passing("store_unavailable")
+        failure: BaseException = Unavailable("store_unavailable")
         while left and (all_of_them or len(answers) < self.size):
             done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -1,4 +1,4 @@
-"""Route: sends each command of many to the server of a Redis Cluster that has its key.
+"""Routing: sends each command of many to the server of a Redis Cluster that has its key.
 
 Commands in a row on keys of one slot are one unit: they go together, in their order, and so do
 those without a key of their own (TIME, PUBLISH) next to them. What a server refuses is sent on, and
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError, TryAgainError
 
-from gateway.store.connection import Command, Way
+from gateway.store.connection import Command, CommandSender
 from gateway.store.node import Node
 
 _PAUSE = 0.03
@@ -30,7 +30,7 @@ _KEYLESS = frozenset(
 _REFUSALS = (MovedError, AskError, TryAgainError)
 
 
-class Map(Protocol):
+class SlotMap(Protocol):
     """What a route must know of the Cluster."""
 
     def of_slot(self, slot: int) -> Node:
@@ -56,7 +56,7 @@ class Map(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Unit:
+class SlotBatch:
     """Commands that travel together; `asked` is where an ASK sent those that are `left`."""
 
     slot: int | None
@@ -67,7 +67,7 @@ class Unit:
     replies: list[Any] = field(default_factory=list)
     left: list[int] | None = None  # The numbers of those that are to be sent, None: all.
 
-    def home(self, known: Map) -> Node:
+    def home(self, known: SlotMap) -> Node:
         """Return where it goes next."""
         if self.asked is not None:
             return self.asked
@@ -119,9 +119,9 @@ class Unit:
         return range(len(self.commands)) if self.left is None else self.left
 
 
-def split(commands: Iterable[Command]) -> list[Unit]:
+def split(commands: Iterable[Command]) -> list[SlotBatch]:
     """Return the commands as units, in their order."""
-    units: list[Unit] = []
+    units: list[SlotBatch] = []
     loose: list[Command] = []
     for command in commands:
         slot = slot_of(command)
@@ -131,12 +131,12 @@ def split(commands: Iterable[Command]) -> list[Unit]:
             units[-1].commands += [*loose, command]
             loose = []
         else:
-            units.append(Unit(slot, [*loose, command]))
+            units.append(SlotBatch(slot, [*loose, command]))
             loose = []
     if units:
         units[-1].commands += loose
     elif loose:
-        units.append(Unit(None, loose))
+        units.append(SlotBatch(None, loose))
     return units
 
 
@@ -154,15 +154,15 @@ def _word(command: Command) -> str:
     return str(word.decode() if isinstance(word, bytes) else word).upper()
 
 
-class Route(Way):
-    """One kind of line to all servers; `once_more` as with a Line.
+class ClusterRouter(CommandSender):
+    """One kind of line to all servers; `once_more` as with a PipelinedConnection.
 
     `patience` is in seconds: for how long a refusal that will pass, as a slot's move, is tried on.
     Where a server is away its error stands in place of each of its replies, so that what others
     answered is not lost.
     """
 
-    def __init__(self, known: Map, line: str, *, once_more: bool, patience: float) -> None:
+    def __init__(self, known: SlotMap, line: str, *, once_more: bool, patience: float) -> None:
         self._map = known
         self._line = line
         self._once_more = once_more
@@ -184,8 +184,8 @@ class Route(Way):
                 break
         return [reply for unit in units for reply in unit.replies]
 
-    async def _round(self, units: list[Unit]) -> None:
-        groups: dict[Node, list[Unit]] = {}
+    async def _round(self, units: list[SlotBatch]) -> None:
+        groups: dict[Node, list[SlotBatch]] = {}
         for unit in units:
             unit.tried = unit.home(self._map)
             groups.setdefault(unit.tried, []).append(unit)
@@ -195,8 +195,8 @@ class Route(Way):
         else:
             await asyncio.gather(*(self._ask(node, some) for node, some in groups.items()))
 
-    async def _ask(self, node: Node, units: list[Unit]) -> None:
-        way: Way = getattr(node, self._line)
+    async def _ask(self, node: Node, units: list[SlotBatch]) -> None:
+        way: CommandSender = getattr(node, self._line)
         try:
             replies = await way.send([each for unit in units for each in unit.packed])
         except (RedisError, OSError) as error:
@@ -211,7 +211,7 @@ class Route(Way):
             unit.answer(replies[start:end])
             start = end
 
-    async def _again(self, units: list[Unit]) -> list[Unit]:
+    async def _again(self, units: list[SlotBatch]) -> list[SlotBatch]:
         """Return what is to be sent again: it did not run there, or may run twice."""
         again = [unit for unit in units if self._redirected(unit)]
         if any(unit.first(TryAgainError) or unit.turns > _TURNS for unit in again):
@@ -224,7 +224,7 @@ class Route(Way):
                 await self._map.refreshed()
         return again + [unit for unit in failed if unit.home(self._map) is not unit.tried]
 
-    def _redirected(self, unit: Unit) -> bool:
+    def _redirected(self, unit: SlotBatch) -> bool:
         """Whether a server refused it because another has its slot, or will have."""
         assert unit.tried is not None
         unit.asked = None

@@ -1,4 +1,4 @@
-"""Cluster: the servers of a Redis Cluster, and which of them has which slot.
+"""Topology: the servers there are, and which of them has which slot of a Redis Cluster.
 
 The map is redis-py's reckoning of slots over lines of our own, not its RedisCluster: that one
 hides over which connection a command went, and sends again what may have run. It is learned from
@@ -23,12 +23,12 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from gateway.store.connection import Way
+from gateway.store.connection import CommandSender
 from gateway.store.node import Node, away, refusals
 from gateway.store.pools import Address
-from gateway.store.routing import Route
+from gateway.store.routing import ClusterRouter
 
-log = logging.getLogger("gateway.store.topology")
+logger = logging.getLogger("gateway.store.topology")
 
 Range = tuple[int, int, Node, list[Node]]  # First and last slot, master, replicas.
 
@@ -49,7 +49,7 @@ def tag(slot: int) -> str:
     return f"{{{number}}}"
 
 
-class Single:
+class StandaloneTopology:
     """A Redis that is one server: every key is at home there."""
 
     books = ("",)
@@ -59,9 +59,9 @@ class Single:
         self._node = Node(address.pool(), address.name)
         self.refused = self._node.refused
         self.masters: Sequence[Node] = (self._node,)
-        self.log: Way = self._node.log
-        self.short: Way = self._node.short
-        self.long: Way = self._node.long
+        self.log: CommandSender = self._node.log
+        self.short: CommandSender = self._node.short
+        self.long: CommandSender = self._node.long
 
     def home(self, key: str) -> Node:
         """Return the server that has a key."""
@@ -85,8 +85,8 @@ class Single:
         await self._node.close()
 
 
-class Cluster:
-    """All servers of a Cluster, each found by the keys it has; see `Single` for one server."""
+class ClusterTopology:
+    """All servers of a Cluster, each found by its keys; see `StandaloneTopology` for one server."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -105,9 +105,9 @@ class Cluster:
         self._seeds = [self._node(host, port) for host, port in address.hosts]
         self.books = tuple(tag((2 * n + 1) * SLOTS // (2 * _COPIES)) for n in range(_COPIES))
         # A log that is half moved must not hold up the others of its server.
-        self.log: Way = Route(self, "log", once_more=False, patience=0.1)
-        self.short: Way = Route(self, "short", once_more=True, patience=1.0)
-        self.long: Way = Route(self, "long", once_more=True, patience=1.0)
+        self.log: CommandSender = ClusterRouter(self, "log", once_more=False, patience=0.1)
+        self.short: CommandSender = ClusterRouter(self, "short", once_more=True, patience=1.0)
+        self.long: CommandSender = ClusterRouter(self, "long", once_more=True, patience=1.0)
 
     # Who has what
 
@@ -145,7 +145,7 @@ class Cluster:
         return self._markers.get(self.home(key), self.books[0])
 
     async def shards(self) -> list[tuple[Node, list[Node]]]:
-        """Return the masters, each with its replicas; raises Passing."""
+        """Return the masters, each with its replicas; raises Unavailable."""
         try:
             await self.refreshed()
         except (RedisError, OSError) as error:
@@ -256,7 +256,7 @@ class Cluster:
         for node in demoted:
             # Should it become a master again, it may know less: the same connection must not
             # make us believe that nothing happened.
-            log.info("%s is no master any more", node.name)
+            logger.info("%s is no master any more", node.name)
             self._spawn(node.close())
 
     def _note_promoted(self, nodes: Iterable[Node]) -> None:
@@ -283,7 +283,7 @@ class Cluster:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.debug("the map of the cluster is not renewed: %s", error)
+            logger.debug("the map of the cluster is not renewed: %s", error)
 
     async def close(self) -> None:
         """Close all connections."""

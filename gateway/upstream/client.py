@@ -1,4 +1,4 @@
-"""Upstream: asking for a completion, and the way to the bytes of its answer."""
+"""Client: asking for a completion, and the way to the bytes of its answer."""
 
 import asyncio
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from gateway.upstream.answers import ERRORS, Chunks, opened
 from gateway.upstream.failures import unanswered
 from gateway.upstream.transport import Body, Message, Reply, Transport
 
-__all__ = ["Asking", "Asks", "Chunks", "Upstream"]
+__all__ = ["Asking", "Chunks", "Upstream", "UpstreamRequest"]
 
 _HEADERS = {
     "Content-Type": "application/json",
@@ -23,7 +23,7 @@ _HEADERS = {
 }
 
 
-class Asks(Protocol):
+class UpstreamRequest(Protocol):
     """What a run gets its answer from: a new request, or the rest of one that was sent before."""
 
     def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager[Chunks]:
@@ -51,7 +51,7 @@ class Upstream:
         except ERRORS as error:
             raise unanswered(error) from error
 
-    def reattach(self, preset: Preset, seen: Iterable[Event]) -> Asks | None:
+    def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
         """Return the way to an answer's rest, at no further price; None if there is none.
 
         A chat completion is lost with its connection. One that is kept by the upstream, as a

@@ -1,4 +1,4 @@
-"""Words: what an upstream said, as a log and a page may have it. The one way for it to either.
+"""Messages: what an upstream said, as a log and a page may have it. The one way for it to either.
 
 On one line, without what a terminal would obey, bounded, and without our keys: an upstream quotes
 the request that it refuses, and some quote its headers.

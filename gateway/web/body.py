@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MANY = 500  # No request has as many members; each costs more here than in a parser written in C.
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 
 class Body:
-    """The members of a JSON object: what each means (`values`) and its text; raises Refusal."""
+    """The members of a JSON object: what each means (`values`) and its text; raises Rejected."""
 
     def __init__(self, data: bytes) -> None:
         self.values: dict[str, Any] = {}
@@ -42,7 +42,7 @@ class Body:
             raise _no_json(error) from None
 
     def made(self, prepare: Callable[[dict[str, Any]], dict[str, Any]]) -> Asked:
-        """Return the request that a preset makes of it; raises Refusal."""
+        """Return the request that a preset makes of it; raises Rejected."""
         asked = prepare(self.values)
         try:
             same = _utf8(_dumped(asked, sort_keys=True))
@@ -58,10 +58,10 @@ class Body:
 
 
 def _members(text: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield name, value and the value's text of each member; raises ValueError, Refusal."""
+    """Yield name, value and the value's text of each member; raises ValueError, Rejected."""
     at = _after_space(text, 0)
     if text[at : at + 1] != "{":
-        raise Refusal("not_an_object", f"It is a JSON {type(_decoded(text)).__name__}.")
+        raise Rejected("not_an_object", f"It is a JSON {type(_decoded(text)).__name__}.")
     mark, at = "{", _after_space(text, at + 1)
     if text[at : at + 1] == "}":
         mark, at = "}", at + 1
@@ -107,8 +107,8 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _no_json(error: Exception) -> Refusal:
-    return Refusal("not_json", str(error)[:200])
+def _no_json(error: Exception) -> Rejected:
+    return Rejected("not_json", str(error)[:200])
 
 
 def _no_constant(name: str) -> NoReturn:

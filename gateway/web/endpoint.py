@@ -7,16 +7,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import Passing, Refusal
+from gateway.errors import Rejected, Unavailable
 from gateway.web.event_stream import EventStream
 from gateway.web.origins import Origins
 from gateway.web.requests import accepts
-from gateway.web.responses import LongReply, Retry, passing, refusal
+from gateway.web.responses import LongReply, Retry, rejected, unavailable
 
-log = logging.getLogger("gateway.web.endpoint")
+logger = logging.getLogger("gateway.web.endpoint")
 
-Answer = Response | LongReply | EventStream
-Call = Callable[[Request], Awaitable[Answer]]
+AnyResponse = Response | LongReply | EventStream
+Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
 
@@ -39,31 +39,31 @@ class Methods:
             if answer is not None:
                 await answer(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Answer | None:
+    async def _answer(self, request: Request) -> AnyResponse | None:
         try:
             answer = await self._dispatch(request)
         except ClientDisconnect:
             return None
-        except Refusal as error:
-            answer = refusal(error)
-        except Passing as error:
+        except Rejected as error:
+            answer = rejected(error)
+        except Unavailable as error:
             names_stream = request.method == "GET" and accepts(request)[0]
-            answer = passing(error, self._retry, names_stream)
+            answer = unavailable(error, self._retry, names_stream)
         except Exception:
-            log.exception("%s %s broke", request.method, request.url.path)
-            answer = refusal(Refusal("internal"))
+            logger.exception("%s %s broke", request.method, request.url.path)
+            answer = rejected(Rejected("internal"))
         answer.raw_headers += self._origins.cors(request.headers)
         if self._draining():
             answer.raw_headers.append((b"connection", b"close"))
         return answer
 
-    async def _dispatch(self, request: Request) -> Answer:
+    async def _dispatch(self, request: Request) -> AnyResponse:
         if request.method == "OPTIONS":
             return self._preflight(request)
         call = self._calls.get(request.method)
         if call is None:
             allowed = ", ".join(self._calls)
-            raise Refusal("method_not_allowed", f"Allowed: {allowed}.", {"Allow": allowed})
+            raise Rejected("method_not_allowed", f"Allowed: {allowed}.", {"Allow": allowed})
         return await call(request)
 
     def _preflight(self, request: Request) -> Response:

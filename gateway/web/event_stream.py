@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.eventlog.fanout import Tails
+from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
 from gateway.upstream.protocols.chat import Voice
@@ -28,7 +28,7 @@ class EventStream:
 
     status_code = 200
 
-    def __init__(self, tails: Tails, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
+    def __init__(self, tails: Fanout, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
         self._tails = tails
         self._viewer = viewer

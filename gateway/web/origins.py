@@ -7,7 +7,7 @@ It must start nothing. CORS does not stop the request, only the reading of its a
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -20,22 +20,22 @@ class Origins:
         self._public = _authority(public_url) if public_url else None
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Raise Refusal unless the request comes from a page of ours, or from no page at all."""
+        """Raise Rejected unless the request comes from a page of ours, or from no page at all."""
         origin = headers.get("origin")
         if origin is not None:
             if not self._ours(origin, headers.get("host", "")):
-                raise Refusal("foreign_origin", f"List {origin[:100]} in GATEWAY_ALLOWED_ORIGINS.")
+                raise Rejected("foreign_origin", f"List {origin[:100]} in GATEWAY_ALLOWED_ORIGINS.")
         elif headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
-            raise Refusal("foreign_origin", "The request comes from another site.")
+            raise Rejected("foreign_origin", "The request comes from another site.")
 
     def check_stream(self, headers: Mapping[str, str]) -> None:
-        """Raise Refusal also for what is no script's request: an image, a link, a prefetch."""
+        """Raise Rejected also for what is no script's request: an image, a link, a prefetch."""
         self.check(headers)
         purpose = headers.get("sec-purpose", "") + headers.get("purpose", "")
         if "prefetch" in purpose or "prerender" in purpose:
-            raise Refusal("prefetch")
+            raise Rejected("prefetch")
         if headers.get("sec-fetch-dest", "empty") != "empty":
-            raise Refusal("not_a_stream_request", "Open it with new EventSource(url) or fetch.")
+            raise Rejected("not_a_stream_request", "Open it with new EventSource(url) or fetch.")
 
     def cors(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         """Return the response headers that let a page of ours on another origin read the answer."""

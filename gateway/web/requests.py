@@ -6,7 +6,7 @@ from base64 import urlsafe_b64encode
 from starlette.requests import Request
 
 from gateway.auth.cookies import Cookies
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from gateway.web.body import Body
 
 _PARTS = 64  # Of an Accept that are looked at.
@@ -46,30 +46,30 @@ def last_event_id(request: Request) -> str:
 
 
 def idempotency_key(request: Request) -> str:
-    """Return the Idempotency-Key, "" for none; raises Refusal if it is not usable."""
+    """Return the Idempotency-Key, "" for none; raises Rejected if it is not usable."""
     key = request.headers.get("idempotency-key", "")
     if len(key) > 255 or not key.isprintable():
-        raise Refusal("bad_idempotency_key", "At most 255 printable characters.")
+        raise Rejected("bad_idempotency_key", "At most 255 printable characters.")
     return key
 
 
-def keyed_stream(subject: str, preset: str, key: str) -> str:
+def idempotent_stream_id(subject: str, preset: str, key: str) -> str:
     """Return the stream that an Idempotency-Key names: no second lookup, no second key."""
     digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
     return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
 async def body_of(request: Request, limit: int) -> Body:
-    """Return the JSON object of a request of at most `limit` bytes; raises Refusal."""
+    """Return the JSON object of a request of at most `limit` bytes; raises Rejected."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind == "application/json" or kind.endswith("+json")):
-        raise Refusal("unsupported_media_type", "Send Content-Type: application/json.")
+        raise Rejected("unsupported_media_type", "Send Content-Type: application/json.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Refusal("unsupported_media_type", "Send the body without Content-Encoding.")
-    too_large = Refusal("body_too_large", f"The limit is {limit} bytes.")
+        raise Rejected("unsupported_media_type", "Send the body without Content-Encoding.")
+    too_large = Rejected("body_too_large", f"The limit is {limit} bytes.")
     length = request.headers.get("content-length") or "0"
     if not (length.isascii() and length.isdigit()):
-        raise Refusal("bad_request", "Its Content-Length is no number.")
+        raise Rejected("bad_request", "Its Content-Length is no number.")
     if len(length) > 18 or int(length) > limit:
         raise too_large
     body = bytearray()  # Adding to bytes would copy them for each of many small pieces.

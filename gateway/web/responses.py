@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import Passing, Refusal
+from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.records import Created
 from gateway.sse import retry
 
@@ -110,12 +110,12 @@ def nothing_more() -> Response:
     return Response(None, 204, {"Cache-Control": "no-store"})
 
 
-def refusal(error: Refusal) -> Response:
+def rejected(error: Rejected) -> Response:
     """Return a refusal as a problem (RFC 9457) with its stable code."""
     return _problem(error.status, error.code, error.title, error.detail, error.headers)
 
 
-def passing(error: Passing, times: Retry, names_stream: bool) -> Response:
+def unavailable(error: Unavailable, times: Retry, names_stream: bool) -> Response:
     """Return what will pass: 200 and a retry to an EventSource's GET, 503 or 429 to others."""
     if names_stream:
         body = times.line() + b": %s\n" % error.code.encode()

@@ -16,18 +16,18 @@ from gateway.auth.base import Authenticator
 from gateway.auth.tickets import Ticket, Tickets
 from gateway.config.presets import Preset
 from gateway.config.settings import Settings
-from gateway.errors import Passing, Refusal
-from gateway.eventlog.entries import Position
-from gateway.eventlog.fanout import Tails
+from gateway.errors import Rejected, Unavailable
+from gateway.eventlog.entries import EventId
+from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.records import FINAL, VERSION, Created, Record, Records
 from gateway.runs.endings import state_of
 from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
-from gateway.runs.snapshot import Answers
-from gateway.runs.supervisor import Replica
-from gateway.store.client import Store
+from gateway.runs.snapshot import CompletionSnapshots
+from gateway.runs.supervisor import RunSupervisor
+from gateway.store.client import RedisClient
 from gateway.web.body import Asked
-from gateway.web.endpoint import Answer, Call, Methods
+from gateway.web.endpoint import AnyResponse, Call, Methods
 from gateway.web.event_stream import EventStream
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
@@ -36,7 +36,7 @@ from gateway.web.requests import (
     body_of,
     cookies_of,
     idempotency_key,
-    keyed_stream,
+    idempotent_stream_id,
     last_event_id,
 )
 from gateway.web.responses import LongReply, Retry, issued, nothing_more, reply
@@ -48,10 +48,10 @@ class Routes:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: RedisClient,
         records: Records,
-        tails: Tails,
-        replica: Replica,
+        tails: Fanout,
+        replica: RunSupervisor,
         authenticator: Authenticator,
     ) -> None:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
@@ -64,7 +64,7 @@ class Routes:
         self._store = store
         self._records = records
         self._tails = tails
-        self._answers = Answers(store, tails, settings.replay_bytes // 2)
+        self._answers = CompletionSnapshots(store, tails, settings.replay_bytes // 2)
         self._authenticator = authenticator
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -90,7 +90,7 @@ class Routes:
         """Return the answer to every other URL."""
 
         async def nowhere(request: Request) -> NoReturn:
-            raise Refusal("not_found")
+            raise Rejected("not_found")
 
         methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
         return self._methods(**dict.fromkeys(methods, nowhere))
@@ -100,7 +100,7 @@ class Routes:
 
     # Tickets
 
-    async def create(self, request: Request) -> Answer:
+    async def create(self, request: Request) -> AnyResponse:
         """POST /tickets: cache a request and return its ticket, or the stream itself."""
         self.origins.check(request.headers)
         subject = await self._subject(request)
@@ -108,13 +108,13 @@ class Routes:
         preset = self._preset(name)
         at_once = accepts(request)[0]
         if at_once and self.replica.draining:
-            raise Passing("draining")
+            raise Unavailable("draining")
         key = idempotency_key(request)
-        position = Position.parse(last_event_id(request)) if at_once else None
+        position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._records.limits.check(subject, claims=not key)
         made = (await body_of(request, self._settings.max_body)).made(preset.prepare)
-        stream_id = keyed_stream(subject, name, key) if key else self._records.new_stream()
+        stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
             begun = stream_id if key else await self._repeats.find(request_name, position)
@@ -126,7 +126,7 @@ class Routes:
         else:
             created = await self._records.create(stream_id, subject, name, *made)
         if created.digest != made.digest:
-            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(stream_id, subject, created.issued)
         url = self._stream_url(request, ticket)
         if at_once:
@@ -139,7 +139,7 @@ class Routes:
         """Store a request, or find what its key has begun: that needs no room."""
         try:
             return await self._records.create(stream_id, subject, preset, *made)
-        except Passing as error:
+        except Unavailable as error:
             known = await self._records.created(stream_id) if error.of_room else None
             if known is None:
                 raise
@@ -156,21 +156,21 @@ class Routes:
             if await request.is_disconnected():
                 raise ClientDisconnect
             return created
-        except (Passing, ClientDisconnect):
+        except (Unavailable, ClientDisconnect):
             await self._repeats.forget(name, stream_id)
             raise
 
-    async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> Answer:
+    async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> AnyResponse:
         """Go on with the stream that a request has begun; never begin another."""
         record = await self._records.read(begun) if begun else None
         if record is None or record.state == "cached":
             # Its caller has seen events of it, so it was paid for, and has gone or is to come back.
             owed = begun and self.replica.owes(begun)
             if owed or (begun and await self._records.may_be_forgotten(begun, 0)):
-                raise Passing("not_yet")
-            raise Refusal("log_expired", "Without Last-Event-ID it is a new request.")
+                raise Unavailable("not_yet")
+            raise Rejected("log_expired", "Without Last-Event-ID it is a new request.")
         if record.digest != digest:
-            raise Refusal("idempotency_mismatch", "Take a new key for a new request.")
+            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
         ticket = self.tickets.issue(begun, subject, record.issued)
         url = self._stream_url(request, ticket)
         return await self._open_at(url, request, self.tickets.verify(ticket), subject)
@@ -178,11 +178,13 @@ class Routes:
     def _stream_url(self, request: Request, ticket: str) -> str:
         return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
 
-    async def _open_at(self, url: str, request: Request, ticket: Ticket, subject: str) -> Answer:
+    async def _open_at(
+        self, url: str, request: Request, ticket: Ticket, subject: str
+    ) -> AnyResponse:
         """Open a stream for a caller who does not know its URL yet."""
         try:
             answer = await self._open(request, ticket, subject)
-        except Passing as error:  # Its claim may go on, and be paid for: it must be found.
+        except Unavailable as error:  # Its claim may go on, and be paid for: it must be found.
             error.headers["Content-Location"] = url
             raise
         answer.raw_headers.append((b"content-location", url.encode()))
@@ -190,25 +192,25 @@ class Routes:
 
     # Streams
 
-    async def stream(self, request: Request) -> Answer:
+    async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""
         self.origins.check_stream(request.headers)
         subject = await self._subject(request)
         if not accepts(request)[1]:
-            raise Refusal("not_acceptable", "Send Accept: text/event-stream.")
+            raise Rejected("not_acceptable", "Send Accept: text/event-stream.")
         return await self._open(request, self._ticket(request, subject), subject)
 
-    async def _open(self, request: Request, ticket: Ticket, subject: str) -> Answer:
+    async def _open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
         wanted = last_event_id(request)
         record = await self._record(ticket, subject, wanted)
         if record is None or (wanted and wanted == record.end_id):
             return nothing_more()
         if self.replica.draining:
-            raise Passing("draining")
+            raise Unavailable("draining")
         if self._tails.viewers >= self._settings.max_streams:
-            raise Passing("overloaded")  # Before anything is paid for that it could not show.
+            raise Unavailable("overloaded")  # Before anything is paid for that it could not show.
         leave = self._records.limits.seat(subject)
-        answer: Answer | None = None
+        answer: AnyResponse | None = None
         try:
             answer = await self._watch(request, record, wanted)
         finally:
@@ -218,18 +220,22 @@ class Routes:
                 leave()
         return answer
 
-    async def _watch(self, request: Request, record: Record, wanted: str) -> Answer:
+    async def _watch(self, request: Request, record: Record, wanted: str) -> AnyResponse:
         if record.state == "cached":
             record = await self._redeem(record)
         if self._tails.superseded(record.stream_id, record.epoch):
-            raise Passing("not_yet")  # Its position is in a log that this replica does not see yet.
+            raise Unavailable(
+                "not_yet"
+            )  # Its position is in a log that this replica does not see yet.
         owner = record.owner if record.running else ""
-        position = Position.parse(wanted)
+        position = EventId.parse(wanted)
         viewer = await self._tails.attach(record.stream_id, owner, position, record.subject)
         if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
             self._tails.detach(viewer)  # The log went before the record did.
             if not await self._records.outlives_log(record.stream_id):
-                raise Passing("not_yet")  # A failover lies between the two looks, or is under way.
+                raise Unavailable(
+                    "not_yet"
+                )  # A failover lies between the two looks, or is under way.
             _unless_reconnect(wanted)
             return nothing_more()
         text = request.query_params.get("format") == "text"
@@ -238,22 +244,22 @@ class Routes:
     async def _redeem(self, record: Record) -> Record:
         preset = self._settings.preset(record.preset)
         if preset is None:
-            raise Passing("newer_record", f"This replica has no preset {record.preset}.")
+            raise Unavailable("newer_record", f"This replica has no preset {record.preset}.")
         verdict = "expired"
         if not record.expired or self.replica.runs(record.stream_id):
             verdict = await self.replica.redeem(record, preset)
         if verdict == "expired":
             if self._records.just_reached(record.stream_id):
-                raise Passing("not_yet")  # A failover may have lost its claim.
-            raise Refusal("ticket_expired", "Ask for a new one.")
+                raise Unavailable("not_yet")  # A failover may have lost its claim.
+            raise Rejected("ticket_expired", "Ask for a new one.")
         if verdict == "claimed":
             return replace(record, state="starting", owner=self._records.replica)
         found = await self._records.read(record.stream_id)
         if found is None or found.state == "cached":
-            raise Passing("not_yet")
+            raise Unavailable("not_yet")
         return found
 
-    async def cancel(self, request: Request) -> Answer:
+    async def cancel(self, request: Request) -> AnyResponse:
         """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
         self.origins.check(request.headers)
         subject = await self._subject(request)
@@ -261,10 +267,10 @@ class Routes:
         assert record is not None
         state = await self.replica.cancel(record)
         if state == "missing":
-            raise Refusal("log_expired")
+            raise Rejected("log_expired")
         return reply({"state": state})
 
-    async def completion(self, request: Request) -> Answer:
+    async def completion(self, request: Request) -> AnyResponse:
         """GET /completion: the answer so far, as one object."""
         self.origins.check(request.headers)
         subject = await self._subject(request)
@@ -283,14 +289,14 @@ class Routes:
 
     # Health
 
-    async def alive(self, request: Request) -> Answer:
+    async def alive(self, request: Request) -> AnyResponse:
         """GET /healthz: the process answers."""
         return reply({"status": "ok"})
 
-    async def ready(self, request: Request) -> Answer:
+    async def ready(self, request: Request) -> AnyResponse:
         """GET /readyz: able to serve."""
         if self.replica.draining:
-            raise Passing("draining")
+            raise Unavailable("draining")
         await can_store(self._records)
         return reply({"status": "ready"})
 
@@ -299,40 +305,40 @@ class Routes:
     async def _subject(self, request: Request) -> str:
         subject = await self._authenticator.subject(request.headers, cookies_of(request))
         if subject is None:
-            raise Refusal("not_authenticated", "Log in, then try again.")
+            raise Rejected("not_authenticated", "Log in, then try again.")
         return subject
 
     def _preset(self, name: str) -> Preset:
         preset = self._settings.preset(name)
         if preset is None:
-            raise Refusal("preset_not_found")
+            raise Rejected("preset_not_found")
         return preset
 
     def _ticket(self, request: Request, subject: str) -> Ticket:
         ticket = self.tickets.verify(request.query_params.get("ticket", ""))
         if not ticket.belongs_to(subject):
-            raise Refusal("ticket_not_found")
+            raise Rejected("ticket_not_found")
         return ticket
 
     async def _record(self, ticket: Ticket, subject: str, wanted: str) -> Record | None:
         """Return the ticket's record; None where a reconnect is to be told that it is over.
 
-        Raises Refusal, and Passing where Redis may only have forgotten it.
+        Raises Rejected, and Unavailable where Redis may only have forgotten it.
         """
         record = await self._records.read(ticket.stream_id)
         if record is not None and record.version > VERSION:
-            raise Passing("newer_record")
+            raise Unavailable("newer_record")
         if record is not None and record.subject != subject:
-            raise Refusal("ticket_not_found")
+            raise Rejected("ticket_not_found")
         if record is not None and record.issued <= ticket.issued:
             self.replica.saw(record)
             return record
         # A younger one: the key was used again, after this ticket had run out or was forgotten.
         lives = record is None and self.replica.owes(ticket.stream_id)
         if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
-            raise Passing("not_yet")
+            raise Unavailable("not_yet")
         if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
-            raise Refusal("ticket_expired", "Ask for a new one.")
+            raise Rejected("ticket_expired", "Ask for a new one.")
         _unless_reconnect(wanted)
         return None
 
@@ -340,4 +346,4 @@ class Routes:
 def _unless_reconnect(wanted: str) -> None:
     """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
     if not wanted:
-        raise Refusal("log_expired", "Ask for a new ticket.")
+        raise Rejected("log_expired", "Ask for a new ticket.")

@@ -26,7 +26,7 @@ from gateway.auth.base import Authenticator, usable
 from gateway.auth.cookies import Cookies
 from gateway.auth.loading import authenticator
 from gateway.auth.session import SignedCookie, signed_cookie
-from gateway.errors import Passing, SettingsError
+from gateway.errors import SettingsError, Unavailable
 from tests.support import SECRET, Process, ask, process, running, settings, until
 
 OLD, NEW = "the app's old secret", "the app's new secret"
@@ -262,7 +262,7 @@ def synchronous(headers: Headers, cookies: Headers) -> Any:
 
 def unable(headers: Headers, cookies: Headers) -> str:
     """One whose database is away."""
-    raise Passing("auth_unavailable")
+    raise Unavailable("auth_unavailable")
 
 
 def named(name: str) -> Authenticator:
@@ -283,7 +283,7 @@ async def test_a_plain_callable_says_who_calls(value: str, subject: str | None) 
 
 
 async def test_a_callable_may_say_that_it_will_pass() -> None:
-    with pytest.raises(Passing, match="auth_unavailable"):
+    with pytest.raises(Unavailable, match="auth_unavailable"):
         await named("unable").subject({}, {})
 
 
@@ -340,7 +340,7 @@ def stuck(headers: Headers, cookies: Headers) -> str:
 
 async def test_a_callable_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.auth.custom._PATIENCE", 0.2)
-    with pytest.raises(Passing, match="TimeoutError"):
+    with pytest.raises(Unavailable, match="TimeoutError"):
         await named("stuck").subject({}, {})
     GO.set()
 
@@ -353,7 +353,7 @@ async def test_only_so_many_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -
     before = threading.active_count()
     asked = [asyncio.create_task(by.subject({}, {})) for _ in range(5)]
     await until(lambda: threading.active_count() == before + 2)
-    with pytest.raises(Passing, match="too many"):
+    with pytest.raises(Unavailable, match="too many"):
         await by.subject({}, {})
     GO.set()
     assert await asyncio.gather(*asked) == ["alice"] * 5

@@ -11,7 +11,7 @@ from itsdangerous import Signer
 
 from gateway.auth import tickets
 from gateway.auth.tickets import Ticket, Tickets
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from gateway.store.keys import new_id
 
 OLD, NEW = "the old secret, long enough", "the new secret, long enough"
@@ -22,7 +22,7 @@ TICKET = Tickets([NEW]).issue(ID, "alice", 1_700_000_000_000)
 
 def refused(ticket: str, *secrets: str) -> bool:
     """Whether a ticket is refused, in the one way that tells nothing."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Rejected) as caught:
         Tickets(secrets or [NEW]).verify(ticket)
     return (caught.value.status, caught.value.code) == (404, "ticket_not_found")
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.config.presets import Preset
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from tests.support import ask
 
 USAGE = {"include_usage": True}
@@ -19,7 +19,7 @@ def preset(**members: Any) -> Preset:
 
 def refused(given: Preset, body: dict[str, Any]) -> str:
     """Return the code that a request is refused with."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Rejected) as caught:
         given.prepare(body)
     assert caught.value.status == 400
     return caught.value.code
@@ -70,7 +70,7 @@ def test_the_list_judges_the_model_that_will_be_asked() -> None:
 
 
 def test_a_refusal_names_the_models_allowed() -> None:
-    with pytest.raises(Refusal, match="a, b"):
+    with pytest.raises(Rejected, match="a, b"):
         preset(models=["a", "b"]).prepare(ask())
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 from gateway.eventlog.entries import End, Seal
 from gateway.eventlog.reader import read_all
 from gateway.eventlog.records import Record, Records
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, DAY, log_key, new_id, record_key, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
@@ -19,14 +19,14 @@ REQUEST = b'{"model":"pretend"}'
 
 
 @pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
     """Both stores, one after the other."""
-    opened = Store(any_redis_url)
+    opened = RedisClient(any_redis_url)
     yield opened
     await opened.close()
 
 
-def replica(store: Store, name: str = "") -> Records:
+def replica(store: RedisClient, name: str = "") -> Records:
     """Return the records as one replica sees them."""
     name = name or new_id()
     return Records(store, name, start_by=60, log_ttl=600, max_run=600, lease=1)
@@ -54,12 +54,12 @@ async def ran_out(records: Records) -> str:
     return stream_id
 
 
-async def log_ids(store: Store, stream_id: str) -> list[str]:
+async def log_ids(store: RedisClient, stream_id: str) -> list[str]:
     """Return the ids of a log's entries."""
     return [entry[0].decode() for entry in await store.call("XRANGE", log_key(stream_id), "-", "+")]
 
 
-async def append(store: Store, stream_id: str, entry_id: str) -> None:
+async def append(store: RedisClient, stream_id: str, entry_id: str) -> None:
     """Append as an owner does."""
     await store.call("XADD", log_key(stream_id), "NOMKSTREAM", entry_id, "1", "frame")
 
@@ -90,7 +90,7 @@ def restored(**more: Any) -> dict[str, Any]:
 
 
 async def test_a_request_is_stored_once_and_the_second_call_tells_what_is_there(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     records, stream_id = replica(store), new_id()
     first = await records.create(stream_id, "alice", "default", REQUEST, "one")
@@ -100,13 +100,13 @@ async def test_a_request_is_stored_once_and_the_second_call_tells_what_is_there(
     assert (await records.claim(stream_id, "n")).request == REQUEST
 
 
-async def test_a_new_ticket_has_the_whole_time_to_be_redeemed(store: Store) -> None:
+async def test_a_new_ticket_has_the_whole_time_to_be_redeemed(store: RedisClient) -> None:
     created = await replica(store).create(new_id(), "alice", "default", REQUEST, "digest")
     assert created.start_by - created.issued == 60_000
     assert created.seconds_left == 60
 
 
-async def test_what_ran_out_unredeemed_is_replaced(store: Store) -> None:
+async def test_what_ran_out_unredeemed_is_replaced(store: RedisClient) -> None:
     records = replica(store)
     stream_id = await ran_out(records)
     created = await records.create(stream_id, "alice", "default", b"new", "other")
@@ -114,7 +114,7 @@ async def test_what_ran_out_unredeemed_is_replaced(store: Store) -> None:
     assert (await records.claim(stream_id, "n")).request == b"new"
 
 
-async def test_what_was_redeemed_is_never_replaced(store: Store) -> None:
+async def test_what_was_redeemed_is_never_replaced(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await store.call("HSET", record_key(stream_id), "start_by", 1)
@@ -126,9 +126,9 @@ async def test_what_was_redeemed_is_never_replaced(store: Store) -> None:
 
 async def test_a_full_redis_takes_no_new_request(own_redis: RedisServer) -> None:
     """It would take it from a script whose first command needs no room, and grow on."""
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     await store.call("CONFIG", "SET", "maxmemory", 1)
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await cached(replica(store))
     assert await store.call("DBSIZE") == 0
     await store.close()
@@ -137,7 +137,7 @@ async def test_a_full_redis_takes_no_new_request(own_redis: RedisServer) -> None
 # claim
 
 
-async def test_one_of_many_racers_becomes_the_owner(store: Store) -> None:
+async def test_one_of_many_racers_becomes_the_owner(store: RedisClient) -> None:
     stream_id = await cached(replica(store))
     racers = [replica(store) for _ in range(20)]
     claims = await asyncio.gather(*(each.claim(stream_id, new_id()) for each in racers))
@@ -146,7 +146,7 @@ async def test_one_of_many_racers_becomes_the_owner(store: Store) -> None:
     assert (await found(racers[0], stream_id)).owner == winners[0].replica
 
 
-async def test_the_same_nonce_again_is_the_same_claim(store: Store) -> None:
+async def test_the_same_nonce_again_is_the_same_claim(store: RedisClient) -> None:
     records = replica(store)
     stream_id = await cached(records)
     first = await records.claim(stream_id, "nonce")
@@ -156,7 +156,7 @@ async def test_the_same_nonce_again_is_the_same_claim(store: Store) -> None:
 
 
 @pytest.mark.parametrize("other", ["nonce", "owner"])
-async def test_a_claim_is_repeated_only_by_its_own_attempt(store: Store, other: str) -> None:
+async def test_a_claim_is_repeated_only_by_its_own_attempt(store: RedisClient, other: str) -> None:
     records = replica(store)
     stream_id = await cached(records)
     await records.claim(stream_id, "nonce")
@@ -164,7 +164,7 @@ async def test_a_claim_is_repeated_only_by_its_own_attempt(store: Store, other: 
     assert (await again.claim(stream_id, "other" if other == "nonce" else "nonce")).epoch == 0
 
 
-async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: Store) -> None:
+async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: RedisClient) -> None:
     """What it named is off all lists: should it die now, nobody would find the stream."""
     late, heir = replica(store), replica(store)
     stream_id = await cached(late)
@@ -176,7 +176,7 @@ async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: Store
     assert (await late.claim(stream_id, "nonce", after.buried)).verdict == "claimed"
 
 
-async def test_a_ticket_that_ran_out_is_not_claimed(store: Store) -> None:
+async def test_a_ticket_that_ran_out_is_not_claimed(store: RedisClient) -> None:
     records = replica(store)
     stream_id = await ran_out(records)
     assert (await records.claim(stream_id, "n")).verdict == "expired"
@@ -184,13 +184,13 @@ async def test_a_ticket_that_ran_out_is_not_claimed(store: Store) -> None:
     assert await log_ids(store, stream_id) == []
 
 
-async def test_what_is_not_there_is_not_claimed(store: Store) -> None:
+async def test_what_is_not_there_is_not_claimed(store: RedisClient) -> None:
     stream_id = new_id()
     assert (await replica(store).claim(stream_id, "n")).verdict == "missing"
     assert await store.call("EXISTS", record_key(stream_id), log_key(stream_id)) == 0
 
 
-async def test_what_redis_forgot_lends_its_epoch_to_nobody(store: Store) -> None:
+async def test_what_redis_forgot_lends_its_epoch_to_nobody(store: RedisClient) -> None:
     """Else what was seen of the one log would be a place in the other one, without a gap."""
     records, stream_id, after = replica(store), new_id(), 2**50
     await records.create(stream_id, "alice", "default", REQUEST, "digest", {"ahead": after})
@@ -217,7 +217,7 @@ async def test_what_redis_forgot_lends_its_epoch_to_nobody(store: Store) -> None
         assert min(each) > after
 
 
-async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: Store) -> None:
+async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: RedisClient) -> None:
     records = replica(store)
     stream_id, far = await cached(records), 2**50
     await store.call("XADD", log_key(stream_id), f"{far}-7", "1", "old")
@@ -236,7 +236,7 @@ async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: Stor
 
 
 async def test_a_stream_is_taken_from_the_owner_that_was_seen_and_from_no_other(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     owner, heir = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
@@ -248,19 +248,19 @@ async def test_a_stream_is_taken_from_the_owner_that_was_seen_and_from_no_other(
     assert await replica(store).takeover(stream_id, owner.replica, "n") is None
 
 
-async def test_a_takeover_fences_the_late_writes_of_the_old_owner(store: Store) -> None:
+async def test_a_takeover_fences_the_late_writes_of_the_old_owner(store: RedisClient) -> None:
     owner, heir = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
     await append(store, stream_id, f"{epoch}-1")
     taken = await heir.takeover(stream_id, owner.replica, "n")
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await append(store, stream_id, f"{epoch}-2")
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{taken}-0"]
     assert await owner.seal(stream_id, epoch, ending(epoch, 1)) == ("fenced", "")
     assert (await owner.hold(stream_id, epoch, restored()))[0] == "fenced"
 
 
-async def test_a_takeover_repeated_by_its_own_attempt_is_one(store: Store) -> None:
+async def test_a_takeover_repeated_by_its_own_attempt_is_one(store: RedisClient) -> None:
     owner, heir = replica(store), replica(store)
     stream_id, _ = await claimed(owner)
     first = await heir.takeover(stream_id, owner.replica, "nonce")
@@ -270,7 +270,7 @@ async def test_a_takeover_repeated_by_its_own_attempt_is_one(store: Store) -> No
 
 
 @pytest.mark.parametrize("state", ["missing", "cached", "sealed"])
-async def test_only_what_runs_is_taken_over(store: Store, state: str) -> None:
+async def test_only_what_runs_is_taken_over(store: RedisClient, state: str) -> None:
     owner = replica(store)
     stream_id = new_id()
     if state == "cached":
@@ -286,7 +286,7 @@ async def test_only_what_runs_is_taken_over(store: Store, state: str) -> None:
 # seal
 
 
-async def test_a_seal_stores_end_state_and_lifetime_in_one_step(store: Store) -> None:
+async def test_a_seal_stores_end_state_and_lifetime_in_one_step(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "done")
@@ -298,7 +298,7 @@ async def test_a_seal_stores_end_state_and_lifetime_in_one_step(store: Store) ->
     assert await store.call("HEXISTS", record_key(stream_id), "request") == 0
 
 
-async def test_a_seal_repeated_is_one(store: Store) -> None:
+async def test_a_seal_repeated_is_one(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     for _ in range(2):
@@ -306,7 +306,7 @@ async def test_a_seal_repeated_is_one(store: Store) -> None:
     assert len(await log_ids(store, stream_id)) == 2
 
 
-async def test_a_cancel_that_came_first_wins_over_the_end(store: Store) -> None:
+async def test_a_cancel_that_came_first_wins_over_the_end(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     assert await records.cancel(stream_id, b"", b"") == ("cancelled", records.replica)
@@ -317,7 +317,9 @@ async def test_a_cancel_that_came_first_wins_over_the_end(store: Store) -> None:
 
 
 @pytest.mark.parametrize("last", [0, 2])
-async def test_a_log_that_is_not_as_the_owner_thinks_is_not_sealed(store: Store, last: int) -> None:
+async def test_a_log_that_is_not_as_the_owner_thinks_is_not_sealed(
+    store: RedisClient, last: int
+) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await append(store, stream_id, f"{epoch}-1")
@@ -325,7 +327,7 @@ async def test_a_log_that_is_not_as_the_owner_thinks_is_not_sealed(store: Store,
     assert (await found(records, stream_id)).running
 
 
-async def test_nobody_but_the_owner_seals(store: Store) -> None:
+async def test_nobody_but_the_owner_seals(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     assert (await replica(store).seal(stream_id, epoch, ending(epoch)))[0] == "fenced"
@@ -337,7 +339,7 @@ async def test_nobody_but_the_owner_seals(store: Store) -> None:
 # cancel
 
 
-async def test_a_cancel_of_a_cached_stream_ends_it_and_nobody_claims_it(store: Store) -> None:
+async def test_a_cancel_of_a_cached_stream_ends_it_and_nobody_claims_it(store: RedisClient) -> None:
     records = replica(store)
     stream_id = await cached(records)
     assert await records.cancel(stream_id, b"event: end\n", b"{}") == ("cancelled", "")
@@ -348,7 +350,9 @@ async def test_a_cancel_of_a_cached_stream_ends_it_and_nobody_claims_it(store: S
     assert (await records.claim(stream_id, "n")).verdict == "attach"
 
 
-async def test_a_cancel_of_a_running_stream_is_stored_and_names_its_owner(store: Store) -> None:
+async def test_a_cancel_of_a_running_stream_is_stored_and_names_its_owner(
+    store: RedisClient,
+) -> None:
     records = replica(store)
     stream_id, _ = await claimed(records)
     for _ in range(2):
@@ -357,14 +361,14 @@ async def test_a_cancel_of_a_running_stream_is_stored_and_names_its_owner(store:
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "interrupted"])
-async def test_a_cancel_of_an_ended_stream_tells_its_end(store: Store, state: str) -> None:
+async def test_a_cancel_of_an_ended_stream_tells_its_end(store: RedisClient, state: str) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await records.seal(stream_id, epoch, ending(epoch, state=state))
     assert await records.cancel(stream_id, b"", b"") == (state, "")
 
 
-async def test_a_cancel_repeated_on_a_cached_stream_writes_one_end(store: Store) -> None:
+async def test_a_cancel_repeated_on_a_cached_stream_writes_one_end(store: RedisClient) -> None:
     records = replica(store)
     stream_id = await cached(records)
     for _ in range(2):
@@ -372,7 +376,7 @@ async def test_a_cancel_repeated_on_a_cached_stream_writes_one_end(store: Store)
     assert len(await log_ids(store, stream_id)) == 1
 
 
-async def test_a_cancel_of_what_ran_out_or_is_missing_changes_nothing(store: Store) -> None:
+async def test_a_cancel_of_what_ran_out_or_is_missing_changes_nothing(store: RedisClient) -> None:
     records = replica(store)
     late, never = await ran_out(records), new_id()
     assert await records.cancel(late, b"", b"") == ("expired", "")
@@ -384,7 +388,7 @@ async def test_a_cancel_of_what_ran_out_or_is_missing_changes_nothing(store: Sto
 # hold
 
 
-async def test_a_hold_writes_again_what_redis_forgot(store: Store) -> None:
+async def test_a_hold_writes_again_what_redis_forgot(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await store.call("DEL", record_key(stream_id), log_key(stream_id))
@@ -396,7 +400,7 @@ async def test_a_hold_writes_again_what_redis_forgot(store: Store) -> None:
 
 
 async def test_a_hold_tells_the_last_entry_and_appends_nothing_to_a_log_that_is_there(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
@@ -406,7 +410,7 @@ async def test_a_hold_tells_the_last_entry_and_appends_nothing_to_a_log_that_is_
     assert len(await log_ids(store, stream_id)) == 2
 
 
-async def test_a_hold_never_takes_back_what_another_owns(store: Store) -> None:
+async def test_a_hold_never_takes_back_what_another_owns(store: RedisClient) -> None:
     owner, heir = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
     taken = await heir.takeover(stream_id, owner.replica, "n")
@@ -418,7 +422,7 @@ async def test_a_hold_never_takes_back_what_another_owns(store: Store) -> None:
 
 
 async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_the_log(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     """Redis forgot the claim, its clock was set back, and somebody claimed the stream again."""
     owner, other = replica(store), replica(store)
@@ -432,7 +436,7 @@ async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_th
     assert (record.state, record.end_id, record.result) == ("starting", "", b"")
 
 
-async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: Store) -> None:
+async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: RedisClient) -> None:
     """Redis forgot a takeover, and the dead owner, who came back, wrote on."""
     old, heir = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
@@ -449,7 +453,7 @@ async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: Store) 
 
 
 async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     old, heir = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
@@ -461,7 +465,7 @@ async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
     assert (await found(heir, stream_id)).state == "done"
 
 
-async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: Store) -> None:
+async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: RedisClient) -> None:
     """Its owner may die before its next beat: what it wrote again must be found."""
     records = replica(store)
     stream_id, epoch = await claimed(records)
@@ -474,7 +478,7 @@ async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: Store) 
     assert named > len(store.books) / 2
 
 
-async def test_a_hold_keeps_a_stored_cancel(store: Store) -> None:
+async def test_a_hold_keeps_a_stored_cancel(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await records.cancel(stream_id, b"", b"")
@@ -482,7 +486,7 @@ async def test_a_hold_keeps_a_stored_cancel(store: Store) -> None:
     assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "cancelled")
 
 
-async def test_a_hold_of_a_sealed_stream_leaves_it_sealed(store: Store) -> None:
+async def test_a_hold_of_a_sealed_stream_leaves_it_sealed(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await records.seal(stream_id, epoch, ending(epoch))
@@ -493,7 +497,9 @@ async def test_a_hold_of_a_sealed_stream_leaves_it_sealed(store: Store) -> None:
 # What a missing record means
 
 
-async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(store: Store) -> None:
+async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(
+    store: RedisClient,
+) -> None:
     records = replica(store)
     stream_id = await cached(records)
     now = (await found(records, stream_id)).now
@@ -511,7 +517,7 @@ async def test_a_missing_record_may_be_forgotten_while_the_connection_is_a_new_o
 ) -> None:
     """However long a failover took, an owner needs time after it to write again what it lost."""
     async with proxied(own_redis) as proxy:
-        store = Store(proxy.url)
+        store = RedisClient(proxy.url)
         records = replica(store)
         now = int((await store.call("TIME"))[0]) * 1000
         await store.call("SET", store.marker_of("stream"), 1, "PX", 60_000)
@@ -526,7 +532,9 @@ async def test_a_missing_record_may_be_forgotten_while_the_connection_is_a_new_o
         await store.close()
 
 
-async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store: Store) -> None:
+async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(
+    store: RedisClient,
+) -> None:
     """A failover loses the last writes, and keeps the marker."""
     records = replica(store)
     stream_id = await cached(records)
@@ -537,7 +545,7 @@ async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(store
     assert not await records.may_be_forgotten(stream_id, now - 3000)
 
 
-async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> None:
+async def test_presence_is_seen_by_others_until_it_runs_out(store: RedisClient) -> None:
     records = replica(store)
     here, nobody = new_id(), new_id()
     await records.presence.show([here], 5)
@@ -556,7 +564,7 @@ async def test_presence_is_seen_by_others_until_it_runs_out(store: Store) -> Non
 @pytest.mark.parametrize(
     "step", ["cached", "claimed", "cancelled", "taken", "held", "sealed", "cancelled at once"]
 )
-async def test_every_key_has_a_ttl_after_every_script(store: Store, step: str) -> None:
+async def test_every_key_has_a_ttl_after_every_script(store: RedisClient, step: str) -> None:
     records, heir = replica(store), replica(store)
     stream_id = await cached(records)
     if step == "cancelled at once":

@@ -7,37 +7,37 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.errors import Passing
-from gateway.eventlog.entries import Entry, Position
-from gateway.eventlog.fanout import Tails
-from gateway.eventlog.fetcher import Follower
+from gateway.errors import Unavailable
+from gateway.eventlog.entries import EntryBatch, EventId
+from gateway.eventlog.fanout import Fanout
+from gateway.eventlog.fetcher import Fetcher
 from gateway.eventlog.pages import Pages, Turns
 from gateway.eventlog.reader import weight
 from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
 from gateway.sse import HEARTBEAT, Event, encode, parse
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import MARKER, inbox, log_key, new_id, presence_key, record_key
 from tests.support import RedisServer, until
 
 EPOCH = 5
 
 
-def entry(first: int, last: int, state: str = "", epoch: int = EPOCH) -> Entry:
+def entry(first: int, last: int, state: str = "", epoch: int = EPOCH) -> EntryBatch:
     """Return an entry with the events first..last."""
     frames = b"".join(
         encode(b"event %d" % seq, b"%d-%d" % (epoch, seq)) for seq in range(first, last + 1)
     )
-    return Entry(Position(epoch, last), last - first + 1, frames, state)
+    return EntryBatch(EventId(epoch, last), last - first + 1, frames, state)
 
 
-def fence(epoch: int = EPOCH) -> Entry:
+def fence(epoch: int = EPOCH) -> EntryBatch:
     """Return the entry that begins an epoch."""
-    return Entry(Position(epoch, 0), 0, b"")
+    return EntryBatch(EventId(epoch, 0), 0, b"")
 
 
-def tail(*entries: Entry) -> Tail:
+def tail(*entries: EntryBatch) -> Tail:
     """Return a tail that this replica feeds."""
     made = Tail("stream", local=True)
     made.entries.replace(entries)
@@ -46,7 +46,7 @@ def tail(*entries: Entry) -> Tail:
 
 def viewer(of: Tail, epoch: int | None = None, seq: int = 0) -> Viewer:
     """Return a viewer at a position, or at the start."""
-    made = Viewer(of, None if epoch is None else Position(epoch, seq))
+    made = Viewer(of, None if epoch is None else EventId(epoch, seq))
     of.viewers.add(made)
     return made
 
@@ -145,7 +145,7 @@ async def test_a_gap_waits_until_there_is_something_to_lead_to() -> None:
 async def test_the_id_of_a_gap_is_a_position_to_go_on_from() -> None:
     of = tail(fence(), entry(1, 2))
     gap = taken(viewer(of, 4, 4))[0]
-    position = Position.parse(gap.id.decode())
+    position = EventId.parse(gap.id.decode())
     assert position is not None
     assert ids(viewer(of, *position)) == ["5-1", "5-2"]
 
@@ -157,7 +157,7 @@ async def test_a_viewer_passes_over_a_fence_without_a_word() -> None:
 
 
 async def test_a_large_log_is_handed_over_in_bounded_pieces() -> None:
-    big = Entry(Position(EPOCH, 1), 1, encode(b"x" * 200_000, b"5-1"))
+    big = EntryBatch(EventId(EPOCH, 1), 1, encode(b"x" * 200_000, b"5-1"))
     of = tail(fence(), *[big] * 10)
     one = viewer(of)
     sizes = []
@@ -235,10 +235,10 @@ async def test_entries_that_are_read_twice_are_shown_once() -> None:
 class Elsewhere:
     """A stream in Redis that another replica writes, and this replica's tails."""
 
-    def __init__(self, store: Store, grace: float = 9) -> None:
+    def __init__(self, store: RedisClient, grace: float = 9) -> None:
         self.store = store
         self.stream_id = new_id()
-        self.tails = Tails(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
+        self.tails = Fanout(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
 
     async def claim(self) -> Records:
         """Let another replica claim it; return that one's records."""
@@ -247,7 +247,7 @@ class Elsewhere:
         await other.claim(self.stream_id, "nonce")
         return other
 
-    async def write(self, *entries: Entry) -> None:
+    async def write(self, *entries: EntryBatch) -> None:
         """Append as its owner does."""
         for each in entries:
             fields = [str(each.number), each.frames]
@@ -255,7 +255,7 @@ class Elsewhere:
             await self.store.call("XADD", log_key(self.stream_id), str(each.last), *fields, *end)
         await self.store.call("PEXPIRE", log_key(self.stream_id), 60_000)
 
-    async def attach(self, position: Position | None = None) -> Viewer:
+    async def attach(self, position: EventId | None = None) -> Viewer:
         """Return a viewer."""
         return await self.tails.attach(self.stream_id, "owner", position)
 
@@ -274,19 +274,19 @@ class Elsewhere:
         return frames
 
 
-def _records(store: Store) -> Records:
+def _records(store: RedisClient) -> Records:
     return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
 
 
-def following(records: Records, tail: Tail) -> Follower:
+def following(records: Records, tail: Tail) -> Fetcher:
     """Return what reads one tail, and announces when it is told to."""
-    return Follower(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+    return Fetcher(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
 
 
 @asynccontextmanager
 async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
     """Follow what runs elsewhere for the length of the block."""
-    store = Store(url)
+    store = RedisClient(url)
     there = Elsewhere(store, grace)
     task = asyncio.create_task(there.tails.follow())
     try:
@@ -301,17 +301,17 @@ async def test_what_was_logged_before_is_there_at_once(any_redis_url: str) -> No
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), *(entry(seq, seq) for seq in range(1, 1101)))
         assert len(await there.all(await there.attach())) == 1100
-        last = await there.attach(Position(EPOCH, 1098))
+        last = await there.attach(EventId(EPOCH, 1098))
         assert await there.all(last) == ["5-1099", "5-1100"]
 
 
 # Who is further behind than what is kept here
 
 
-def large(seq: int, state: str = "", epoch: int = EPOCH, size: int = 50_000) -> Entry:
+def large(seq: int, state: str = "", epoch: int = EPOCH, size: int = 50_000) -> EntryBatch:
     """Return an entry with one event of which two make a page and more."""
     frames = encode(b"%d " % seq + b"x" * size, b"%d-%d" % (epoch, seq))
-    return Entry(Position(epoch, seq), 1, frames, state)
+    return EntryBatch(EventId(epoch, seq), 1, frames, state)
 
 
 def numbered(first: int, last: int, epoch: int = EPOCH) -> list[str]:
@@ -327,7 +327,7 @@ async def test_a_log_of_many_pages_is_read_in_windows_from_any_position(
         await there.write(fence(), *map(large, range(1, 20)), large(20, ended))
         assert await there.all(await there.attach()) == numbered(1, 20)
         for seq in (0, 1, 9, 19, 20):
-            one = await there.attach(Position(EPOCH, seq))
+            one = await there.attach(EventId(EPOCH, seq))
             assert await there.all(one) == numbered(seq + 1, 20)
             assert one.finished is bool(ended)
         assert weight(one.tail.entries) < 200_000
@@ -338,13 +338,11 @@ async def test_a_page_may_begin_and_end_within_what_arrived_together(any_redis_u
     frames = b"".join(large(seq).frames for seq in range(2, 9))
     async with elsewhere(any_redis_url) as there:
         await there.write(
-            fence(), large(1), Entry(Position(EPOCH, 8), 7, frames), large(9), large(10)
+            fence(), large(1), EntryBatch(EventId(EPOCH, 8), 7, frames), large(9), large(10)
         )
         assert await there.all(await there.attach()) == numbered(1, 10)
         for seq in range(1, 10):
-            assert await there.all(await there.attach(Position(EPOCH, seq))) == numbered(
-                seq + 1, 10
-            )
+            assert await there.all(await there.attach(EventId(EPOCH, seq))) == numbered(seq + 1, 10)
 
 
 async def test_a_position_within_an_entry_is_found_behind_one_that_is_larger_than_a_page(
@@ -353,7 +351,7 @@ async def test_a_position_within_an_entry_is_found_behind_one_that_is_larger_tha
     async with elsewhere(any_redis_url) as there:
         together = entry(2, 5)
         await there.write(fence(), large(1, size=200_000), together, *map(large, range(6, 12)))
-        one = await there.attach(Position(EPOCH, 3))
+        one = await there.attach(EventId(EPOCH, 3))
         assert await there.all(one) == numbered(4, 11)
 
 
@@ -362,7 +360,7 @@ async def test_what_comes_while_a_viewer_is_behind_follows_once_and_in_order(
 ) -> None:
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), *map(large, range(1, 10)))
-        slow, late = await there.attach(), await there.attach(Position(EPOCH, 12))
+        slow, late = await there.attach(), await there.attach(EventId(EPOCH, 12))
         got = await there.frames(slow, 100_000)
         for seq in range(10, 20):
             await there.write(large(seq))
@@ -401,7 +399,7 @@ async def test_what_no_page_has_is_a_gap_and_the_log_follows_from_its_start(
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), *map(large, range(1, 10)))
         await there.write(fence(9), large(1, epoch=9), large(2, "done", epoch=9))
-        one = await there.attach(Position(*at))
+        one = await there.attach(EventId(*at))
         gap, *rest = parse(await there.frames(one))
         assert (gap.name, gap.id) == (b"gap", b"5-0")
         assert json.loads(gap.data)["from"] == f"{at[0]}-{at[1]}"
@@ -418,7 +416,7 @@ async def test_a_log_that_begins_anew_under_a_viewer_who_is_behind_is_a_gap(
         assert await there.frames(one, 100_000) == large(1).frames + large(2).frames
         await there.store.call("DEL", log_key(there.stream_id))
         await there.write(fence(9), *(large(seq, epoch=9) for seq in range(1, 10)))
-        await until(lambda: one.tail.last == Position(9, 9))
+        await until(lambda: one.tail.last == EventId(9, 9))
         gap, *rest = parse(await there.frames(one))
         assert (gap.name, json.loads(gap.data)) == (b"gap", {"from": "5-9", "to": "9-0"})
         assert [each.id.decode() for each in rest] == numbered(1, 9, 9)
@@ -456,13 +454,13 @@ async def test_a_page_that_was_read_before_the_tail_went_on_ends_nobodys_connect
         await there.write(fence(), *map(large, range(1, 6)))
         one, pages = await there.attach(), Pages(there.store, 1 << 20)
         got = await there.frames(one)
-        early = await pages.load(there.stream_id, Position(EPOCH, 5), "alice")
+        early = await pages.load(there.stream_id, EventId(EPOCH, 5), "alice")
         for seq in range(6, 20):
             await there.write(large(seq))
             there.tails.mark([there.stream_id])
             await until(lambda: one.has_more)
             got += await there.frames(one)
-        late = Viewer(one.tail, Position(EPOCH, 5))
+        late = Viewer(one.tail, EventId(EPOCH, 5))
         assert late.lagging
         late.turn(early)
         assert late.take() == b""
@@ -505,9 +503,9 @@ async def test_pages_are_kept_up_to_a_number_of_bytes_and_shared(shared_redis: R
         loads = [pages.load(there.stream_id, None, "alice") for _ in range(10)]
         assert len({id(await each) for each in loads}) == 1
         for seq in range(1, 27, 3):
-            await pages.load(there.stream_id, Position(EPOCH, seq), "alice")
+            await pages.load(there.stream_id, EventId(EPOCH, seq), "alice")
             assert pages.size < 300_000
-            assert pages.get(there.stream_id, Position(EPOCH, seq)) is not None
+            assert pages.get(there.stream_id, EventId(EPOCH, seq)) is not None
         assert pages.get(there.stream_id, None) is None
         pages.forget(there.stream_id)
         assert pages.size == 0
@@ -532,8 +530,8 @@ async def test_pages_of_logs_that_are_gone_have_a_bound_too(shared_redis: RedisS
     async with elsewhere(shared_redis.url) as there:
         pages = Pages(there.store, 1000)
         for seq in range(20):
-            await pages.load(there.stream_id, Position(EPOCH, seq), "alice")
-        kept = [pages.get(there.stream_id, Position(EPOCH, seq)) for seq in range(20)]
+            await pages.load(there.stream_id, EventId(EPOCH, seq), "alice")
+        kept = [pages.get(there.stream_id, EventId(EPOCH, seq)) for seq in range(20)]
         assert 0 < sum(each is not None for each in kept) < 10
         await pages.stop()
 
@@ -673,7 +671,7 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
         assert len(ids(one)) == unread
 
 
-async def _watch(store: Store, replica: str) -> str:
+async def _watch(store: RedisClient, replica: str) -> str:
     """Return the first word to a replica that somebody watches."""
     async for message in store.messages(inbox(replica)):
         if message.startswith(b"watch"):
@@ -703,7 +701,7 @@ async def test_a_log_that_cannot_be_read_now_leaves_no_viewer_behind(
 ) -> None:
     async with elsewhere(own_redis.url) as there:
         own_redis.kill()
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await there.attach()
         assert there.tails.viewers == 0
         own_redis.start()

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
-from gateway.errors import Fenced, Passing
-from gateway.eventlog.entries import Cursor, Entries, Entry, Position, seek, start_of
-from gateway.eventlog.group_commit import Rounds, Writer
+from gateway.errors import Fenced, Unavailable
+from gateway.eventlog.entries import Cursor, EntryBatch, EntryBatches, EventId, seek, start_of
+from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
 from gateway.eventlog.reader import read_all
 from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
 from gateway.sse import Event, encode, parse
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key
 from gateway.store.node import Node
 from gateway.store.pools import Address
@@ -133,10 +133,10 @@ async def proxied(redis: RedisServer) -> AsyncIterator[Proxy]:
 class Owner:
     """A replica that writes logs and does nothing else."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RedisClient) -> None:
         self.store = store
         self.records = records(store)
-        self.writer = Writer(store, self.records)
+        self.writer = GroupCommit(store, self.records)
 
     async def log(self) -> EventLog:
         """Return the log of a new stream."""
@@ -147,12 +147,12 @@ class Owner:
         assert record is not None
         fields = {"version": 1, "subject": "alice", "preset": "default", "digest": "digest"}
         fields |= {"issued": record.issued, "start_by": record.start_by, "attempts": 1}
-        fence = Entry(Position(claim.epoch, 0), 0, b"")
+        fence = EntryBatch(EventId(claim.epoch, 0), 0, b"")
         fields["request"] = "{}"
-        return self.writer.open(stream_id, claim.epoch, Entries([fence]), fields)
+        return self.writer.open(stream_id, claim.epoch, EntryBatches([fence]), fields)
 
 
-def records(store: Store) -> Records:
+def records(store: RedisClient) -> Records:
     """Return the records as a new replica sees them."""
     return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
 
@@ -160,7 +160,7 @@ def records(store: Store) -> Records:
 @asynccontextmanager
 async def owner(url: str) -> AsyncIterator[Owner]:
     """Run a writer for the length of the block."""
-    store = Store(url)
+    store = RedisClient(url)
     writing = Owner(store)
     task = asyncio.create_task(writing.writer.run())
     try:
@@ -174,16 +174,16 @@ async def owner(url: str) -> AsyncIterator[Owner]:
         await store.close()
 
 
-async def stored(url: str, log: EventLog) -> list[Entry]:
+async def stored(url: str, log: EventLog) -> list[EntryBatch]:
     """Return a log as Redis has it."""
-    store = Store(url)
+    store = RedisClient(url)
     try:
         return await read_all(store, log.stream_id)
     finally:
         await store.close()
 
 
-async def forget(store: Store, log: EventLog) -> None:
+async def forget(store: RedisClient, log: EventLog) -> None:
     """Lose what Redis knows of one stream."""
     await store.call("DEL", record_key(log.stream_id), log_key(log.stream_id))
 
@@ -193,7 +193,7 @@ def numbered(first: int, last: int) -> list[Event]:
     return [Event(b"%d" % number) for number in range(first, last + 1)]
 
 
-def numbers(entries: Sequence[Entry]) -> list[int]:
+def numbers(entries: Sequence[EntryBatch]) -> list[int]:
     """Return the numbers in entries, their ids checked: the n-th event of an epoch is n."""
     events = [event for entry in entries for event in parse(entry.frames) if event.name != b"end"]
     assert [int(event.id.partition(b"-")[2]) for event in events] == [
@@ -226,32 +226,32 @@ def appends(proxy: Proxy) -> int:
     ],
 )
 def test_what_is_no_id_of_ours_is_no_position(text: str) -> None:
-    assert Position.parse(text) is None
+    assert EventId.parse(text) is None
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_an_id_is_the_position_that_it_names(epoch: int, seq: int) -> None:
-    position = Position(epoch, seq)
-    assert Position.parse(str(position)) == position
+    position = EventId(epoch, seq)
+    assert EventId.parse(str(position)) == position
 
 
 @given(st.text(max_size=40))
 def test_no_text_of_a_client_breaks_a_position(text: str) -> None:
-    position = Position.parse(text)
+    position = EventId.parse(text)
     assert position is None or str(position) == text
 
 
-def entry(epoch: int, first: int, last: int, state: str = "") -> Entry:
+def entry(epoch: int, first: int, last: int, state: str = "") -> EntryBatch:
     """Return an entry with the events first..last."""
     frames = b"".join(
         encode(b"event %d" % seq, b"%d-%d" % (epoch, seq)) for seq in range(first, last + 1)
     )
-    return Entry(Position(epoch, last), last - first + 1, frames, state)
+    return EntryBatch(EventId(epoch, last), last - first + 1, frames, state)
 
 
-def fence(epoch: int) -> Entry:
+def fence(epoch: int) -> EntryBatch:
     """Return the entry that begins an epoch."""
-    return Entry(Position(epoch, 0), 0, b"")
+    return EntryBatch(EventId(epoch, 0), 0, b"")
 
 
 LIVE = [fence(5), entry(5, 1, 1), entry(5, 2, 4)]
@@ -264,10 +264,10 @@ TAKEN = [*LIVE, fence(9), entry(9, 1, 2, "interrupted")]
     [
         (LIVE, (5, 0), Cursor(1)),
         (LIVE, (5, 1), Cursor(2)),
-        (LIVE, (5, 2), Cursor(2, Position(5, 2))),
-        (LIVE, (5, 3), Cursor(2, Position(5, 3))),
+        (LIVE, (5, 2), Cursor(2, EventId(5, 2))),
+        (LIVE, (5, 3), Cursor(2, EventId(5, 3))),
         (LIVE, (5, 4), Cursor(3)),
-        (LIVE, (5, 8), Cursor(3, Position(5, 8))),
+        (LIVE, (5, 8), Cursor(3, EventId(5, 8))),
         (LIVE, (4, 1), None),
         (LIVE, (6, 1), None),
         (SEALED, (5, 4), Cursor(3)),
@@ -276,18 +276,18 @@ TAKEN = [*LIVE, fence(9), entry(9, 1, 2, "interrupted")]
         (TAKEN, (5, 4), Cursor(3)),
         (TAKEN, (5, 5), None),
         (TAKEN, (9, 0), Cursor(4)),
-        (TAKEN, (9, 1), Cursor(4, Position(9, 1))),
+        (TAKEN, (9, 1), Cursor(4, EventId(9, 1))),
         (TAKEN, (7, 1), None),
         ([entry(5, 3, 4)], (5, 1), None),
-        ([entry(5, 3, 4)], (5, 2), Cursor(0, Position(5, 2))),
+        ([entry(5, 3, 4)], (5, 2), Cursor(0, EventId(5, 2))),
         ([], (5, 1), None),
     ],
 )
 def test_a_reader_goes_on_where_it_was_or_is_told_that_it_cannot(
-    log: list[Entry], at: tuple[int, int], cursor: Cursor | None
+    log: list[EntryBatch], at: tuple[int, int], cursor: Cursor | None
 ) -> None:
     ended = bool(log) and bool(log[-1].state)
-    assert seek(log, Position(*at), ended) == cursor
+    assert seek(log, EventId(*at), ended) == cursor
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.data())
@@ -297,7 +297,7 @@ def test_from_any_id_in_a_log_exactly_the_rest_follows(sizes: list[int], data: A
         log.append(entry(5, last + 1, last + size))
         last += size
     seen = data.draw(st.integers(0, last))
-    cursor = seek(log, Position(5, seen), False)
+    cursor = seek(log, EventId(5, seen), False)
     assert cursor is not None
     rest = log[cursor.at :]
     frames = [rest[0].after(cursor.after) if cursor.after else rest[0].frames] if rest else []
@@ -311,9 +311,9 @@ def test_from_any_id_in_a_log_exactly_the_rest_follows(sizes: list[int], data: A
 )
 def test_data_that_looks_like_an_id_is_no_border_of_an_entry(data: bytes) -> None:
     frames = [encode(data, b"5-%d" % seq, b"id: 5-1") for seq in (1, 2, 3)]
-    three = Entry(Position(5, 3), 3, b"".join(frames))
+    three = EntryBatch(EventId(5, 3), 3, b"".join(frames))
     for seen in range(4):
-        assert three.after(Position(5, seen)) == b"".join(frames[seen:])
+        assert three.after(EventId(5, seen)) == b"".join(frames[seen:])
 
 
 def test_a_log_starts_before_its_first_event_not_before_its_fence() -> None:
@@ -472,7 +472,7 @@ async def test_a_full_redis_leaves_no_hole_when_it_has_room_again(own_redis: Red
             ]
 
 
-async def _fill(store: Store) -> None:
+async def _fill(store: RedisClient) -> None:
     used = b""
     for line in bytes(await store.call("INFO", "memory")).splitlines():
         if line.startswith(b"used_memory:"):
@@ -609,7 +609,7 @@ async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
         heir = Owner(writing.store)
         epoch = await heir.records.takeover(old.stream_id, writing.records.replica, "nonce")
         entries = await read_all(writing.store, old.stream_id)
-        log = heir.writer.open(old.stream_id, epoch or 0, Entries(entries), dict(old.fields))
+        log = heir.writer.open(old.stream_id, epoch or 0, EntryBatches(entries), dict(old.fields))
         task = asyncio.create_task(heir.writer.run())
         log.append(numbered(1, 1))
         await log.drained()
@@ -697,7 +697,7 @@ async def test_a_log_that_cannot_be_shown_is_written_all_the_same_and_holds_up_n
             assert numbers(each.entries) == [1, 2, 3]
 
 
-async def nonsense(store: Store, script: str, times: int = 1000) -> Callable[[bytes], bytes]:
+async def nonsense(store: RedisClient, script: str, times: int = 1000) -> Callable[[bytes], bytes]:
     """Return what makes Redis answer nonsense instead of running a script, for some times."""
     other = await store.call("SCRIPT", "LOAD", "return 1")
     await store.call("SCRIPT", "LOAD", store._scripts[script][1])
@@ -865,7 +865,7 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
             log.append(numbered(1, 3))
             await log.drained()
             # The warm one has nothing to say, and the other server knows only the first fence.
-            store = Store(behind.url)
+            store = RedisClient(behind.url)
             await records(store).hold(log.stream_id, log.epoch, log.fields)
             await store.call("HSET", record_key(log.stream_id), "owner", writing.records.replica)
             proxy.judge = judge
@@ -893,8 +893,8 @@ async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it
         owner(shared_redis.url) as writing,
     ):
         nodes = [Node(Address.of(proxy.url).pool()) for proxy in (here, there)]
-        homes: dict[str, Rounds] = {}
-        old, new = (Rounds(node, lambda stream_id: homes[stream_id]) for node in nodes)
+        homes: dict[str, NodeCommitter] = {}
+        old, new = (NodeCommitter(node, lambda stream_id: homes[stream_id]) for node in nodes)
         moving, staying, other = [await writing.log() for _ in range(3)]
         for log, rounds in ((moving, old), (staying, old), (other, new)):
             homes[log.stream_id] = rounds
@@ -938,7 +938,7 @@ async def test_a_writer_that_finds_redis_away_goes_on_when_it_is_back(
         own_redis.kill()
         log.append(numbered(1, 1))
         await until(lambda: log.in_doubt)
-        with suppress(Passing):
+        with suppress(Unavailable):
             await writing.store.call("PING")
         own_redis.start()
         await asyncio.wait_for(log.drained(), 10)

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from redis import Redis
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 from gateway.eventlog.records import Records
 from gateway.limits.subjects import RECORD, Most
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, record_key, subject_keys
 from tests.clusters import redis_cluster
 from tests.support import (
@@ -62,14 +62,14 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
     """Every kind of store, one after the other."""
-    opened = Store(any_redis_url)
+    opened = RedisClient(any_redis_url)
     yield opened
     await opened.close()
 
 
-def replica(store: Store, size: int = 10 * KIB, **times: float) -> Records:
+def replica(store: RedisClient, size: int = 10 * KIB, **times: float) -> Records:
     """Return the records as one replica sees them, with a bound for each subject."""
     given = {"start_by": 60.0, "log_ttl": 600.0, "max_run": 600.0, "lease": 1.0, **times}
     return Records(store, new_id(), **given, most=Most(size=size))
@@ -83,15 +83,15 @@ async def kept(records: Records, subject: str, size: int, stream_id: str = "") -
     return stream_id
 
 
-async def refused(records: Records, subject: str, size: int, stream_id: str = "") -> Passing:
+async def refused(records: Records, subject: str, size: int, stream_id: str = "") -> Unavailable:
     """Store a request that does not fit; return what its caller is told."""
-    with pytest.raises(Passing) as caught:
+    with pytest.raises(Unavailable) as caught:
         await kept(records, subject, size, stream_id)
     assert (caught.value.code, caught.value.status) == ("too_many_bytes", 429)
     return caught.value
 
 
-async def counted(store: Store, subject: str) -> int:
+async def counted(store: RedisClient, subject: str) -> int:
     """Return the bytes that a subject has, and make sure that they are the sum of its streams."""
     fields = await store.call("HGETALL", subject_keys(subject)[0])
     numbers: dict[bytes, int] = dict(zip(fields[::2], map(int, fields[1::2]), strict=True))
@@ -110,7 +110,7 @@ def somebody() -> str:
 
 
 @pytest.mark.parametrize("size", [2 * KIB, 40 * KIB])
-async def test_the_requests_of_a_subject_fit_or_are_refused(store: Store, size: int) -> None:
+async def test_the_requests_of_a_subject_fit_or_are_refused(store: RedisClient, size: int) -> None:
     """Small and large ones take another way."""
     records, alice = replica(store, 3 * size), somebody()
     for _ in range(3):
@@ -121,21 +121,21 @@ async def test_the_requests_of_a_subject_fit_or_are_refused(store: Store, size: 
     assert await counted(store, alice) == 3 * size
 
 
-async def test_a_request_that_is_refused_is_not_stored(store: Store) -> None:
+async def test_a_request_that_is_refused_is_not_stored(store: RedisClient) -> None:
     records, stream_id = replica(store), new_id()
     await refused(records, somebody(), 11 * KIB, stream_id)
     await refused(records, somebody(), 20 * KIB, stream_id)
     assert await records.read(stream_id) is None
 
 
-async def test_the_smallest_requests_count_for_what_a_record_costs(store: Store) -> None:
+async def test_the_smallest_requests_count_for_what_a_record_costs(store: RedisClient) -> None:
     records, alice = replica(store), somebody()
     for _ in range(10):
         await kept(records, alice, RECORD)
     await refused(records, alice, RECORD)
 
 
-async def test_bytes_are_counted_over_all_replicas(store: Store) -> None:
+async def test_bytes_are_counted_over_all_replicas(store: RedisClient) -> None:
     alice = somebody()
     racers = [replica(store) for _ in range(20)]
     tries = [kept(racer, alice, 2 * KIB) for racer in racers]
@@ -144,14 +144,14 @@ async def test_bytes_are_counted_over_all_replicas(store: Store) -> None:
     assert await counted(store, alice) == 10 * KIB
 
 
-async def test_the_same_request_again_is_counted_once(store: Store) -> None:
+async def test_the_same_request_again_is_counted_once(store: RedisClient) -> None:
     records, alice = replica(store), somebody()
     stream_id = await kept(records, alice, 6 * KIB)
     await kept(records, alice, 6 * KIB, stream_id)
     assert await counted(store, alice) == 6 * KIB
 
 
-async def test_a_small_repeat_of_a_large_request_takes_nothing_back(store: Store) -> None:
+async def test_a_small_repeat_of_a_large_request_takes_nothing_back(store: RedisClient) -> None:
     """Its digest is another, so it is refused later; the large one is still there."""
     records, alice = replica(store), somebody()
     stream_id = await kept(records, alice, 6 * KIB)
@@ -159,7 +159,7 @@ async def test_a_small_repeat_of_a_large_request_takes_nothing_back(store: Store
     assert await counted(store, alice) == 6 * KIB
 
 
-async def test_a_large_repeat_of_a_small_request_has_to_fit(store: Store) -> None:
+async def test_a_large_repeat_of_a_small_request_has_to_fit(store: RedisClient) -> None:
     """Ten thousand keys used for nothing must be no ten thousand places for a megabyte."""
     records, alice = replica(store), somebody()
     stream_id = await kept(records, alice, RECORD)
@@ -167,7 +167,7 @@ async def test_a_large_repeat_of_a_small_request_has_to_fit(store: Store) -> Non
     assert await counted(store, alice) == RECORD
 
 
-async def test_what_its_replica_did_not_live_to_free_is_free_by_itself(store: Store) -> None:
+async def test_what_its_replica_did_not_live_to_free_is_free_by_itself(store: RedisClient) -> None:
     records, alice = replica(store), somebody()
     first = await kept(records, alice, 6 * KIB)
     await store.call("ZADD", subject_keys(alice)[1], 1, first)
@@ -176,7 +176,7 @@ async def test_what_its_replica_did_not_live_to_free_is_free_by_itself(store: St
 
 
 async def test_what_was_counted_by_a_clock_that_was_set_back_is_free_when_a_record_would_be(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     records, alice = replica(store), somebody()
     old = await kept(records, alice, 6 * KIB)
@@ -188,7 +188,7 @@ async def test_what_was_counted_by_a_clock_that_was_set_back_is_free_when_a_reco
 
 
 async def test_a_thousand_that_ran_out_make_room_for_one_that_is_refused_at_first(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     """What is free is noted also by a call that is refused."""
     records, alice = replica(store, 4 * KIB), somebody()
@@ -200,14 +200,16 @@ async def test_a_thousand_that_ran_out_make_room_for_one_that_is_refused_at_firs
     await kept(records, alice, 4 * KIB)
 
 
-async def test_everything_that_counts_expires(store: Store) -> None:
+async def test_everything_that_counts_expires(store: RedisClient) -> None:
     alice = somebody()
     await kept(replica(store, log_ttl=5), alice, RECORD)
     for key in subject_keys(alice):
         assert 61_000 < await store.call("PTTL", key) <= 62_000
 
 
-async def test_what_nobody_redeems_is_kept_for_two_leases_after_its_time(store: Store) -> None:
+async def test_what_nobody_redeems_is_kept_for_two_leases_after_its_time(
+    store: RedisClient,
+) -> None:
     """By then an owner has written again what a failover lost, if there is one."""
     records = replica(store, lease=10)
     stream_id = await kept(records, somebody(), RECORD)
@@ -216,14 +218,14 @@ async def test_what_nobody_redeems_is_kept_for_two_leases_after_its_time(store: 
     assert await store.call("PTTL", record_key(stream_id)) > 1_800_000
 
 
-async def test_without_a_bound_nothing_is_counted(store: Store) -> None:
+async def test_without_a_bound_nothing_is_counted(store: RedisClient) -> None:
     records, alice = replica(store, 0), somebody()
     await kept(records, alice, 20 * KIB)
     assert await counted(store, alice) == 0
 
 
 async def test_a_full_redis_still_learns_what_is_free(own_redis: RedisServer) -> None:
-    store, running = Store(own_redis.url), list[Any]()
+    store, running = RedisClient(own_redis.url), list[Any]()
     records = replica(store)
     stream_id = await kept(records, "alice", 6 * KIB)
     other = await kept(records, "alice", RECORD)
@@ -502,7 +504,7 @@ async def test_who_watches_too_much_opens_no_further_stream(redis_url: str) -> N
 
 def test_a_seat_takes_next_to_no_memory() -> None:
     """Every open stream has one."""
-    limits = replica(Store("")).limits
+    limits = replica(RedisClient("")).limits
     tracemalloc.start()
     seats = [limits.seat("alice") for _ in range(1000)]
     taken, _ = tracemalloc.get_traced_memory()
@@ -716,14 +718,14 @@ async def kept_without_end(records: Records) -> None:
 
 async def test_every_master_of_a_cluster_keeps_the_last_part_for_what_runs(tmp_path: Path) -> None:
     with redis_cluster(tmp_path) as cluster:
-        store = Store(cluster.url)
+        store = RedisClient(cluster.url)
         most = Most(share=0.5)
         records = Records(store, "me", start_by=60, log_ttl=600, max_run=600, lease=1, most=most)
         await store.call("PING")
         for node in store.nodes:
             await node.call("CONFIG", "SET", "maxmemory", 16 * MIB)
         looking = asyncio.create_task(records.limits.run(list))
-        with pytest.raises(Passing) as caught:
+        with pytest.raises(Unavailable) as caught:
             await kept_without_end(records)
         assert caught.value.code == "store_full"
         looking.cancel()

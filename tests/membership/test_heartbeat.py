@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from gateway.errors import Passing
-from gateway.membership.heartbeat import Beat
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.membership.heartbeat import Heartbeat
+from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, cancels_key, inbox, new_id, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
@@ -17,17 +17,17 @@ LEASE = 0.4
 
 
 @pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
     """Both stores, one after the other; what earlier tests left there is buried."""
-    opened = Store(any_redis_url)
+    opened = RedisClient(any_redis_url)
     await opened.calls(["DEL", BEATS + book] for book in opened.books)
     yield opened
     await opened.close()
 
 
-def beat(store: Store, lease: float = LEASE) -> Beat:
+def beat(store: RedisClient, lease: float = LEASE) -> Heartbeat:
     """Return the beat of a new replica."""
-    return Beat(store, new_id(), lease)
+    return Heartbeat(store, new_id(), lease)
 
 
 def now() -> float:
@@ -35,7 +35,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def seen_dead(watcher: Beat, name: str, owners: Collection[str] = ()) -> float:
+async def seen_dead(watcher: Heartbeat, name: str, owners: Collection[str] = ()) -> float:
     """Renew until a replica is declared dead; return how long that took."""
     begun = now()
     while name not in (await watcher.renew([], owners)).dead:
@@ -45,14 +45,14 @@ async def seen_dead(watcher: Beat, name: str, owners: Collection[str] = ()) -> f
 
 
 async def test_a_replica_that_stands_still_for_a_lease_is_dead_and_not_before(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     still, watcher = beat(store), beat(store)
     await still.renew([], [])
     assert LEASE <= await seen_dead(watcher, still.replica) < LEASE + 1
 
 
-async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: Store) -> None:
+async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: RedisClient) -> None:
     alive, watcher = beat(store), beat(store)
     end = now() + 3 * LEASE
     while now() < end:
@@ -61,7 +61,7 @@ async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: Stor
         await asyncio.sleep(0.01)
 
 
-async def test_one_beat_starts_the_count_anew(store: Store) -> None:
+async def test_one_beat_starts_the_count_anew(store: RedisClient) -> None:
     slow, watcher = beat(store), beat(store)
     await slow.renew([], [])
     begun = now()
@@ -72,14 +72,14 @@ async def test_one_beat_starts_the_count_anew(store: Store) -> None:
     assert await seen_dead(watcher, slow.replica) >= LEASE
 
 
-async def test_nobody_declares_itself_dead(store: Store) -> None:
+async def test_nobody_declares_itself_dead(store: RedisClient) -> None:
     alone = beat(store, 0.01)
     end = now() + 0.1
     while now() < end:
         assert alone.replica not in (await alone.renew([], [alone.replica])).dead
 
 
-async def test_two_looks_a_lease_apart_prove_nothing(store: Store) -> None:
+async def test_two_looks_a_lease_apart_prove_nothing(store: RedisClient) -> None:
     """Who was paused itself, maybe with its whole host, did not see the others stand still."""
     other, watcher = beat(store, 0.2), beat(store, 0.2)
     await other.renew([], [])
@@ -91,12 +91,12 @@ async def test_two_looks_a_lease_apart_prove_nothing(store: Store) -> None:
 
 
 async def test_a_failed_call_starts_the_count_anew(own_redis: RedisServer) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     still, watcher = beat(store, 2.5), beat(store, 2.5)
     await still.renew([], [])
     await watcher.renew([], [])
     own_redis.pause()
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await watcher.renew([], [])
     own_redis.resume()
     assert await seen_dead(watcher, still.replica) >= 2.5
@@ -107,9 +107,9 @@ async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_
     own_redis: RedisServer,
 ) -> None:
     """A slow Redis must not make a replica look dead that beats in time."""
-    direct = Store(own_redis.url)
+    direct = RedisClient(own_redis.url)
     async with proxied(own_redis) as proxy:
-        store = Store(proxy.url)
+        store = RedisClient(proxy.url)
         alive, watcher = beat(direct, 1), beat(store, 1)
         await watcher.renew([], [])
         proxy.answering.clear()
@@ -127,14 +127,14 @@ async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_
 
 
 async def test_an_owner_that_redis_forgot_is_found_by_those_who_watch_its_streams(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     watcher, ghost = beat(store), new_id()
     assert ghost not in (await watcher.renew([], [])).dead
     assert await seen_dead(watcher, ghost, [ghost]) >= LEASE
 
 
-async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: Store) -> None:
+async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: RedisClient) -> None:
     owner, watcher = beat(store), beat(store)
     await owner.renew([], [])
     await watcher.renew([], [owner.replica])
@@ -146,7 +146,7 @@ async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: Store) -
         await asyncio.sleep(0.01)
 
 
-async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: Store) -> None:
+async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: RedisClient) -> None:
     leaving, watcher = beat(store), beat(store)
     await leaving.renew(["stream"], [])
     await leaving.ask_to_cancel("stream", leaving.replica)
@@ -162,7 +162,7 @@ async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: Store) -> 
         await asyncio.sleep(0.01)
 
 
-async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> None:
+async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: RedisClient) -> None:
     still, watcher = beat(store), beat(store)
     await still.renew(["stream"], [])
     await seen_dead(watcher, still.replica)
@@ -178,32 +178,34 @@ async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: Store) -> N
     assert await watcher.streams_of(still.replica) == []
 
 
-async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(store: Store) -> None:
+async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(
+    store: RedisClient,
+) -> None:
     """Its heir may have stood still itself since; what it runs now is none of the heir's."""
     paused, heir = beat(store), beat(store)
     await paused.renew(["stream"], [])
     await seen_dead(heir, paused.replica)
     await paused.renew(["stream", "new"], [])
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await heir.left_by(paused.replica)
 
 
-async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: Store) -> None:
+async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: RedisClient) -> None:
     """Else nobody would find a stream that it goes on with, should it die again."""
     paused, heir = beat(store), beat(store)
     await paused.renew(["stream"], [])
     await seen_dead(heir, paused.replica)
     await heir.left_by(paused.replica)
     await paused.renew(["stream"], [])
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await heir.took(paused.replica, ["stream"])
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await heir.bury(paused.replica)
     assert await heir.streams_of(paused.replica) == ["stream"]
     assert await seen_dead(heir, paused.replica) >= LEASE
 
 
-async def test_a_burial_is_not_over_while_a_stream_is_named(store: Store) -> None:
+async def test_a_burial_is_not_over_while_a_stream_is_named(store: RedisClient) -> None:
     """It may be named in a book that was not heard at first."""
     paused, heir = beat(store), beat(store)
     await paused.renew(["stream"], [])
@@ -218,7 +220,7 @@ async def test_a_burial_is_not_over_while_a_stream_is_named(store: Store) -> Non
     assert await heir.bury(paused.replica) == []
 
 
-async def test_thousands_of_streams_are_taken_off_a_list(store: Store) -> None:
+async def test_thousands_of_streams_are_taken_off_a_list(store: RedisClient) -> None:
     still, heir = beat(store), beat(store)
     names = [f"stream {number}" for number in range(20_000)]
     await still.renew(names, [])
@@ -227,14 +229,14 @@ async def test_thousands_of_streams_are_taken_off_a_list(store: Store) -> None:
     assert await heir.bury(still.replica) == []
 
 
-async def test_the_dead_are_named_until_somebody_buries_them(store: Store) -> None:
+async def test_the_dead_are_named_until_somebody_buries_them(store: RedisClient) -> None:
     still, watcher = beat(store), beat(store)
     await still.renew([], [])
     await seen_dead(watcher, still.replica)
     assert (await watcher.renew([], [])).dead == [still.replica]
 
 
-async def test_a_replica_names_what_it_runs(store: Store) -> None:
+async def test_a_replica_names_what_it_runs(store: RedisClient) -> None:
     owner = beat(store)
     await owner.enter("early")
     await owner.renew(["early", "late"], [])
@@ -242,7 +244,7 @@ async def test_a_replica_names_what_it_runs(store: Store) -> None:
     assert await owner.streams_of(owner.replica) == ["late"]
 
 
-async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: Store) -> None:
+async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: RedisClient) -> None:
     owner = beat(store)
     await owner.enter("stream")
     await store.calls(["DEL", runs_key(owner.replica, book)] for book in store.books)
@@ -250,7 +252,7 @@ async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: St
     assert await owner.streams_of(owner.replica) == ["stream"]
 
 
-async def test_a_cancel_is_told_until_it_is_carried_out(store: Store) -> None:
+async def test_a_cancel_is_told_until_it_is_carried_out(store: RedisClient) -> None:
     owner, other = beat(store), beat(store)
     await other.ask_to_cancel("stream", owner.replica)
     assert await owner.cancels() == ["stream"]
@@ -260,7 +262,7 @@ async def test_a_cancel_is_told_until_it_is_carried_out(store: Store) -> None:
     assert (await owner.renew([], [])).cancels == []
 
 
-async def test_a_cancel_wakes_the_owner(store: Store) -> None:
+async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
     owner, other = beat(store), beat(store)
     messages = store.messages(inbox(owner.replica))
     assert await anext(messages) == b""
@@ -269,7 +271,7 @@ async def test_a_cancel_wakes_the_owner(store: Store) -> None:
     await messages.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_redis_that_forgot_is_noticed_once(store: Store) -> None:
+async def test_a_redis_that_forgot_is_noticed_once(store: RedisClient) -> None:
     mine = beat(store)
     assert not (await mine.renew([], [])).forgot
     await store.calls(["DEL", marker] for marker in store.markers)
@@ -279,7 +281,7 @@ async def test_a_redis_that_forgot_is_noticed_once(store: Store) -> None:
 
 
 async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     mine = beat(store)
     assert not mine.fresh
@@ -291,7 +293,7 @@ async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
 
 
 async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     mine = beat(store)
     claimed = now()
@@ -307,7 +309,7 @@ async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
     assert mine.steady(now())
 
 
-async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
+async def test_every_key_of_a_beat_has_a_ttl(store: RedisClient) -> None:
     mine, other = beat(store), beat(store)
     await mine.enter("stream")
     await mine.renew(["stream"], [])
@@ -320,7 +322,7 @@ async def test_every_key_of_a_beat_has_a_ttl(store: Store) -> None:
 
 
 async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
-    store: Store,
+    store: RedisClient,
 ) -> None:
     alive, other = beat(store), beat(store)
     await alive.enter("a stream")
@@ -345,19 +347,21 @@ async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
         await until(partial(dated, key))
 
 
-async def test_what_is_named_during_a_burial_stays_on_the_list(store: Store) -> None:
+async def test_what_is_named_during_a_burial_stays_on_the_list(store: RedisClient) -> None:
     watcher, woken = beat(store), beat(store)
     await woken.enter("s1")
     await woken.renew([], [])
     await seen_dead(watcher, woken.replica)
     assert await watcher.left_by(woken.replica) == ["s1"]
     await woken.enter("s1")
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await watcher.took(woken.replica, ["s1"])
     assert await watcher.streams_of(woken.replica) == ["s1"]
 
 
-async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(store: Store) -> None:
+async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(
+    store: RedisClient,
+) -> None:
     """Redis may have forgotten the beat, and the replica may die before the next one."""
     young, watcher = beat(store), beat(store)
     await young.enter("a stream")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.eventlog.entries import Position
+from gateway.eventlog.entries import EventId
 from gateway.runs.repeats import KEPT, Repeats, asked
 from gateway.store.keys import MARKER, asked_key, log_key, record_key
 from tests.runs.test_takeover import ALICE, LOST, asked_again, dies, heir, in_turn, owner, says
@@ -305,7 +305,7 @@ async def test_a_repeat_finds_a_stream_that_was_taken_over_by_its_old_and_by_its
             before = await posted(http, enough=at_least(len(LOST)))
         a.signal(signal.SIGKILL)
         after = await posted(b.http, before.last_id)
-        epochs = {position.epoch for each in after.ids if (position := Position.parse(each))}
+        epochs = {position.epoch for each in after.ids if (position := EventId.parse(each))}
         assert len(epochs) == 1
         again = await posted(b.http, after.ids[1])
         assert again.events == after.events[2:]

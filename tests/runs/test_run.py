@@ -18,7 +18,7 @@ from gateway.config.presets import Preset
 from gateway.eventlog.records import FINAL
 from gateway.runs.endings import MOVES, Ending, ending_events, failure
 from gateway.sse import Event
-from gateway.upstream.protocols.chat import Reading
+from gateway.upstream.protocols.chat import CompletionState
 from tests.support import (
     OK,
     WHOLE,
@@ -693,9 +693,9 @@ def test_every_end_can_be_reached_and_done_only_by_a_stream() -> None:
     assert [state for state, moves in MOVES.items() if "expired" in moves] == ["cached"]
 
 
-def reading(*data: bytes) -> Reading:
+def reading(*data: bytes) -> CompletionState:
     """Return what these events tell."""
-    seen = Reading()
+    seen = CompletionState()
     for each in data:
         seen.see(Event(each))
     return seen

@@ -18,7 +18,7 @@ from gateway.app import Gateway
 from gateway.config.presets import Preset
 from gateway.eventlog.records import Records
 from gateway.store import client as store_module
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, log_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, Proxy, nonsense, proxied
 from tests.support import (
@@ -242,7 +242,7 @@ async def test_a_claim_that_could_not_be_sent_is_given_up(own_redis: RedisServer
 
 async def test_a_claim_that_was_given_up_leaves_no_name_on_the_list(own_redis: RedisServer) -> None:
     async with behind_a_proxy(own_redis) as (_, upstream, proxy, served):
-        url, direct = await served.ticket(), Store(own_redis.url)
+        url, direct = await served.ticket(), RedisClient(own_redis.url)
         names = runs_key(served.gateway.name)
         proxy.judge = lambda data: 0 if names.encode() in data and b"SADD" in data else None
         await served.read(url)
@@ -457,7 +457,7 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
         with process("serve", "--port", "0", **serve(own_redis, upstream)) as owner:
             urls = [await heir.ticket() for _ in range(100)]
             await asyncio.gather(*(via(owner, url) for url in urls))
-            direct = Store(own_redis.url)
+            direct = RedisClient(own_redis.url)
             proxy.judge = judge
             owner.signal(signal.SIGSTOP)
             await taken.wait()
@@ -497,7 +497,7 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
         await start(zombie, url)
         (run,) = zombie.gateway.replica.active
         stream_id, epoch, heir = run.log.stream_id, run.log.epoch + 5, "heir"
-        direct = Store(own_redis.url)
+        direct = RedisClient(own_redis.url)
         proxy.judge = lambda data: LOSE_REQUEST if is_hold(data) else None
         run.log.doubt()
         await direct.calls(
@@ -780,7 +780,7 @@ async def test_a_replica_that_ends_leaves_nothing_in_redis_to_wait_for(
     ):
         name = served.gateway.name
         await served.read(await served.ticket())
-    store = Store(shared_redis.url)
+    store = RedisClient(shared_redis.url)
     assert await store.call("HEXISTS", BEATS, name) == 0
     assert await store.call("EXISTS", runs_key(name)) == 0
     await store.close()

@@ -14,12 +14,12 @@ import pytest
 
 from gateway.auth.tickets import Tickets
 from gateway.config.presets import Preset
-from gateway.eventlog.entries import Position
+from gateway.eventlog.entries import EventId
 from gateway.eventlog.reader import read_all
 from gateway.sse import Event, parse
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, record_key
-from gateway.upstream.client import Asks, Chunks, Upstream
+from gateway.upstream.client import Chunks, Upstream, UpstreamRequest
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
 from tests.runs.test_supervisor import ends, know_scripts, script_is
 from tests.support import (
@@ -125,7 +125,7 @@ def asked_again(got: Transcript, lost: list[bytes] = LOST) -> None:
     assert json.loads(got.events[len(lost)].data) == {"attempt": 2}
     assert got.data == [*lost, *ANSWER]
     assert (got.end["state"], got.end["attempts"], got.end["finish_reason"]) == ("done", 2, "stop")
-    positions = [Position.parse(each) for each in got.ids]
+    positions = [EventId.parse(each) for each in got.ids]
     assert all(a is not None and b is not None and a < b for a, b in pairwise(positions))
 
 
@@ -190,7 +190,7 @@ async def test_two_heirs_ask_each_stream_again_once(own_redis: RedisServer, tmp_
 async def test_a_further_call_is_counted_and_its_reset_logged_before_it_is_sent(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    store, found = Store(own_redis.url), list[Any]()
+    store, found = RedisClient(own_redis.url), list[Any]()
 
     async def looks(call: Call) -> None:
         found.append(await store.call("HGET", record_key(id_of(url)), "attempts"))
@@ -589,7 +589,7 @@ def _marks(event: asyncio.Event) -> Any:
 class Kept(Upstream):
     """An upstream that numbers its events and keeps them: what is after one can be had again."""
 
-    def reattach(self, preset: Preset, seen: Iterable[Event]) -> Asks | None:
+    def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
         """Go on after the last event that has a number."""
         numbers = [json.loads(event.data)["number"] for event in seen]
         return Rest(self, numbers[-1]) if numbers else None

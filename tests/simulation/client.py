@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from gateway.eventlog.entries import Position
+from gateway.eventlog.entries import EventId
 from gateway.serve.deadlines import Closed
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import LATER
@@ -241,7 +241,7 @@ class EventSource:
         self.told_at = 0.0  # When it was.
         self.ended_at: float | None = None
         self.gaps: list[float] = []
-        self.after_gap: Position | None = None
+        self.after_gap: EventId | None = None
         self.connected: list[list[Any]] = []  # From when to when to which replica.
         self._retry = 0.5
         self._rng = random.Random(act["seed"])

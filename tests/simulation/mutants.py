@@ -6,16 +6,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from gateway.errors import Passing
+from gateway.errors import Unavailable
 from gateway.eventlog import writer as eventlog
-from gateway.eventlog.entries import Entry
-from gateway.eventlog.group_commit import Rounds
+from gateway.eventlog.entries import EntryBatch
+from gateway.eventlog.group_commit import NodeCommitter
 from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
-from gateway.membership.heartbeat import Beat, Book
+from gateway.membership.heartbeat import Heartbeat, QuorumCopy
 from gateway.runs.endings import Ending
 from gateway.runs.run import Run
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.node import Node
 from tests.simulation import world
 
@@ -23,9 +23,9 @@ Patches = Iterator[Any]
 
 
 def _script(name: str, old: str, new: str) -> Patches:
-    init = Store.__init__
+    init = RedisClient.__init__
 
-    def changed(self: Store, url: str = "") -> None:
+    def changed(self: RedisClient, url: str = "") -> None:
         init(self, url)
         text = self._scripts[name][1]
         assert old in text
@@ -34,7 +34,7 @@ def _script(name: str, old: str, new: str) -> Patches:
         self._scripts[name] = (digest, text)
         world.NAMES[digest.encode()] = name
 
-    yield patch.object(Store, "__init__", changed)
+    yield patch.object(RedisClient, "__init__", changed)
 
 
 def no_fence_entry() -> Patches:
@@ -97,7 +97,7 @@ def shown_before_stored() -> Patches:
 
 def stale_owner_asks() -> Patches:
     """The lease is not looked at before the upstream is asked."""
-    yield patch.object(Beat, "steady", lambda beat, since: True)
+    yield patch.object(Heartbeat, "steady", lambda beat, since: True)
 
 
 def asks_again_after_a_cut() -> Patches:
@@ -118,7 +118,7 @@ def every_end_is_done() -> Patches:
 
 def nobody_takes_over() -> Patches:
     """The dead stay unburied."""
-    yield patch.object(Book, "look", lambda self, names: set())
+    yield patch.object(QuorumCopy, "look", lambda self, names: set())
 
 
 def viewers_elsewhere_do_not_count() -> Patches:
@@ -132,7 +132,7 @@ def viewers_elsewhere_do_not_count() -> Patches:
 
 def resumed_at_the_entry() -> Patches:
     """Who resumes inside an entry gets all of it again."""
-    yield patch.object(Entry, "after", lambda self, position: self.frames)
+    yield patch.object(EntryBatch, "after", lambda self, position: self.frames)
 
 
 def nil_is_success() -> Patches:
@@ -142,7 +142,7 @@ def nil_is_success() -> Patches:
     async def blind(self: Node, commands: Any, generation: int) -> list[Any]:
         try:
             return [reply or b"" for reply in await append(self, commands, generation)]
-        except Passing:
+        except Unavailable:
             return [b"" for _ in commands]
 
     yield patch.object(Node, "append", blind)
@@ -150,10 +150,10 @@ def nil_is_success() -> Patches:
 
 def connection_is_not_looked_at() -> Patches:
     """Nobody notices that the connection leads to another server."""
-    yield patch.object(Rounds, "look_at_connection", _blind)
+    yield patch.object(NodeCommitter, "look_at_connection", _blind)
 
 
-def _blind(self: Rounds) -> None:
+def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
 

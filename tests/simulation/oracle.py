@@ -15,7 +15,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from gateway.eventlog.entries import Position
+from gateway.eventlog.entries import EventId
 from gateway.sse import OURS, parse
 from tests.simulation.redis import Args, Id
 from tests.simulation.upstream import Call
@@ -77,7 +77,7 @@ class Oracle:
             self._world.say(f"{viewer.name} got {block!r}")
             if not self.touched(stream_id):
                 self.accuse("one order", f"a gap for {viewer.name} although nothing was lost")
-            viewer.after_gap = Position.parse(event_id)
+            viewer.after_gap = EventId.parse(event_id)
             return
         self._world.say(f"{viewer.name} got {event_id} {block[:60]!r}")
         if self._blocks.get((stream_id, event_id)) != block:
@@ -90,7 +90,7 @@ class Oracle:
             viewer.ended_at = self._world.loop.time()
 
     def _follows(self, viewer: "EventSource", before: str, event_id: str) -> None:
-        last, this = Position.parse(before), Position.parse(event_id)
+        last, this = EventId.parse(before), EventId.parse(event_id)
         assert last is not None
         if this is None or this <= last:
             self.accuse("one order", f"{viewer.name} got {event_id} after {before}")
@@ -286,8 +286,8 @@ class Oracle:
         troubles = self._world.troubles
         return not any(a < end and b > begin for a, b, _ in troubles)
 
-    def _numbers(self, stream_id: str) -> list[tuple[str, Position]]:
-        found = [(each, Position.parse(each)) for name, each in self._blocks if name == stream_id]
+    def _numbers(self, stream_id: str) -> list[tuple[str, EventId]]:
+        found = [(each, EventId.parse(each)) for name, each in self._blocks if name == stream_id]
         return [(each, position) for each, position in found if position is not None]
 
     def _judge_cancels(self, stream: "Stream") -> None:
@@ -315,7 +315,7 @@ class Oracle:
             if not self._whole_again(stream) or self._told_before_the_owner_came(viewer):
                 return
             known = sorted(number for _, number in self._numbers(stream_id))
-            if [Position.parse(each) for each, _ in whole] != known:
+            if [EventId.parse(each) for each, _ in whole] != known:
                 self.accuse("one order", f"{stream.name} lost {known}, has {_ids(whole)}")
         if viewer.outcome == "204" and viewer.seen != whole:
             self.accuse("one order", f"{viewer.name} saw {_ids(viewer.seen)} of {_ids(whole)}")

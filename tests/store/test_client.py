@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import Passing, SettingsError
+from gateway.errors import SettingsError, Unavailable
 from gateway.eventlog.records import Records
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import cancels_key, log_key, new_id, presence_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
 from tests.support import RedisServer, free_port, running, scripted, until
@@ -19,9 +19,9 @@ from tests.test_promises import Paced, at_least, held
 
 
 @pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[Store]:
+async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
     """Both stores, one after the other."""
-    opened = Store(any_redis_url)
+    opened = RedisClient(any_redis_url)
     yield opened
     await opened.close()
 
@@ -53,7 +53,7 @@ NO_ADDRESS = [
 @pytest.mark.parametrize("url", NO_ADDRESS)
 def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^GATEWAY_REDIS_URL: .+") as caught:
-        Store(url)
+        RedisClient(url)
     assert "\n" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_an_option_that_the_gateway_does_not_leave_to_others_is_refused(
     url: str, option: str
 ) -> None:
     with pytest.raises(SettingsError, match=r"^GATEWAY_REDIS_URL: \?"):
-        Store(f"{url}?{option}")
+        RedisClient(f"{url}?{option}")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_option_that_the_gateway_does_not_leave_to_others_is_refused(
 )
 def test_a_password_is_not_in_what_is_wrong_with_its_address(url: str) -> None:
     with pytest.raises(SettingsError, match="GATEWAY_REDIS_URL") as caught:
-        Store(url)
+        RedisClient(url)
     assert not [part for part in ("secret", "cret") if part in str(caught.value)]
     assert "secret" not in repr(caught.value.__cause__)
 
@@ -106,9 +106,9 @@ def test_a_password_is_not_in_what_is_wrong_with_its_address(url: str) -> None:
 async def test_an_option_that_does_no_harm_does_what_it_says(
     option: str, own_redis: RedisServer
 ) -> None:
-    direct = Store(own_redis.url)
+    direct = RedisClient(own_redis.url)
     await direct.call("ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all")
-    store = Store(f"{own_redis.url.removesuffix('/0')}?{option}")
+    store = RedisClient(f"{own_redis.url.removesuffix('/0')}?{option}")
     messages = store.messages("channel")
     assert await anext(messages) == b""
     for call in (store.call, lambda *words: store.urgent([words])):
@@ -123,14 +123,14 @@ async def test_an_option_that_does_no_harm_does_what_it_says(
         await each.close()
 
 
-async def test_replies_come_back_in_the_order_of_the_commands(store: Store) -> None:
+async def test_replies_come_back_in_the_order_of_the_commands(store: RedisClient) -> None:
     key = new_id()
     commands: list[list[Any]] = [["SET", key, 1, "PX", 9000], ["INCR", key], ["GET", key]]
     assert await store.calls(commands) == [b"OK", 2, b"2"]
     assert await store.calls([]) == []
 
 
-async def test_every_caller_gets_its_own_replies(store: Store) -> None:
+async def test_every_caller_gets_its_own_replies(store: RedisClient) -> None:
     async def call(number: int) -> None:
         key = f"{new_id()}:{number}"
         commands: list[list[Any]] = [["SET", key, number, "PX", 9000], ["GET", key]]
@@ -139,7 +139,7 @@ async def test_every_caller_gets_its_own_replies(store: Store) -> None:
     await asyncio.gather(*(call(number) for number in range(300)))
 
 
-async def test_a_caller_who_left_takes_nobody_elses_reply_along(store: Store) -> None:
+async def test_a_caller_who_left_takes_nobody_elses_reply_along(store: RedisClient) -> None:
     calls = [asyncio.create_task(store.call("ECHO", str(number))) for number in range(100)]
     await asyncio.sleep(0)
     for call in calls[::2]:
@@ -152,7 +152,7 @@ async def test_a_caller_who_left_takes_nobody_elses_reply_along(store: Store) ->
 async def test_whatever_is_cut_no_reply_goes_to_a_stranger(shared_redis: RedisServer) -> None:
     chance = random.Random(1)
     async with proxied(shared_redis) as proxy:
-        store = Store(proxy.url)
+        store = RedisClient(proxy.url)
         proxy.judge = lambda _: (
             chance.choice([LOSE_REQUEST, 0, 3, 9]) if chance.random() < 0.2 else None
         )
@@ -163,14 +163,14 @@ async def test_whatever_is_cut_no_reply_goes_to_a_stranger(shared_redis: RedisSe
             for word, reply in zip(
                 words, await asyncio.gather(*calls, return_exceptions=True), strict=True
             ):
-                assert isinstance(reply, Passing) or reply == word.encode()
-                answered += not isinstance(reply, Passing)
+                assert isinstance(reply, Unavailable) or reply == word.encode()
+                answered += not isinstance(reply, Unavailable)
         assert answered > 100
         await store.close()
 
 
 async def test_connections_do_not_grow_with_callers(own_redis: RedisServer) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     await asyncio.gather(*(store.call("ECHO", "x") for _ in range(1000)))
     assert bytes(await store.call("CLIENT", "LIST")).count(b"addr=") <= 5
     await store.close()
@@ -178,7 +178,7 @@ async def test_connections_do_not_grow_with_callers(own_redis: RedisServer) -> N
 
 async def test_a_command_is_sent_again_when_its_reply_was_lost(shared_redis: RedisServer) -> None:
     async with proxied(shared_redis) as proxy:
-        store = Store(proxy.url)
+        store = RedisClient(proxy.url)
         verdicts = iter([0])
         proxy.judge = lambda data: next(verdicts, None) if b"ECHO" in data else None
         assert await store.call("ECHO", "x") == b"x"
@@ -188,11 +188,11 @@ async def test_a_command_is_sent_again_when_its_reply_was_lost(shared_redis: Red
 
 async def test_an_append_is_never_sent_again(shared_redis: RedisServer) -> None:
     async with proxied(shared_redis) as proxy:
-        store, key = Store(proxy.url), new_id()
+        store, key = RedisClient(proxy.url), new_id()
         proxy.judge = lambda data: 0 if b"XADD" in data else None
         await store.urgent([["PING"]])
         node = store.home(key)
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await node.append([["XADD", key, "1-1", "1", "x"]], node.generation)
         assert sum(b"XADD" in each for each in proxy.requests) == 1
         assert await store.call("XLEN", key) == 1
@@ -204,24 +204,24 @@ async def test_an_append_goes_over_no_connection_but_the_one_that_was_checked(
     shared_redis: RedisServer,
 ) -> None:
     async with proxied(shared_redis) as proxy:
-        store, key = Store(proxy.url), new_id()
+        store, key = RedisClient(proxy.url), new_id()
         await store.urgent([["PING"]])
         node = store.home(key)
         checked = node.generation
         proxy.cut()
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await store.urgent([["PING"]])
         await store.urgent([["PING"]])
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await node.append([["XADD", key, "1-1", "1", "x"]], checked)
         assert await store.call("EXISTS", key) == 0
         await store.close()
 
 
-async def test_what_redis_refuses_passes_later(store: Store) -> None:
+async def test_what_redis_refuses_passes_later(store: RedisClient) -> None:
     key = new_id()
     await store.call("SET", key, "text", "PX", 9000)
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await store.call("SADD", key, "member")
     assert await store.call("GET", key) == b"text"
 
@@ -230,11 +230,11 @@ async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
     own_redis: RedisServer,
 ) -> None:
     """Cut off from its replicas, which have another by now, it would refuse for ever."""
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     await store.urgent([["SET", "key", "before", "PX", 9000]])
     before = store.home("x").generation
     await store.call("CONFIG", "SET", "min-replicas-to-write", 1)
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await store.urgent([["SET", "key", "after", "PX", 9000]])
     assert await store.urgent([["GET", "key"]]) == [b"before"]
     assert store.home("x").generation == before + 1
@@ -242,7 +242,7 @@ async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
 
 
 async def test_what_redis_refuses_is_logged_once_however_often_it_is(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: RedisClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full Redis refuses every stream's writes ten times a second."""
     stream_id = new_id()
@@ -250,7 +250,7 @@ async def test_what_redis_refuses_is_logged_once_however_often_it_is(
     await store.urgent([["SET", key, "text", "PX", 9000]])
     node = store.home(stream_id)
     for _ in range(50):
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await store.call("SADD", key, "member")
         await node.append([["SADD", key, "member"]], node.generation)
     assert len([each for each in caplog.records if "refuses commands" in each.message]) == 1
@@ -308,11 +308,11 @@ async def test_after_an_outage_no_line_is_said_for_each_stream(
 async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(
     own_redis: RedisServer,
 ) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     assert await store.call("ECHO", "x") == b"x"
     own_redis.kill()
     begun = time.monotonic()
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await store.call("ECHO", "x")
     assert time.monotonic() - begun < 3
     own_redis.start()
@@ -323,11 +323,11 @@ async def test_a_redis_that_is_away_is_said_soon_and_found_when_it_is_back(
 async def test_a_redis_that_hangs_is_said_within_the_patience_of_a_browser(
     own_redis: RedisServer,
 ) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     await store.call("PING")
     own_redis.pause()
     begun = time.monotonic()
-    with pytest.raises(Passing):
+    with pytest.raises(Unavailable):
         await store.call("ECHO", "x")
     assert time.monotonic() - begun < 5
     own_redis.resume()
@@ -336,15 +336,15 @@ async def test_a_redis_that_hangs_is_said_within_the_patience_of_a_browser(
 
 
 async def test_nobody_listening_is_passing_too() -> None:
-    store = Store(f"redis://127.0.0.1:{free_port()}/0")
-    with pytest.raises(Passing) as caught:
+    store = RedisClient(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(Unavailable) as caught:
         await store.call("PING")
     assert caught.value.code == "store_unavailable"
     await store.close()
 
 
 async def test_scripts_are_known_to_a_redis_that_forgot_them(own_redis: RedisServer) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     records = Records(store, "me", start_by=9, log_ttl=9, max_run=9, lease=1)
     assert (await records.claim("id", "n")).verdict == "missing"
     await store.call("SCRIPT", "FLUSH")
@@ -357,7 +357,7 @@ async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
     shared_redis: RedisServer,
 ) -> None:
     async with proxied(shared_redis) as proxy:
-        store, direct, channel = Store(proxy.url), Store(shared_redis.url), new_id()
+        store, direct, channel = RedisClient(proxy.url), RedisClient(shared_redis.url), new_id()
         messages = store.messages(channel)
         assert await anext(messages) == b""
         for word in ("one", "two"):
@@ -377,7 +377,7 @@ async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
 ) -> None:
     """A machine that lost its power closes no connection: nobody would hear a wake-up for hours."""
     async with proxied(shared_redis) as proxy:
-        store, channel = Store(proxy.url), new_id()
+        store, channel = RedisClient(proxy.url), new_id()
         messages = store.messages(channel)
         assert await anext(messages) == b""
         before = len(proxy.requests)
@@ -392,7 +392,7 @@ async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
 
 async def test_a_rush_of_readers_does_not_hold_up_the_beat(shared_redis: RedisServer) -> None:
     async with proxied(shared_redis) as proxy:
-        store = Store(proxy.url)
+        store = RedisClient(proxy.url)
         await store.urgent([["PING"]])
         rush = [asyncio.create_task(store.call("ECHO", "x" * 10_000)) for _ in range(500)]
         await asyncio.sleep(0)
@@ -403,13 +403,13 @@ async def test_a_rush_of_readers_does_not_hold_up_the_beat(shared_redis: RedisSe
 
 
 async def test_closing_lets_nobody_wait_for_ever(own_redis: RedisServer) -> None:
-    store = Store(own_redis.url)
+    store = RedisClient(own_redis.url)
     await store.call("PING")
     own_redis.pause()
     waiting = asyncio.create_task(store.call("ECHO", "x"))
     await asyncio.sleep(0)
     await store.close()
-    with pytest.raises((Passing, asyncio.CancelledError)):
+    with pytest.raises((Unavailable, asyncio.CancelledError)):
         await asyncio.wait_for(waiting, 1)
     own_redis.resume()
     await until(lambda: waiting.done())

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 
 from gateway.check import verdicts
-from gateway.errors import Passing
-from gateway.store.client import Store
+from gateway.errors import Unavailable
+from gateway.store.client import RedisClient
 from tests.sentinels import NAME, Sentinels, Tls, Watcher, ask, sentinels
 from tests.support import (
     RedisServer,
@@ -171,8 +171,10 @@ async def test_passwords_may_have_any_character_and_sentinels_one_of_their_own(
             login = quote(of_the_server, "")
             address = f"redis+sentinel://:{login}@127.0.0.1:{watcher.port}/{NAME}"
             await until(partial(_answers, f"{address}?sentinel_password={quote(of_the_sentinel)}"))
-            store = Store(address)
-            with pytest.raises(Passing, match=r"no Sentinel tells of the master: .*Auth") as caught:
+            store = RedisClient(address)
+            with pytest.raises(
+                Unavailable, match=r"no Sentinel tells of the master: .*Auth"
+            ) as caught:
                 await store.call("PING")
             await store.close()
             assert caught.value.detail == ""  # A caller is told nothing of our servers.
@@ -181,10 +183,10 @@ async def test_passwords_may_have_any_character_and_sentinels_one_of_their_own(
 
 
 async def _answers(url: str) -> bool:
-    store = Store(url)
+    store = RedisClient(url)
     try:
         return bool(await store.call("PING") == b"PONG")
-    except Passing:
+    except Unavailable:
         return False  # It has not seen the master yet.
     finally:
         await store.close()

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from redis.crc import key_slot
 
-from gateway.errors import Passing, SettingsError
+from gateway.errors import SettingsError, Unavailable
 from gateway.sse import HEARTBEAT, Event
-from gateway.store.client import Store
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key
 from gateway.store.routing import slot_of, split
 from tests.clusters import ClusterServer, RedisCluster, redis_cluster
@@ -197,7 +197,7 @@ def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
 )
 def test_an_address_that_can_be_no_clusters_is_refused_at_once(url: str) -> None:
     with pytest.raises(SettingsError, match="GATEWAY_REDIS_URL"):
-        Store(url)
+        RedisClient(url)
 
 
 def test_commands_on_a_slot_travel_together_with_those_that_have_no_key() -> None:
@@ -228,7 +228,7 @@ async def test_each_command_runs_once_where_its_key_is_while_their_slot_moves(
     slot = key_slot(here.encode())
     source = shared_cluster.master_of(here)
     target = next(each for each in shared_cluster.masters if each is not source)
-    store = Store(shared_cluster.url)
+    store = RedisClient(shared_cluster.url)
     await store.calls([["SET", here, 1], ["SET", moved, 10]])
     shared_cluster.begin_to_move(slot, source, target)
     try:
@@ -358,7 +358,7 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         async with scene(cluster, ticking, lease=2) as on:
             streams = [await on.watched(shard) for shard in (0, 1, 1, 2)]
-            silent, heir, idle = streams[2], cluster.replicas[1], Store(cluster.url)
+            silent, heir, idle = streams[2], cluster.replicas[1], RedisClient(cluster.url)
             await idle.call("PING")  # It knows who has what, and will not look again.
             cluster.masters[1].run("CONFIG", "SET", "requirepass", "so that no replica comes back")
             cluster.masters[1].run("CLIENT", "KILL", "TYPE", "replica")
@@ -439,7 +439,7 @@ def _has_role(server: ClusterServer, role: str) -> bool:
 async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away(
     cluster: RedisCluster,
 ) -> None:
-    store, channel = Store(cluster.url), new_id()
+    store, channel = RedisClient(cluster.url), new_id()
     assert store.cluster is not None
     await store.call("PING")
     messages = store.messages(channel)
@@ -447,7 +447,7 @@ async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away
     for how in ("frozen", "killed"):
         (here,) = [s for s in cluster.masters if store.cluster.anyone().name.endswith(f":{s.port}")]
         here.pause() if how == "frozen" else here.kill()
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await store.calls(["GET", key] for key in map(str, range(30)))
         assert await asyncio.wait_for(anext(messages), 5) == b""
         await store.call("PUBLISH", channel, how)
@@ -459,12 +459,12 @@ async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away
 
 async def test_a_cluster_may_ask_for_a_password(shared_cluster: RedisCluster) -> None:
     url = shared_cluster.url
-    known, stranger = Store(url.replace("://", "://:a%3Ab%2Fc%40d@")), Store(url)
+    known, stranger = RedisClient(url.replace("://", "://:a%3Ab%2Fc%40d@")), RedisClient(url)
     try:
         for server in shared_cluster.masters:
             server.run("CONFIG", "SET", "requirepass", "a:b/c@d")
         assert await known.calls(["EXISTS", new_id()] for _ in range(30)) == [0] * 30
-        with pytest.raises(Passing):
+        with pytest.raises(Unavailable):
             await stranger.call("EXISTS", "key")
     finally:
         for server in shared_cluster.masters:
@@ -505,7 +505,7 @@ async def test_connections_to_a_cluster_do_not_grow_with_callers(
     def connected() -> list[int]:
         return [server.run("CLIENT", "LIST").count(b"laddr=") for server in shared_cluster.masters]
 
-    before, store = connected(), Store(shared_cluster.url)
+    before, store = connected(), RedisClient(shared_cluster.url)
     await asyncio.gather(*(store.call("GET", new_id()) for _ in range(1000)))
     await asyncio.gather(*(store.read([["GET", new_id()]]) for _ in range(300)))
     assert [now - then for now, then in zip(connected(), before, strict=True)] == [2, 2, 2]

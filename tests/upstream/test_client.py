@@ -14,16 +14,16 @@ from gateway.errors import UpstreamFailure
 from gateway.serve.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream.client import Upstream
-from gateway.upstream.protocols.chat import Reading, decoded, text_of
+from gateway.upstream.protocols.chat import CompletionState, decoded, text_of
 from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
 from tests.support import OK, WHOLE, Call, chunk, free_port, scripted, until, whole
 
 # Reading
 
 
-def reading(*data: bytes, choices: int = 1) -> Reading:
+def reading(*data: bytes, choices: int = 1) -> CompletionState:
     """Return what these events tell."""
-    seen = Reading(choices)
+    seen = CompletionState(choices)
     for each in data:
         seen.see(Event(each))
     return seen

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.config.presets import Preset
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from gateway.web.body import Asked, Body
 from tests.support import ask, running, scripted, whole
 
@@ -24,7 +24,7 @@ def asked(text: str | bytes, **members: Any) -> Asked:
 
 def refused(text: str | bytes, **members: Any) -> str:
     """Return the code of a refusal."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Rejected) as caught:
         sent(text, **members)
     return caught.value.code
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.errors import Refusal
+from gateway.errors import Rejected
 from gateway.web.origins import Origins
 
 HOST = "gw.example.org"
@@ -20,7 +20,7 @@ def code(given: dict[str, str], *, stream: bool = False) -> str:
     """Return the code of the refusal, "" if the request passes."""
     try:
         OURS.check_stream(given) if stream else OURS.check(given)
-    except Refusal as refusal:
+    except Rejected as refusal:
         return refusal.code
     return ""
 
@@ -113,7 +113,7 @@ def test_the_page_is_looked_at_before_the_purpose() -> None:
 
 
 def test_a_refusal_says_which_setting_to_change_and_is_bounded() -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(Rejected) as caught:
         OURS.check(headers(origin="https://evil.net/" + "x" * 5000))
     assert caught.value.status == 403
     assert "GATEWAY_ALLOWED_ORIGINS" in caught.value.detail
@@ -130,5 +130,5 @@ def test_cors_lets_a_page_send_its_cookie_and_read_what_it_needs() -> None:
 def test_without_settings_only_the_requests_own_host_is_ours() -> None:
     bare = Origins()
     bare.check(headers(origin="https://gw.example.org"))
-    with pytest.raises(Refusal):
+    with pytest.raises(Rejected):
         bare.check(headers(origin="https://app.example.com"))

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from gateway.errors import PASSING, REFUSALS, TOO_MANY, Passing, Refusal
+from gateway.errors import REJECTED, TOO_MANY, UNAVAILABLE, Rejected, Unavailable
 from gateway.web.event_stream import PlainText
 from gateway.web.requests import accepts, last_event_id
-from gateway.web.responses import Retry, nothing_more, passing, refusal, reply
+from gateway.web.responses import Retry, nothing_more, rejected, reply, unavailable
 from tests.support import (
     OK,
     WHOLE,
@@ -384,11 +384,11 @@ def test_the_newest_statement_of_a_position_wins(
 # Refusals, come-back-laters
 
 
-@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("code", REJECTED)
 def test_a_refusal_is_a_problem_with_its_code(code: str) -> None:
-    answer = refusal(Refusal(code, "Do this.", {"Allow": "GET"}))
+    answer = rejected(Rejected(code, "Do this.", {"Allow": "GET"}))
     problem = json.loads(bytes(answer.body))
-    status, title = REFUSALS[code]
+    status, title = REJECTED[code]
     expected = {"type": "about:blank", "title": title, "status": status, "code": code}
     assert (answer.status_code, problem) == (status, {**expected, "detail": "Do this."})
     assert answer.headers["content-type"] == "application/problem+json"
@@ -396,13 +396,13 @@ def test_a_refusal_is_a_problem_with_its_code(code: str) -> None:
 
 
 def test_a_refusal_without_detail_has_none() -> None:
-    assert "detail" not in json.loads(bytes(refusal(Refusal("not_found")).body))
+    assert "detail" not in json.loads(bytes(rejected(Rejected("not_found")).body))
 
 
-@pytest.mark.parametrize("code", PASSING)
+@pytest.mark.parametrize("code", UNAVAILABLE)
 def test_what_will_pass_is_200_and_retry_for_a_stream_and_503_or_429_for_others(code: str) -> None:
-    page = passing(Passing(code, "secret detail"), Retry(30), names_stream=True)
-    other = passing(Passing(code), Retry(30), names_stream=False)
+    page = unavailable(Unavailable(code, "secret detail"), Retry(30), names_stream=True)
+    other = unavailable(Unavailable(code), Retry(30), names_stream=False)
     assert re.fullmatch(rb"retry: \d+\n(: \w+\n)?", bytes(page.body))
     assert (page.status_code, page.headers["x-accel-buffering"]) == (200, "no")
     assert page.headers["content-type"].startswith(SSE)

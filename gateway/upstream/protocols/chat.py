@@ -48,7 +48,7 @@ _PATIENT = json.JSONDecoder(
 )
 
 
-class Reading:
+class CompletionState:
     """What a streamed chat completion has told so far."""
 
     def __init__(self, choices: int = 1) -> None:

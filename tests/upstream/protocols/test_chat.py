@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event, parse
-from gateway.upstream.protocols.chat import Reading, Voice
+from gateway.upstream.protocols.chat import CompletionState, Voice
 from gateway.upstream.protocols.complaints import retryable
 from tests.support import OK, Call, Script, Transcript, ask, chunk, running, scripted, sse
 
@@ -633,7 +633,7 @@ async def test_a_failure_says_whether_asking_again_may_mend_it(error: bytes, aga
 
 def test_an_error_is_one_also_when_it_is_read_from_the_log() -> None:
     """There it has the name that a browser gets."""
-    seen = Reading()
+    seen = CompletionState()
     for event in parse(b"event: upstream-error\ndata: BOOM\nid: 1-1\n\ndata: [DONE]\nid: 1-2\n\n"):
         seen.see(event)
     assert (seen.error, seen.finished) == ({"message": "BOOM"}, False)
@@ -644,7 +644,7 @@ UNBOUNDED = [{"a": "x" * 10_000}, {"x" * 10_000: 1}, {str(i): i for i in range(9
 
 @pytest.mark.parametrize("members", UNBOUNDED, ids=["value", "name", "number"])
 def test_a_usage_is_bounded_as_it_goes_into_every_answer(members: dict[str, Any]) -> None:
-    seen = Reading()
+    seen = CompletionState()
     for _ in range(3):
         seen.see(Event(of(END, usage={"total_tokens": 1, **members})))
     assert seen.usage is not None
@@ -653,7 +653,7 @@ def test_a_usage_is_bounded_as_it_goes_into_every_answer(members: dict[str, Any]
 
 
 def test_choices_without_end_cost_no_more_than_their_bytes() -> None:
-    seen, began = Reading(), time.process_time()
+    seen, began = CompletionState(), time.process_time()
     for number in range(50_000):
         seen.see(Event(b'{"choices":[{"index":%d,"finish_reason":"x"}]}' % number))
     assert time.process_time() - began < 5  # 0.6; a look at all of them each time took minutes.
@@ -661,7 +661,7 @@ def test_choices_without_end_cost_no_more_than_their_bytes() -> None:
 
 
 def test_a_usage_to_which_each_event_adds_is_bounded_as_a_whole() -> None:
-    seen = Reading()
+    seen = CompletionState()
     for number in range(90):
         more = {f"{number}": {f"{each}": "x" * 900 for each in range(90)}}
         seen.see(Event(of(END, usage={"total_tokens": number, **more})))
@@ -696,7 +696,7 @@ values = st.recursive(
 
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), values, max_size=6), max_size=4))
 def test_no_shape_of_an_event_breaks_anything(chunks: list[dict[str, Any]]) -> None:
-    seen, voice = Reading(2), Voice()
+    seen, voice = CompletionState(2), Voice()
     for each in chunks:
         data = json.dumps(each).encode()
         seen.see(Event(data, b"error" if "code" in each else b""))
