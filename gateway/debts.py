@@ -77,17 +77,18 @@ class Closed:
 
     def __init__(self) -> None:
         self._lost = False
-        self._calls: set[Callable[[], None]] = set()
+        self._calls: list[Callable[[], None]] = []  # One; a set would be larger.
 
     def add(self, call: Callable[[], None]) -> None:
         """Call this at the end."""
-        self._calls.add(call)
+        self._calls.append(call)
         if self._lost:
             call()
 
     def discard(self, call: Callable[[], None]) -> None:
         """Do not: the response has ended before its connection."""
-        self._calls.discard(call)
+        if call in self._calls:
+            self._calls.remove(call)
 
     def tell(self) -> None:
         """Tell all."""

@@ -56,7 +56,7 @@ class Protocol(HttpToolsProtocol):
         self._stage = _IDLE
         self._owed = 0  # Bytes since the caller last said something whole.
         self._since = 0  # Bytes of the body since its deadline was set.
-        self._parts: list[bytes] = []  # Of the body, in the slice that is parsed.
+        self._parts: list[bytes] | None = None  # Of the body, in the slice that is parsed.
         self._unsent = 0
 
     # The connection
@@ -174,13 +174,15 @@ class Protocol(HttpToolsProtocol):
         if self._stage is not _DEAF:
             self._owed = 0
             self._since += len(body)
+            if self._parts is None:
+                self._parts = []
             self._parts.append(body)
 
     def _hand_over(self) -> None:
         # Not a part at a time: uvicorn would copy what waits for each of many tiny chunks.
-        if self._parts:
+        if self._parts is not None:
             super().on_body(b"".join(self._parts))
-            self._parts.clear()
+            self._parts = None  # An empty list would stay as long as an open stream.
 
     def on_message_complete(self) -> None:
         """Owe nothing more, unless the answer has come before the end of the question."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat import Reading, decoded, text_of
+from gateway.chat import Reading, Voice, decoded
 from gateway.errors import UpstreamFailure
 from gateway.server import bind, url_of
 from gateway.sse import Event
@@ -129,7 +129,7 @@ NONSENSE = [
 def test_nonsense_tells_nothing_and_breaks_nothing(data: bytes) -> None:
     seen = reading(data)
     assert (seen.finished, seen.usage, seen.error) == (False, None, None)
-    assert text_of(data) == ""
+    assert Voice(0).text_of(data) == ""
 
 
 def test_pieces_estimate_the_usage_that_was_never_told() -> None:
@@ -167,7 +167,7 @@ TEXT_OF = {
 
 @pytest.mark.parametrize(("data", "text"), TEXT_OF.values(), ids=TEXT_OF)
 def test_the_text_is_that_of_the_first_choice(data: bytes, text: str) -> None:
-    assert text_of(data) == text
+    assert Voice(0).text_of(data) == text
 
 
 # Asking
