@@ -49,9 +49,9 @@ FENCES: dict[str, set[str]] = {
     "pydantic_settings": {"config.settings"},
     "starlette": {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
-        *("app", "demo.upstream", "demo.page", "serve.protocol", "serve.server", "cli"),
+        *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
-    "uvicorn": {"serve.server", "serve.protocol"},
+    "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
     "click": {"cli"},
 }
 STANDARD = sys.stdlib_module_names
@@ -84,7 +84,9 @@ TESTED_IN = {
     "runs.ownership": "runs.supervisor",
     "runs.rehearsal": "check",
     "runs.snapshot": "runs.run",
+    "serve.compact": "serve.protocol",
     "serve.deadlines": "serve.protocol",
+    "serve.http10": "serve.protocol",
     "serve.server": "cli",
     "store.connection": "store.client",
     "store.data_loss": "membership.heartbeat",

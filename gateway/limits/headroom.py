@@ -7,8 +7,6 @@ let in too.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient
@@ -58,15 +56,14 @@ class Room:
             await self.look()
         return False  # Others are faster; what comes back finds it full, or less of a crowd.
 
-    @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        """Count this much, from before it is sent until long after."""
+    def take(self, size: int) -> None:
+        """Count this much, from before it is sent."""
         self._flying += size
-        try:
-            yield
-        finally:
-            self._flying -= size
-            self._since += size
+
+    def stored(self, size: int) -> None:
+        """Count it as stored, until the next look; whatever came of it."""
+        self._flying -= size
+        self._since += size
 
 
 class Headroom:

@@ -8,7 +8,6 @@ for this process. What is refused is refused before anything is stored, claimed 
 
 import asyncio
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 from gateway.errors import Unavailable
@@ -55,6 +54,21 @@ class Tally:
             self.counts[subject] = left
         else:
             del self.counts[subject]
+
+
+class Seat:
+    """One more of a subject's, until it is called; a partial would take 250 bytes a viewer."""
+
+    __slots__ = ("_subject", "_tally")
+
+    def __init__(self, tally: Tally, subject: str) -> None:
+        self._tally = tally
+        self._subject = subject
+        tally.take(subject)
+
+    def __call__(self) -> None:
+        """Count it no more."""
+        self._tally.give(self._subject)
 
 
 class Held(NamedTuple):
@@ -105,11 +119,10 @@ class Limits:
         if self.viewers.full(subject):
             raise Unavailable("too_many_viewers", "Close another one.")
 
-    def seat(self, subject: str) -> Callable[[], None]:
+    def seat(self, subject: str) -> Seat:
         """Count a viewer until what is returned is called, once; raises Unavailable."""
         self.check_viewers(subject)
-        self.viewers.take(subject)
-        return partial(self.viewers.give, subject)  # An ExitStack takes a kilobyte a viewer.
+        return Seat(self.viewers, subject)
 
     # In Redis
 
@@ -121,8 +134,11 @@ class Limits:
         size = held.size + RECORD
         taken = size * 5 // 4  # What an allocator of few sizes makes of it.
         room = await self._headroom.enter(held.stream_id, taken)
-        with room.taken(taken):
+        room.take(taken)
+        try:
             return await self._counted(held, size, create)
+        finally:
+            room.stored(taken)
 
     async def _counted(self, held: Held, size: int, create: Script) -> Any:
         if not self._most.size:

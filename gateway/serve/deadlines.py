@@ -3,10 +3,12 @@
 One look at all of them stands for a timer each. Open streams are not among them.
 """
 
+import asyncio
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
+_HELD = 1 << 24  # Bytes that wait for their turn.
 _MOST = 8192  # Connections that owe something to send; the oldest makes room.
 
 
@@ -33,11 +35,50 @@ class Debtor(Protocol):
         """It has to make room."""
 
 
+class Taker(Protocol):
+    """A connection that has more to parse, or to read."""
+
+    def turn(self) -> None:
+        """Do some of it."""
+
+
+class Turns:
+    """Connections that cost much time for few bytes: all of them together do one turn at a time.
+
+    Else thirty of them would have their turn between any two events of everybody else's.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Taker, int] = {}
+        self._held = 0
+        self._due = False  # Whether the next turn is.
+
+    def wait(self, taker: Taker, size: int) -> bool:
+        """Let one wait that holds so many bytes; return whether there is room for them."""
+        self._held += size - self._waiting.get(taker, 0)
+        self._waiting[taker] = size
+        self._go_on()
+        return self._held <= _HELD
+
+    def _go_on(self) -> None:
+        if self._waiting and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._due = False
+        taker = next(iter(self._waiting))
+        self._held -= self._waiting.pop(taker)
+        self._go_on()
+        taker.turn()
+
+
 class Debts:
     """Who has to send, and who has to read; each in the order in which that began."""
 
     def __init__(self, terms: Terms, files: int) -> None:
         self.terms = terms
+        self.turns = Turns()
         self._most = min(_MOST, files // 2)  # The rest are for streams, and for what they need.
         self._sending: dict[Debtor, float] = {}
         self._reading: dict[Debtor, float] = {}
@@ -77,17 +118,18 @@ class Closed:
 
     def __init__(self) -> None:
         self._lost = False
-        self._calls: set[Callable[[], None]] = set()
+        self._calls: list[Callable[[], None]] = []  # One; a set would be larger.
 
     def add(self, call: Callable[[], None]) -> None:
         """Call this at the end."""
-        self._calls.add(call)
+        self._calls.append(call)
         if self._lost:
             call()
 
     def discard(self, call: Callable[[], None]) -> None:
         """Do not: the response has ended before its connection."""
-        self._calls.discard(call)
+        if call in self._calls:
+            self._calls.remove(call)
 
     def tell(self) -> None:
         """Tell all."""

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import httptools
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -22,7 +21,9 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from gateway.errors import Rejected
+from gateway.serve.compact import Few, event
 from gateway.serve.deadlines import Closed, Debts
+from gateway.serve.http10 import without_chunks
 from gateway.web.responses import rejected
 
 _UNSENT = 16 * 1024  # Bytes of one connection that wait for its reader, before we wait as well.
@@ -31,24 +32,27 @@ _FIELDS = 256  # Lines of a head, parameters of a URL: whoever looks for one goe
 _URL = 8192
 _PIPELINED = 32  # Requests that may wait for the answer before theirs.
 _PACE = 16 * 1024  # Bytes of a body in a second that are progress: a phone's, and no drip.
+_CRUMBS = 512  # Parts of a body in a slice, above which a connection has to take turns.
 _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader's sake.
 
 _IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
-
-
-class Few(list[Any]):
-    """A deque of what is nearly always nothing: an empty one of those takes 600 bytes."""
-
-    def appendleft(self, item: Any) -> None:
-        """Add before the first."""
-        self.insert(0, item)
 
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's, with sizes and deadlines; it keeps less for an open stream."""
 
     # Not in the instance's dict: uvicorn's attributes fill the one that all instances share.
-    __slots__ = ("_closed", "_debts", "_owed", "_parts", "_since", "_stage", "_unsent")
+    __slots__ = (
+        "_closed",
+        "_count",
+        "_debts",
+        "_owed",
+        "_parts",
+        "_rest",
+        "_since",
+        "_stage",
+        "_unsent",
+    )
 
     def __init__(self, *, debts: Debts, **given: Any) -> None:
         super().__init__(**given)
@@ -56,7 +60,8 @@ class Protocol(HttpToolsProtocol):
         self._stage = _IDLE
         self._owed = 0  # Bytes since the caller last said something whole.
         self._since = 0  # Bytes of the body since its deadline was set.
-        self._parts: list[bytes] = []  # Of the body, in the slice that is parsed.
+        self._parts: list[bytes] | None = None  # Of the body, in the slice that is parsed.
+        self._rest: bytes | None = None  # Not parsed, while it waits for its turn.
         self._unsent = 0
 
     # The connection
@@ -66,7 +71,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=_UNSENT)  # Of one who does not read it all stays.
         self.pipeline = Few()  # type: ignore[assignment]
-        self.flow._is_writable_event = _event(done=True)
+        self.flow._is_writable_event = event(done=True)
         self._closed = Closed()
         self._debts.expect(self, self._debts.terms.idle)
 
@@ -89,24 +94,46 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, in slices: what never becomes whole is buffered by the parser."""
+        if self._rest is not None:
+            self._wait_for_turn(self._rest + data)  # It was on its way.
+            return
         for start in range(0, len(data), _SLICE):
             if self._stage is _DEAF:
                 self._owed += len(data) - start
                 if self._owed > _IGNORED:
                     self.transport.abort()
                 return
-            self._parse(data[start : start + _SLICE])
+            if self._parse(data[start : start + _SLICE]) > _CRUMBS:
+                self._wait_for_turn(data[start + _SLICE :])
+                return
 
-    def _parse(self, data: bytes) -> None:
+    def _wait_for_turn(self, rest: bytes) -> None:
+        self._rest = rest
+        self.transport.pause_reading()
+        if not self._debts.turns.wait(self, len(rest)):
+            self._refuse(Rejected("bad_request", "Its parts are too small."))
+
+    def turn(self) -> None:
+        """Go on with what came, and read more."""
+        rest, self._rest = self._rest or b"", None
+        if not self.transport.is_closing():
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+            self.data_received(rest)
+
+    def _parse(self, data: bytes) -> int:
+        """Parse a slice; return in how many parts it had some of a body."""
         if self._stage is _IDLE:
             self._stage, self._owed = _HEAD, 0
             if not self._answering:  # A viewer's client may send an empty line after its request.
                 self._debts.expect(self, self._debts.terms.head)
         self._owed += len(data)
+        self._count = 0
         self._feed(data)
         self._hand_over()
         if self._owed > self._debts.terms.size:
             self._refuse(self._too_large())
+        return self._count
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -157,14 +184,14 @@ class Protocol(HttpToolsProtocol):
             return
         app = self.app
         if self.parser.get_http_version() != "1.1":
-            self.app = partial(_without_chunks, app)
+            self.app = partial(without_chunks, app)
         super().on_headers_complete()
         self.app = app
         self._stage, self._owed = _BODY, 0
         self._expect_body()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # The parser takes what follows for another protocol.
-        self.cycle.message_event = _event()  # Its task has not run yet.
+        self.cycle.message_event = event()  # Its task has not run yet.
         extensions: Any = self.scope["extensions"]
         extensions["gateway.write"] = partial(_write, self.cycle, self.transport, self.flow)
         extensions["gateway.closed"] = self._closed
@@ -174,13 +201,16 @@ class Protocol(HttpToolsProtocol):
         if self._stage is not _DEAF:
             self._owed = 0
             self._since += len(body)
+            if self._parts is None:
+                self._parts = []
             self._parts.append(body)
 
     def _hand_over(self) -> None:
         # Not a part at a time: uvicorn would copy what waits for each of many tiny chunks.
-        if self._parts:
+        if self._parts is not None:
+            self._count += len(self._parts)
             super().on_body(b"".join(self._parts))
-            self._parts.clear()
+            self._parts = None  # An empty list would stay as long as an open stream.
 
     def on_message_complete(self) -> None:
         """Owe nothing more, unless the answer has come before the end of the question."""
@@ -297,15 +327,6 @@ class Protocol(HttpToolsProtocol):
         self._debts.expect(self, self._debts.terms.idle)
 
 
-def _event(*, done: bool = False) -> asyncio.Event:
-    """Return an event that keeps its waiters in a list; see `Few`."""
-    event = asyncio.Event()
-    event._waiters = []  # type: ignore[assignment]
-    if done:
-        event.set()
-    return event
-
-
 def _write(
     cycle: RequestResponseCycle, transport: asyncio.Transport, flow: FlowControl, body: bytes
 ) -> bool:
@@ -314,21 +335,3 @@ def _write(
         return False
     transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True
-
-
-async def _without_chunks(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an application for a caller who does not know chunks: the close ends a long body."""
-    cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
-    endless = False
-
-    async def sending(message: Message) -> None:
-        nonlocal endless
-        if message["type"] == "http.response.start":
-            endless = all(name.lower() != b"content-length" for name, _ in message["headers"])
-            if endless:
-                cycle.chunked_encoding = cycle.keep_alive = False
-        elif endless and scope["method"] != "HEAD":
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    await app(scope, receive, sending)

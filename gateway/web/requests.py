@@ -66,15 +66,18 @@ async def body_of(request: Request, limit: int) -> Body:
         raise Rejected("unsupported_media_type", "Send Content-Type: application/json.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Rejected("unsupported_media_type", "Send the body without Content-Encoding.")
-    too_large = Rejected("body_too_large", f"The limit is {limit} bytes.")
     length = request.headers.get("content-length") or "0"
     if not (length.isascii() and length.isdigit()):
         raise Rejected("bad_request", "Its Content-Length is no number.")
     if len(length) > 18 or int(length) > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()  # Adding to bytes would copy them for each of many small pieces.
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise too_large
+            raise _too_large(limit)
     return Body(bytes(body))
+
+
+def _too_large(limit: int) -> Rejected:
+    return Rejected("body_too_large", f"The limit is {limit} bytes.")

@@ -83,6 +83,31 @@ async def half_requests(scene: Scene) -> str:
     return f"{len(writers)} connections"
 
 
+async def crumbs(scene: Scene) -> str:
+    """Bodies in chunks of one byte, on thirty connections; they go on after they were refused."""
+    async with scene.client("mallory") as http:
+        cookie = http.headers["cookie"].encode()
+    head = b"POST /tickets/hostile HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += b"Transfer-Encoding: chunked\r\nCookie: %s\r\n\r\n" % cookie
+    end = time.monotonic() + SECONDS
+
+    async def pour() -> str:
+        reader, writer = await asyncio.open_connection(*scene.address)
+        with suppress(OSError):
+            writer.write(head)
+            while time.monotonic() < end:
+                writer.write(b"1\r\n \r\n" * 10_000)
+                await writer.drain()
+        told = b""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                told = await reader.readline()
+        writer.transport.abort()
+        return told.split(b" ")[1].decode() if b" " in told else "reading"
+
+    return _counted(await asyncio.gather(*(pour() for _ in range(30))))
+
+
 async def replays(scene: Scene) -> str:
     """A hundred viewers of one stream of 15 MB that another replica has ended; half never read."""
     return await _watch(scene, [await _long_stream(scene, scene.other)] * 100)
@@ -206,7 +231,7 @@ async def words(scene: Scene) -> str:
 
 
 CALLERS: tuple[Attack, ...] = (
-    *(quoted_cookies, odd_headers, endless_heads, half_requests, replays, many_replays),
+    *(quoted_cookies, odd_headers, endless_heads, half_requests, crumbs, replays, many_replays),
     *(completions, full_of_requests, all_streams),
 )
 UPSTREAMS: tuple[Attack, ...] = (zipped, endless_reply_heads, comments, tiny_chunks, words)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,50 @@ async def test_a_body_in_tiny_chunks_costs_little_more_than_its_parsing() -> Non
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
         assert time.process_time() - parsed < 4 * (parsed - begun)
         assert b"".join(parts) == body
+
+
+async def test_bodies_in_crumbs_wait_for_each_other_and_nobody_waits_for_them() -> None:
+    """Between any two events of a stranger thirty of them had their turn each: 2.7 s of silence."""
+    body = json.dumps(ask("x" * 200_000)).encode()
+    crumbs = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    async with running() as served, AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(line(served.url)) for _ in range(12)]
+        parsed: list[float] = []
+        for _, writer in lines:
+            writer.write(post(served, length="Transfer-Encoding: chunked") + crumbs)
+        answers = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in lines]
+        async with line(served.url) as (reader, writer):
+            while not all(each.done() for each in answers):
+                begun = time.process_time()
+                writer.write(get("/healthz"))
+                await reader.readuntil(b'"ok"}')
+                parsed.append(time.process_time() - begun)
+        assert {(await each)[:13] for each in answers} == {b"HTTP/1.1 201 "}
+        assert len(parsed) > len(lines)  # One got in between, again and again.
+        assert max(parsed) < sum(parsed) / 4
+
+
+def test_more_than_may_wait_for_its_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "_HELD", 1000)
+
+    class Taker:
+        def turn(self) -> None:
+            taken.append(self)
+            if len(taken) < 4:
+                turns.wait(self, 10)
+
+    async def play() -> None:
+        takers = Taker(), Taker()
+        assert turns.wait(takers[0], 900)
+        assert turns.wait(takers[0], 500)  # Instead of what it held before.
+        assert not turns.wait(takers[1], 501)
+        await until(lambda: len(taken) == 5)
+        assert taken == [takers[0], takers[1], takers[0], takers[1], takers[0]]
+        assert turns.wait(takers[0], 1000)
+
+    taken: list[Taker] = []
+    turns = deadlines.Turns()
+    asyncio.run(play())
 
 
 async def test_what_was_answered_gets_no_second_answer() -> None:

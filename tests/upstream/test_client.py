@@ -14,7 +14,7 @@ from gateway.errors import UpstreamFailure
 from gateway.serve.server import bind, url_of
 from gateway.sse import Event
 from gateway.upstream.client import Upstream
-from gateway.upstream.protocols.chat import CompletionState, decoded, text_of
+from gateway.upstream.protocols.chat import CompletionState, Voice, decoded
 from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
 from tests.support import OK, WHOLE, Call, chunk, free_port, scripted, until, whole
 
@@ -129,7 +129,7 @@ NONSENSE = [
 def test_nonsense_tells_nothing_and_breaks_nothing(data: bytes) -> None:
     seen = reading(data)
     assert (seen.finished, seen.usage, seen.error) == (False, None, None)
-    assert text_of(data) == ""
+    assert Voice(0).text_of(data) == ""
 
 
 def test_pieces_estimate_the_usage_that_was_never_told() -> None:
@@ -167,7 +167,7 @@ TEXT_OF = {
 
 @pytest.mark.parametrize(("data", "text"), TEXT_OF.values(), ids=TEXT_OF)
 def test_the_text_is_that_of_the_first_choice(data: bytes, text: str) -> None:
-    assert text_of(data) == text
+    assert Voice(0).text_of(data) == text
 
 
 # Asking

@@ -16,6 +16,8 @@ _HEAVY = 16 * 1024  # Bytes, above which only its numbers are kept.
 class Usage:
     """What was told so far; the last word counts, key by key."""
 
+    __slots__ = ("_since", "told")
+
     def __init__(self) -> None:
         self.told: dict[str, Any] | None = None
         self._since = 0  # Bytes of the events that told of it since its weight was looked at.
