@@ -57,6 +57,12 @@ class EventStream:
 
     status_code = 200
 
+    # fmt: off
+    __slots__ = (
+        "_first", "_plain", "_tails", "_text", "_viewer", "on_close", "raw_headers",
+    )
+    # fmt: on
+
     def __init__(self, tails: Tails, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(_STREAM_HEADERS)
         self._tails = tails
