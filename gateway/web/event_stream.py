@@ -28,6 +28,8 @@ class EventStream:
 
     status_code = 200
 
+    __slots__ = ("_first", "_plain", "_tails", "_text", "_viewer", "on_close", "raw_headers")
+
     def __init__(self, tails: Fanout, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
         self._tails = tails
