@@ -13,7 +13,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
-from gateway.errors import PASSING, REFUSALS, TOO_MANY
+from gateway.errors import REJECTED, TOO_MANY, UNAVAILABLE
 from tests import conformance
 from tests.nginx import front
 from tests.support import SECRET, Process, RedisServer, cookie, process, running, served, settings
@@ -192,8 +192,8 @@ def test_the_runner_imports_nothing_of_the_server() -> None:
 def test_the_document_has_every_code_with_its_status() -> None:
     table = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", PROTOCOL, re.MULTILINE))
     told = {code: int(status) for code, status in table.items()}
-    refusals = {code: status for code, (status, _) in REFUSALS.items()}
-    passing: dict[str, Any] = {code: 429 if code in TOO_MANY else 503 for code in PASSING}
+    refusals = {code: status for code, (status, _) in REJECTED.items()}
+    passing: dict[str, Any] = {code: 429 if code in TOO_MANY else 503 for code in UNAVAILABLE}
     assert told == refusals | passing
 
 
