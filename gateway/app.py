@@ -10,9 +10,9 @@ from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.run import RunLimits
 from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor

@@ -4,9 +4,9 @@ import asyncio
 from contextlib import suppress
 
 from gateway.errors import Fenced, Sealed, Unavailable
-from gateway.eventlog.records import Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
+from gateway.runs.records import Records
 from gateway.runs.run import Run
 
 

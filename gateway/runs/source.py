@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.eventlog.base import Fate
 from gateway.eventlog.entries import EventId
-from gateway.eventlog.records import FINAL, Records
+from gateway.runs.records import FINAL, Records
 from gateway.store.keys import inbox
 
 

@@ -13,9 +13,9 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.fetcher import Fetcher
 from gateway.eventlog.pages import Pages, Turns
 from gateway.eventlog.reader import weight
-from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
+from gateway.runs.records import Records
 from gateway.runs.source import RecordSource
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store.client import RedisClient

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import SettingsError, Unavailable
-from gateway.eventlog.records import Records
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import cancels_key, log_key, new_id, presence_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied

@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import End, Seal
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import Record, Records
+from gateway.runs.records import Record, Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, DAY, log_key, new_id, record_key, runs_key
 from tests.eventlog.test_writer import proxied

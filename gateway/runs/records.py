@@ -15,8 +15,8 @@ from typing import Any
 
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
-from gateway.eventlog.presence import Presence
 from gateway.limits.subjects import Held, Limits, Most
+from gateway.runs.presence import Presence
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
