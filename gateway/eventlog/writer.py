@@ -39,7 +39,11 @@ _BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended
 
 
 class EventLog:
-    """One stream's log as its owner writes it; the entries it has shown stay here until dropped."""
+    """One stream's log as its owner writes it; the entries it has shown stay here until dropped.
+
+    One idea: what is pending, in flight, in doubt and sealed is one state, and only together it
+    says what may be sent next.
+    """
 
     def __init__(
         self,
