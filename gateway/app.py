@@ -10,10 +10,11 @@ from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.run import RunLimits
+from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
@@ -46,7 +47,7 @@ class Gateway:
         )
         self.tails = Fanout(
             self.store,
-            self.records,
+            RecordSource(self.records),
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,

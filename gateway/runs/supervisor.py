@@ -15,7 +15,6 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
-from gateway.eventlog.records import Record, Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
 from gateway.runs.claims import Claims
@@ -23,6 +22,7 @@ from gateway.runs.control import ControlChannel
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.idle import IdlePolicy
 from gateway.runs.ownership import Ownership
+from gateway.runs.records import Record, Records
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Start, Takeover, fields_of

@@ -29,9 +29,9 @@ from gateway.eventlog.entries import EntryBatch, EntryBatches
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import VERSION, Record, Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events, failure
+from gateway.runs.records import VERSION, Record, Records
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
 from gateway.upstream.client import Upstream, UpstreamRequest

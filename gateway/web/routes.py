@@ -19,8 +19,8 @@ from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import FINAL, VERSION, Created, Record, Records
 from gateway.runs.endings import state_of
+from gateway.runs.records import FINAL, VERSION, Created, Record, Records
 from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
 from gateway.runs.snapshot import CompletionSnapshots

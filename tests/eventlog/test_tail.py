@@ -13,9 +13,10 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.fetcher import Fetcher
 from gateway.eventlog.pages import Pages, Turns
 from gateway.eventlog.reader import weight
-from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
+from gateway.runs.records import Records
+from gateway.runs.source import RecordSource
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import MARKER, inbox, log_key, new_id, presence_key, record_key
@@ -238,7 +239,8 @@ class Elsewhere:
     def __init__(self, store: RedisClient, grace: float = 9) -> None:
         self.store = store
         self.stream_id = new_id()
-        self.tails = Fanout(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
+        source = RecordSource(_records(store))
+        self.tails = Fanout(store, source, grace=grace, heartbeat=9, write_timeout=9)
 
     async def claim(self) -> Records:
         """Let another replica claim it; return that one's records."""
@@ -280,7 +282,9 @@ def _records(store: RedisClient) -> Records:
 
 def following(records: Records, tail: Tail) -> Fetcher:
     """Return what reads one tail, and announces when it is told to."""
-    return Fetcher(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+    source = RecordSource(records)
+    tails = {tail.stream_id: tail}
+    return Fetcher(records.store, source, tails, lambda: [tail.stream_id], grace=30)
 
 
 @asynccontextmanager

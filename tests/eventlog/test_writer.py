@@ -16,8 +16,8 @@ from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.entries import Cursor, EntryBatch, EntryBatches, EventId, seek, start_of
 from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
+from gateway.runs.records import Records
 from gateway.sse import Event, encode, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key

@@ -18,8 +18,8 @@ import pytest
 from redis import Redis
 
 from gateway.errors import Unavailable
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import RECORD, Most
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, record_key, subject_keys
 from tests.clusters import redis_cluster

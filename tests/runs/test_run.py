@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from gateway.config.presets import Preset
-from gateway.eventlog.records import FINAL
 from gateway.runs.endings import MOVES, Ending, ending_events, failure
+from gateway.runs.records import FINAL
 from gateway.sse import Event
 from gateway.upstream.protocols.chat import CompletionState
 from tests.support import (

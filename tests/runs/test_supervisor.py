@@ -16,7 +16,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.config.presets import Preset
-from gateway.eventlog.records import Records
+from gateway.runs.records import Records
 from gateway.store import client as store_module
 from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, log_key, record_key, runs_key

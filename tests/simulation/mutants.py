@@ -10,10 +10,10 @@ from gateway.errors import Unavailable
 from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.group_commit import NodeCommitter
-from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
 from gateway.membership.heartbeat import Heartbeat, QuorumCopy
 from gateway.runs.endings import Ending
+from gateway.runs.presence import Presence
 from gateway.runs.run import Run
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
@@ -127,7 +127,7 @@ def viewers_elsewhere_do_not_count() -> Patches:
     async def watched(self: Any, stream_ids: list[str]) -> list[bool]:
         return [False for _ in stream_ids]
 
-    yield patch.object(Records, "watched", watched)
+    yield patch.object(Presence, "watched", watched)
 
 
 def resumed_at_the_entry() -> Patches:
