@@ -45,7 +45,7 @@ class Gateway:
                 settings.store_share,
             ),
         )
-        self.tails = Fanout(
+        self.fanout = Fanout(
             self.store,
             RecordSource(self.records),
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
@@ -57,14 +57,14 @@ class Gateway:
         self.replica = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
-            self.tails,
+            self.fanout,
             self.upstream,
             settings.preset,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
         )
         self.routes = Routes(
-            settings, self.store, self.records, self.tails, self.replica, authenticator(settings)
+            settings, self.store, self.records, self.fanout, self.replica, authenticator(settings)
         )
         self.app = self.with_routes([])
 
@@ -87,7 +87,7 @@ class Gateway:
             if not self.replica.draining:
                 await self.replica.drain(self.settings.drain)
             await self.replica.stop()
-            await self.tails.stop()
+            await self.fanout.stop()
             await self.upstream.close()
             await self.store.close()
 

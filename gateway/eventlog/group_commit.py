@@ -121,7 +121,7 @@ class NodeCommitter:
             await asyncio.sleep(1)
         finally:
             for each in logs:
-                if each.unsaid:
+                if each.has_work:
                     self.mark(each)
 
     def _moved(self, log: EventLog) -> bool:
@@ -131,7 +131,7 @@ class NodeCommitter:
         if log in self.open:
             self.open.discard(log)
             home.open.add(log)
-        log.hand_to(home.mark)
+        log.move_to(home.mark)
         return True
 
     def look_at_connection(self) -> None:
@@ -179,7 +179,7 @@ class NodeCommitter:
     async def _commit(self, logs: list[EventLog]) -> None:
         if not logs:
             return
-        commands = [each.take() for each in logs]
+        commands = [each.next_batch() for each in logs]
         try:
             replies = await self._node.append([*commands, *wake_ups(logs)], self._generation)
         except BaseException:
@@ -191,6 +191,6 @@ class NodeCommitter:
                 each.in_doubt = True
                 continue
             try:
-                each.landed()
-            except Exception as error:  # The others have landed too, and must not be sent again.
+                each.acknowledged()
+            except Exception as error:  # The others are stored too, and must not be sent again.
                 each.broke(error)

@@ -26,9 +26,9 @@ class Ownership:
         A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
         then stops it: between a death and this run there was nobody to be woken.
         """
-        again = run.attempts > 1 or run.log.inherited
+        again = run.attempts > 1 or run.log.taken_over
         if again:
-            await run.log.drained()
+            await run.log.flushed()
         while again or not self._beat.steady(claimed):
             asked = asyncio.get_running_loop().time()
             with suppress(Unavailable):

@@ -70,7 +70,7 @@ def doubt_is_ignored() -> Patches:
     """After an error the next entry follows, whatever became of the last one."""
 
     async def repair(self: EventLog) -> None:
-        self.in_doubt, self.flying = False, None
+        self.in_doubt, self.in_flight = False, None
         self._settle()
 
     yield patch.object(EventLog, "repair", repair)
@@ -78,21 +78,21 @@ def doubt_is_ignored() -> Patches:
 
 def shown_before_stored() -> Patches:
     """An entry is shown when it is sent, not when Redis has it."""
-    take = EventLog.take
+    next_batch = EventLog.next_batch
 
     def eager(self: EventLog) -> tuple[bytes, ...]:
-        command = take(self)
-        assert self.flying is not None
-        self.entries.append(self.flying)
+        command = next_batch(self)
+        assert self.in_flight is not None
+        self.entries.append(self.in_flight)
         self.on_commit()
         return command
 
-    def landed(self: EventLog) -> None:
-        self.flying = None
+    def acknowledged(self: EventLog) -> None:
+        self.in_flight = None
         self._settle()
 
-    yield patch.object(EventLog, "take", eager)
-    yield patch.object(EventLog, "landed", landed)
+    yield patch.object(EventLog, "next_batch", eager)
+    yield patch.object(EventLog, "acknowledged", acknowledged)
 
 
 def stale_owner_asks() -> Patches:

@@ -271,7 +271,7 @@ async def test_a_redis_that_is_away_is_logged_once_and_once_when_it_is_back(
         url = await here.ticket()
         await here.read(url, enough=at_least(1))
         watching = asyncio.create_task(there.read(url))
-        await until(lambda: there.gateway.tails.viewers)
+        await until(lambda: there.gateway.fanout.viewers)
         own_redis.kill()
         await until(lambda: "does not answer" in "".join(lines("WARNING")), "it is said")
         for _ in range(20):
