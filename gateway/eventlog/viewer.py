@@ -21,7 +21,11 @@ _SLICE = 16 * 1024  # Bytes handed to a viewer's socket at once: a stuck one hol
 
 
 class Viewer:
-    """One open response: a cursor into a tail, or into a page, and a wait for more."""
+    """One open response: a cursor into a tail, or into a page, and a wait for more.
+
+    One idea: each step of the cursor depends on where it stands, and none may await; there are
+    thousands of them, and a second object for each would cost as much as all of its fields.
+    """
 
     # fmt: off
     __slots__ = (
