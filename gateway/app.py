@@ -12,10 +12,11 @@ from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.run import RunLimits
+from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
@@ -60,9 +61,9 @@ class Gateway:
                 settings.store_share,
             ),
         )
-        self.tails = Fanout(
+        self.fanout = Fanout(
             self.store,
-            self.records,
+            RecordSource(self.records),
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
@@ -72,14 +73,14 @@ class Gateway:
         self.replica = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
-            self.tails,
+            self.fanout,
             self.upstream,
             settings.preset,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
         )
         self.routes = Routes(
-            settings, self.store, self.records, self.tails, self.replica, authenticator(settings)
+            settings, self.store, self.records, self.fanout, self.replica, authenticator(settings)
         )
         self.app = self.with_routes([])
 
@@ -111,7 +112,7 @@ class Gateway:
             if not self.replica.draining:
                 await self.replica.drain(self.settings.drain)
             await self.replica.stop()
-            await self.tails.stop()
+            await self.fanout.stop()
             await self.upstream.close()
             await self.store.close()
 

@@ -136,7 +136,7 @@ def demo_(port: int, **flags: str | None) -> None:
 
         def cut(ticket: str) -> int:
             with suppress(Rejected):
-                tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
+                tail = gateway.fanout.get(gateway.routes.tickets.verify(ticket).stream_id)
                 return tail.drop() if tail else 0
             return 0
 

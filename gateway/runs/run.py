@@ -278,7 +278,7 @@ class Run:
 
     async def _wait_for_store(self) -> None:
         self._silence = None  # It is not the upstream who is silent.
-        await self.log.drained()
+        await self.log.flushed()
         self._heard, self._silence = clock.now(), self.preset.stall
 
     def _outcome(self, error: Exception | None) -> Ending:
