@@ -1,9 +1,11 @@
 """The application: builds every part from the settings, starts and stops them. Decides nothing."""
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.routing import BaseRoute, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.loading import authenticator
 from gateway.config import settings as settings_
@@ -20,6 +22,20 @@ from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
 from gateway.upstream.client import Upstream
 from gateway.web.routes import Routes
+
+logger = logging.getLogger("gateway")
+
+
+class Front:
+    """The way to our own URLs past the router, whose frames every open stream would keep."""
+
+    def __init__(self, app: ASGIApp, exact: dict[str, ASGIApp]) -> None:
+        self._app = app
+        self._exact = exact
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return the answer's coroutine: another `async` would be another frame."""
+        return self._exact.get(scope.get("path", ""), self._app)(scope, receive, send)
 
 
 class Gateway:
@@ -76,6 +92,15 @@ class Gateway:
             redirect_slashes=False,
             lifespan=self._lifespan,
         )
+
+    def served(self, *more: BaseRoute) -> ASGIApp:
+        """Return the same for a server that asks for nothing else of it."""
+        return Front(self.with_routes(more), self.routes.exact())
+
+    async def drain(self) -> None:
+        """Send viewers away and let runs finish, for as long as the settings say."""
+        logger.info("draining %d run(s)", len(self.replica.active))
+        await self.replica.drain(self.settings.drain)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -25,9 +25,9 @@ FLOORS: tuple[set[str], ...] = (
     {"auth"},
     {"runs"},
     {"web"},
-    {"app"},
     {"serve"},
     {"demo"},
+    {"app"},
     {"check", "cli", "__main__"},
 )
 
