@@ -15,10 +15,10 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import FINAL, VERSION, ClaimVerdict, Record, Records
 from gateway.eventlog.viewer import Viewer
 from gateway.limits.subjects import Seat
 from gateway.runs.claims import Claims
+from gateway.runs.records import FINAL, VERSION, ClaimVerdict, Record, Records
 from gateway.runs.registry import RunRegistry
 
 
@@ -39,7 +39,7 @@ class Redemption:
     def __init__(
         self,
         records: Records,
-        tails: Fanout,
+        fanout: Fanout,
         registry: RunRegistry,
         claims: Claims,
         presets: Callable[[str], Preset | None],
@@ -48,7 +48,7 @@ class Redemption:
     ) -> None:
         self._records = records
         self._limits = records.limits
-        self._tails = tails
+        self._fanout = fanout
         self._registry = registry
         self._claims = claims
         self._presets = presets
@@ -65,7 +65,7 @@ class Redemption:
             return NothingMore()
         if self._draining():
             raise Unavailable("draining")
-        if self._tails.viewers >= self._registry.most:
+        if self._fanout.viewers >= self._registry.most:
             raise Unavailable("overloaded")  # Before anything is paid for that it could not show.
         seat, viewer = self._limits.seat(subject), None
         try:
@@ -134,15 +134,15 @@ class Redemption:
         """Return a viewer, to be detached; None where there is nothing more."""
         if record.state == "cached":
             record = await self._begun(record)
-        if self._tails.superseded(record.stream_id, record.epoch):
+        if self._fanout.superseded(record.stream_id, record.epoch):
             # Its position is in a log that this replica does not see yet.
             raise Unavailable("not_yet")
         owner = record.owner if record.running else ""
         position = EventId.parse(wanted)
-        viewer = await self._tails.attach(record.stream_id, owner, position, record.subject)
+        viewer = await self._fanout.attach(record.stream_id, owner, position, record.subject)
         if record.state not in FINAL or viewer.tail.ended or viewer.tail.local:
             return viewer
-        self._tails.detach(viewer)  # The log went before the record did.
+        self._fanout.detach(viewer)  # The log went before the record did.
         if not await self._records.outlives_log(record.stream_id):
             # A failover lies between the two looks, or is under way.
             raise Unavailable("not_yet")

@@ -12,8 +12,8 @@ from gateway.config.presets import Preset
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
-from gateway.eventlog.records import Record, fields_of
 from gateway.limits.subjects import Limits
+from gateway.runs.records import Record, fields_of
 from gateway.runs.run import Run, RunLimits
 from gateway.sse import Event
 from gateway.upstream.client import UpstreamRequest
@@ -39,7 +39,7 @@ class RunRegistry(Mapping[str, Run]):
 
     def __init__(
         self,
-        tails: Fanout,
+        fanout: Fanout,
         writer: GroupCommit,
         limits: Limits,
         caps: RunLimits,
@@ -47,7 +47,7 @@ class RunRegistry(Mapping[str, Run]):
     ) -> None:
         self.most = caps.streams
         self.count = 0  # Of the active ones: counting them at every request would take too long.
-        self._tails = tails
+        self._fanout = fanout
         self._writer = writer
         self._limits = limits
         self._caps = caps
@@ -89,13 +89,13 @@ class RunRegistry(Mapping[str, Run]):
     def begin(self, record: Record, preset: Preset, start: Start) -> None:
         """Run what Redis has given to this replica."""
         stream_id = record.stream_id
-        tail = self._tails.own(stream_id, *start.entries)
+        tail = self._fanout.own(stream_id, *start.entries)
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
-        journal = self._writer.open(stream_id, start.epoch, tail.entries, fields)
+        log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
         more = (start.before, start.reading)
-        run = Run(journal, tail, preset, start.request, self._caps, *more)
+        run = Run(log, tail, preset, start.request, self._caps, *more)
         if start.events:
-            journal.append(start.events, ours=True)
+            log.append(start.events, ours=True)
         if before := self._runs.get(stream_id):
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
@@ -123,7 +123,7 @@ class RunRegistry(Mapping[str, Run]):
     def let_go(self, run: Run) -> None:
         """Forget a run whose stream is another one's; its viewers follow the log."""
         stream_id = run.log.stream_id
-        self._tails.disown(stream_id)
+        self._fanout.disown(stream_id)
         self._writer.close(run.log)
         if self._runs.get(stream_id) is run:
             del self._runs[stream_id]
@@ -133,5 +133,5 @@ class RunRegistry(Mapping[str, Run]):
         stream_id = run.log.stream_id
         del self._runs[stream_id]
         self._writer.close(run.log)
-        if self._tails.get(stream_id) is run.tail:
-            self._tails.forget(stream_id)
+        if self._fanout.get(stream_id) is run.tail:
+            self._fanout.forget(stream_id)

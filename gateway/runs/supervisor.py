@@ -15,7 +15,6 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
-from gateway.eventlog.records import Record, Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
 from gateway.runs.claims import Claims
@@ -23,6 +22,7 @@ from gateway.runs.control import ControlChannel
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.idle import IdlePolicy
 from gateway.runs.ownership import Ownership
+from gateway.runs.records import Record, Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
@@ -46,7 +46,7 @@ class RunSupervisor:
         self,
         records: Records,
         beat: Heartbeat,
-        tails: Fanout,
+        fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         caps: RunLimits,
@@ -56,18 +56,18 @@ class RunSupervisor:
         self._records = records
         self._beat = beat
         self._limits = records.limits
-        self._tails = tails
+        self._fanout = fanout
         self._upstream = upstream
         self._interval = interval  # Seconds between two sweeps.
         self._tasks = Tasks()
         self._writer = GroupCommit(records.store, records)
-        self._registry = RunRegistry(tails, self._writer, records.limits, caps, self._begin)
-        parts = (records, beat, self._writer, tails, upstream, presets)
+        self._registry = RunRegistry(fanout, self._writer, records.limits, caps, self._begin)
+        parts = (records, beat, self._writer, fanout, upstream, presets)
         self._takeover = Takeover(*parts, self._registry)
         self._claims = Claims(records, beat, self._registry, self._tasks, self._lost)
         self.redemption = Redemption(
             records,
-            tails,
+            fanout,
             self._registry,
             self._claims,
             presets,
@@ -77,9 +77,9 @@ class RunSupervisor:
         self._grace = IdlePolicy(records, beat)
         self._ownership = Ownership(records, beat, interval)
         # Longer than a death takes to be seen.
-        self._suspects = Suspects(3 * beat.lease, tails.owners)
+        self._suspects = Suspects(3 * beat.lease, fanout.owners)
         self._repeats = Repeats(records)
-        self._inbox = ControlChannel(records.store, beat, tails, self._registry)
+        self._inbox = ControlChannel(records.store, beat, fanout, self._registry)
 
     @property
     def active(self) -> list[Run]:
@@ -101,7 +101,7 @@ class RunSupervisor:
 
     def _lost(self, stream_id: str) -> None:
         """Let the next adoption end what was perhaps claimed here, and has no run."""
-        self._tails.disown(stream_id)
+        self._fanout.disown(stream_id)
         self._takeover.orphan(stream_id)
 
     # One run
@@ -155,13 +155,13 @@ class RunSupervisor:
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
         loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
-        for loop in (*loops, self._tails.follow, self._counts):
+        for loop in (*loops, self._fanout.follow, self._counts):
             self._tasks.repeat(loop)
 
     async def drain(self, deadline: float) -> None:
         """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
         self.draining = True
-        self._tails.drain()
+        self._fanout.drain()
         await self._while(lambda: self._registry.count or self._claims, deadline)
         why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
         for run in self._registry.active:
@@ -240,7 +240,7 @@ class RunSupervisor:
         while True:
             await asyncio.sleep(self._interval)
             now = clock.now()
-            self._tails.sweep(now)
+            self._fanout.sweep(now)
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now

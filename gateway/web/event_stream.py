@@ -28,9 +28,11 @@ class EventStream:
 
     status_code = 200
 
-    def __init__(self, tails: Fanout, opened: Opened, first: bytes, *, text: bool = False) -> None:
+    __slots__ = ("_fanout", "_first", "_plain", "_seat", "_text", "_viewer", "raw_headers")
+
+    def __init__(self, fanout: Fanout, opened: Opened, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
-        self._tails = tails
+        self._fanout = fanout
         self._viewer, self._seat = opened
         self._first = first
         self._text = text
@@ -48,7 +50,7 @@ class EventStream:
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             if self._text:
-                self._plain = PlainText(await self._tails.voice(viewer.tail))
+                self._plain = PlainText(await self._fanout.voice(viewer.tail))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -58,7 +60,7 @@ class EventStream:
                 closed.discard(viewer.leave)
             if leaving:
                 leaving.cancel()
-            self._tails.detach(viewer)
+            self._fanout.detach(viewer)
             self._seat()
 
     async def _send_all(self, send: Send) -> None:
@@ -71,7 +73,7 @@ class EventStream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 viewer.sent()
             elif viewer.lagging:
-                await self._tails.turn(viewer)
+                await self._fanout.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
             if len(chunk) >= _MUCH:
@@ -84,7 +86,7 @@ class EventStream:
     async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
         if len(chunk) < _MUCH:
             return plain.frames(chunk)
-        async with self._tails.work:  # One at a time, however many read a whole log at once.
+        async with self._fanout.work:  # One at a time, however many read a whole log at once.
             await asyncio.sleep(0)
             return plain.frames(chunk)
 

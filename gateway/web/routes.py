@@ -18,8 +18,8 @@ from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import Created, Records
 from gateway.runs.endings import state_of
+from gateway.runs.records import Created, Records
 from gateway.runs.redemption import NothingMore
 from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
@@ -50,7 +50,7 @@ class Routes:
         settings: Settings,
         store: RedisClient,
         records: Records,
-        tails: Fanout,
+        fanout: Fanout,
         replica: RunSupervisor,
         authenticator: Authenticator,
     ) -> None:
@@ -64,8 +64,8 @@ class Routes:
         self._settings = settings
         self._store = store
         self._records = records
-        self._tails = tails
-        self._answers = CompletionSnapshots(store, tails, settings.replay_bytes // 2)
+        self._fanout = fanout
+        self._answers = CompletionSnapshots(store, fanout, settings.replay_bytes // 2)
         self._authenticator = authenticator
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -198,7 +198,7 @@ class Routes:
         if isinstance(opened, NothingMore):
             return nothing_more()
         text = request.query_params.get("format") == "text"
-        return EventStream(self._tails, opened, self.retry.line(), text=text)
+        return EventStream(self._fanout, opened, self.retry.line(), text=text)
 
     async def cancel(self, request: Request) -> AnyResponse:
         """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import UpstreamFailure
-from gateway.serve.server import bind, url_of
+from gateway.serve.sockets import bind, url_of
 from gateway.sse import Event
 from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.chat import CompletionState, Voice, decoded
