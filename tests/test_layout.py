@@ -1,4 +1,4 @@
-"""The layout: floors, fences and budgets, read from the source (DESIGN §7)."""
+"""The layout: floors, fences and budgets, read from the source."""
 
 import ast
 import sys
