@@ -50,7 +50,7 @@ class EventStream:
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             if self._text:
-                self._plain = PlainText(await self._fanout.voice(viewer.tail))
+                self._plain = PlainText(await self._voice())
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -62,6 +62,10 @@ class EventStream:
                 leaving.cancel()
             self._fanout.detach(viewer)
             self._seat()
+
+    async def _voice(self) -> Voice:
+        tail = self._viewer.tail
+        return Voice.after(await self._fanout.begun_with(tail), tail.choices)
 
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer
