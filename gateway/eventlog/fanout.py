@@ -9,7 +9,7 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from gateway import clock
@@ -21,11 +21,10 @@ from gateway.eventlog.reader import Page, likely, read
 from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
-from gateway.sse import parse
+from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
 from gateway.store.per_node import PerNodeTasks
-from gateway.upstream.protocols.chat import Voice
 
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
 
@@ -224,16 +223,15 @@ class Fanout:
         await asyncio.wait({task}, timeout=patience)
         return task.result() if task.done() else None
 
-    async def voice(self, tail: Tail) -> Voice:
-        """Return whose text is shown: a viewer who comes back may be in the middle of the log."""
+    async def beginning(self, tail: Tail) -> Iterator[Event]:
+        """Return what a log began with: a viewer who comes back may be in the middle of it."""
         entries: Sequence[EntryBatch] = tail.entries
         if tail.base is not None:
             entries = ()
             with suppress(Unavailable):
                 if page := await self._page(tail, None, _PATIENCE):
                     entries = page.entries
-        logged = (event for entry in entries for event in parse(entry.frames))
-        return Voice.after(logged, tail.choices)
+        return (event for entry in entries for event in parse(entry.frames))
 
     async def turn(self, viewer: Viewer) -> None:
         """Read what a viewer needs who is behind, or give it time for a heartbeat."""
