@@ -1,24 +1,41 @@
 """The application: builds every part from the settings, starts and stops them. Decides nothing."""
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.routing import BaseRoute, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.loading import authenticator
 from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.run import RunLimits
+from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
 from gateway.upstream.client import Upstream
 from gateway.web.routes import Routes
+
+logger = logging.getLogger("gateway")
+
+
+class Front:
+    """The way to our own URLs past the router, whose frames every open stream would keep."""
+
+    def __init__(self, app: ASGIApp, exact: dict[str, ASGIApp]) -> None:
+        self._app = app
+        self._exact = exact
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return the answer's coroutine: another `async` would be another frame."""
+        return self._exact.get(scope.get("path", ""), self._app)(scope, receive, send)
 
 
 class Gateway:
@@ -44,9 +61,9 @@ class Gateway:
                 settings.store_share,
             ),
         )
-        self.tails = Fanout(
+        self.fanout = Fanout(
             self.store,
-            self.records,
+            RecordSource(self.records),
             grace=settings.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
@@ -56,14 +73,14 @@ class Gateway:
         self.replica = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
-            self.tails,
+            self.fanout,
             self.upstream,
             settings.preset,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
         )
         self.routes = Routes(
-            settings, self.store, self.records, self.tails, self.replica, authenticator(settings)
+            settings, self.store, self.records, self.fanout, self.replica, authenticator(settings)
         )
         self.app = self.with_routes([])
 
@@ -76,6 +93,15 @@ class Gateway:
             lifespan=self._lifespan,
         )
 
+    def served(self, *more: BaseRoute) -> ASGIApp:
+        """Return the same for a server that asks for nothing else of it."""
+        return Front(self.with_routes(more), self.routes.exact())
+
+    async def drain(self) -> None:
+        """Send viewers away and let runs finish, for as long as the settings say."""
+        logger.info("draining %d run(s)", len(self.replica.active))
+        await self.replica.drain(self.settings.drain)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the replica; at the end runs are drained, unless the server has done so before."""
@@ -86,7 +112,7 @@ class Gateway:
             if not self.replica.draining:
                 await self.replica.drain(self.settings.drain)
             await self.replica.stop()
-            await self.tails.stop()
+            await self.fanout.stop()
             await self.upstream.close()
             await self.store.close()
 

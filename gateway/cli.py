@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from starlette.routing import Mount, Router
+from starlette.types import ASGIApp
 
 from gateway import __version__, check
 from gateway.app import Gateway
@@ -22,7 +23,8 @@ from gateway.demo import upstream as demo
 from gateway.demo.page import page
 from gateway.errors import Rejected, SettingsError, with_cause
 from gateway.serve import workers
-from gateway.serve.server import bind, reserve, run, url_of
+from gateway.serve.server import run, terms_of
+from gateway.serve.sockets import bind, reserve, url_of
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
@@ -115,13 +117,7 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             logger.warning(
                 "EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL"
             )
-        run(
-            gateway.app,
-            listener,
-            gateway,
-            loaded.log_level,
-            ready=f"gateway listening on {url_of(listener)}",
-        )
+        _run(gateway, gateway.served(), listener, f"gateway listening on {url_of(listener)}")
 
 
 @main.command("demo")
@@ -140,19 +136,19 @@ def demo_(port: int, **flags: str | None) -> None:
 
         def cut(ticket: str) -> int:
             with suppress(Rejected):
-                tail = gateway.tails.get(gateway.routes.tickets.verify(ticket).stream_id)
+                tail = gateway.fanout.get(gateway.routes.tickets.verify(ticket).stream_id)
                 return tail.drop() if tail else 0
             return 0
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
-        app = gateway.with_routes([*page(_sessions(loaded), cut, loaded.prefix), pretend])
-        run(
-            app,
-            listener,
-            gateway,
-            loaded.log_level,
-            ready=f"The demo is at {url_of(listener)}  (Ctrl+C ends it)",
-        )
+        app = gateway.served(*page(_sessions(loaded), cut, loaded.prefix), pretend)
+        _run(gateway, app, listener, f"The demo is at {url_of(listener)}  (Ctrl+C ends it)")
+
+
+def _run(gateway: Gateway, app: ASGIApp, listener: socket.socket, ready: str) -> None:
+    given = gateway.settings
+    terms = terms_of(given)
+    run(app, listener, level=given.log_level, ready=ready, terms=terms, drain=gateway.drain)
 
 
 def _sessions(loaded: Settings) -> Callable[[str], str]:
@@ -212,8 +208,7 @@ def upstream_(
         run(
             demo.upstream(options),
             listener,
-            None,
-            "info",
+            level="info",
             ready=f"pretend upstream listening on {url_of(listener)}/v1/chat/completions",
         )
 
@@ -228,7 +223,7 @@ def page_(host: str, port: int, **flags: str | None) -> None:
     app = Router(page(_sessions(loaded), prefix=loaded.prefix))
     with bind(host, port) as listener:
         ready = f"demo page listening on {url_of(listener)}"
-        run(app, listener, None, loaded.log_level, ready=ready)
+        run(app, listener, level=loaded.log_level, ready=ready)
 
 
 def _load(flags: dict[str, Any]) -> Settings:

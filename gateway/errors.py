@@ -2,10 +2,13 @@
 
     GatewayError
     ├── SettingsError     a setting is wrong: the program cannot start
-    ├── Rejected           this request will never pass as it is: 4xx
-    ├── Unavailable           it will pass later: 503 or 429, or 200-and-retry to an EventSource
+    ├── Rejected          this request will never pass as it is: 4xx
+    ├── Unavailable       it will pass later: 503 or 429, or 200-and-retry to an EventSource
+    │   └── InDoubt       a log is not as its writer thinks: what it has is to be asked first
     ├── UpstreamFailure   how an upstream request ended badly: `failure` and `end`
-    └── Fenced            another replica owns the stream now: write nothing more
+    ├── Fenced            another replica owns the stream now: write nothing more
+    ├── Sealed            the stream has its end: there is nothing more to write
+    └── EarlierNeeded     what earlier owners logged is gone too: give it, to be written again
 
 Codes are part of the contract: a client may switch on them.
 """
@@ -123,8 +126,23 @@ class UpstreamFailure(GatewayError):
         self.retry_after = retry_after
 
 
+class InDoubt(Unavailable):
+    """A log is not as its writer thinks; what it has is to be asked first."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("store_unavailable", reason=reason)
+
+
 class Fenced(GatewayError):
     """The stream has another owner; whatever this one still holds must not be written."""
+
+
+class Sealed(GatewayError):
+    """The stream has its end, the entry that is named."""
+
+
+class EarlierNeeded(GatewayError):
+    """What earlier owners logged is gone after the entry that is named, and is to be given."""
 
 
 def one_line(words: str) -> str:

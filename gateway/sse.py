@@ -64,7 +64,7 @@ class Parser:
     def __init__(self, limit: int, noise: int | None = None) -> None:
         self.overflow = False
         self.noisy = False
-        self.strays = bytearray()
+        self.strays: bytes | bytearray = b""
         self.odd = False
         self._limit = limit
         self._noise = noise
@@ -170,6 +170,7 @@ class Parser:
         return Event(joined, _name(name), event_id)
 
     def _stray(self, line: bytes) -> None:
+        self.strays = self.strays or bytearray()  # Not sooner: most have none.
         if len(self.strays) < _STRAYS:
             self.strays += line[:_STRAYS] + b"\n"
             self.odd = True

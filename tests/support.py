@@ -23,7 +23,8 @@ from starlette.types import ASGIApp
 from gateway.app import Gateway
 from gateway.auth.session import signed_cookie
 from gateway.config.settings import Settings
-from gateway.serve.server import Server, bind, url_of
+from gateway.serve.server import Server, terms_of
+from gateway.serve.sockets import bind, url_of
 from gateway.sse import OURS, Event, Parser
 from gateway.upstream.client import Upstream
 
@@ -173,7 +174,8 @@ async def served(app: ASGIApp, gateway: Gateway | None = None) -> AsyncIterator[
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        server = Server(config, gateway)
+        given = (terms_of(gateway.settings), gateway.drain) if gateway else ()
+        server = Server(config, *given)
         server.linger = 0
         task = asyncio.create_task(server._serve([listener]))
         await until(lambda: server.started or task.done(), "the server starts")

@@ -255,7 +255,7 @@ async def test_a_bare_eventsource_that_is_sent_away_resumes_without_loss(
         page, url = await started(context, gateway)
         await page.wait_for_function("got.length === 20")
         ticket = gateway.gateway.routes.tickets.verify(url.partition("ticket=")[2])
-        tail = gateway.gateway.tails.get(ticket.stream_id)
+        tail = gateway.gateway.fanout.get(ticket.stream_id)
         assert tail is not None
         assert tail.drop() == 1
         go_on()
@@ -342,7 +342,7 @@ async def test_a_page_that_posts_by_fetch_event_source_and_is_cut_in_mid_stream_
 
 def cut(gateway: Served) -> None:
     """Break the connections of all viewers, as a network does."""
-    for tail in gateway.gateway.tails._tails.values():
+    for tail in gateway.gateway.fanout._tails.values():
         for viewer in tail.viewers:
             assert isinstance(viewer, Viewer)
             assert viewer.abort is not None

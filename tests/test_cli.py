@@ -5,9 +5,8 @@ import os
 import re
 import resource
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from gateway import __version__
 from gateway.auth.session import signed_cookie
 from gateway.cli import main
 from gateway.config.settings import table
-from gateway.errors import SettingsError
-from gateway.serve.server import bind, url_of
+from tests.serve.test_sockets import taken_port
 from tests.support import (
     OK,
     SECRET,
@@ -118,13 +116,6 @@ def test_several_workers_need_a_store_that_they_share() -> None:
     assert "--workers 2" in said
 
 
-@contextmanager
-def taken_port() -> Iterator[int]:
-    """Listen on a port for the length of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        yield int(taken.getsockname()[1])
-
-
 @pytest.mark.parametrize("name", ["serve", "upstream", "page"])
 def test_a_port_that_is_taken_is_said(name: str) -> None:
     variables = COMPLETE if name != "upstream" else {}
@@ -132,31 +123,9 @@ def test_a_port_that_is_taken_is_said(name: str) -> None:
         assert f"127.0.0.1:{port}" in refused(name, "--port", str(port), **variables)
 
 
-@pytest.mark.parametrize("port", [65536, 70000, -1])
-def test_a_port_that_cannot_be_is_said(port: int) -> None:
-    with pytest.raises(SettingsError, match=str(port)):
-        bind("127.0.0.1", port).close()
-
-
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a..b", "x" * 70])
 def test_a_host_that_cannot_be_is_said(host: str) -> None:
     assert host in refused("serve", "--host", host, **COMPLETE)
-
-
-def test_a_listener_that_is_not_to_be_had_leaves_nothing_open(
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    with taken_port() as port, pytest.raises(SettingsError, match="cannot listen"):
-        bind("127.0.0.1", port)
-    assert not [each for each in recwarn if issubclass(each.category, ResourceWarning)]
-
-
-@pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1"), ("::1", "http://[::1]")]
-)
-def test_where_it_listens_is_written_as_browsers_write_it(host: str, url: str) -> None:
-    with bind(host, 0) as listener:
-        assert url_of(listener) == f"{url}:{listener.getsockname()[1]}"
 
 
 def test_an_unknown_variable_is_hinted_at(caplog: pytest.LogCaptureFixture) -> None:

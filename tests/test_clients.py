@@ -268,10 +268,10 @@ async def test_node_client_is_not_sent_a_first_event_by_a_gateway_that_is_away_f
     """A connection that ends with nothing but a `retry:` line is no event and no end."""
     async with scripted(whole) as upstream, running(upstream_url=upstream.url) as gateway:
         stream = await gateway.ticket()
-        gateway.gateway.tails.closing = True
+        gateway.gateway.fanout.closing = True
         async with node(scripts, name, gateway, stream) as client:
             await until(lambda: upstream.calls, "the first request")
-            gateway.gateway.tails.closing = False
+            gateway.gateway.fanout.closing = False
             await client.stopped()
         assert client.rows == await logged(gateway, stream)
         assert len(upstream.calls) == 1
@@ -300,7 +300,7 @@ async def test_fetch_event_source_that_posts_and_is_cut_again_and_again_pays_onc
 def drop(gateway: Served, stream: str) -> None:
     """Send a stream's viewers away, as a deploy would."""
     ticket = gateway.gateway.routes.tickets.verify(stream.partition("ticket=")[2])
-    tail = gateway.gateway.tails.get(ticket.stream_id)
+    tail = gateway.gateway.fanout.get(ticket.stream_id)
     assert tail is not None
     assert tail.drop() == 1
 

@@ -128,7 +128,7 @@ async def test_the_lines_for_fetch_event_source_outlive_a_cut_and_a_deploy(
         if how == "cut":
             cut(gate)
         else:
-            for tail in gate.gateway.tails._tails.values():
+            for tail in gate.gateway.fanout._tails.values():
                 tail.drop()
         go_on()
         await page.wait_for_function("window.finished.length === 1")

@@ -482,5 +482,5 @@ async def test_a_reader_that_reads_nothing_is_dropped(after_the_end: bool) -> No
             stuck.connect(("127.0.0.1", httpx.URL(gate.url).port))
             cookie = gate.cookie()["Cookie"]
             stuck.sendall(f"GET {url} HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n\r\n".encode())
-            await until(lambda: gate.gateway.tails.viewers == 1, "the viewer is there")
-            await until(lambda: gate.gateway.tails.viewers == 0, "it is dropped", 10)
+            await until(lambda: gate.gateway.fanout.viewers == 1, "the viewer is there")
+            await until(lambda: gate.gateway.fanout.viewers == 0, "it is dropped", 10)

@@ -154,7 +154,7 @@ async def test_a_redis_user_without_channels_costs_viewers_elsewhere_a_second(
         await here.read(stream, enough=at_least(3))
         await there.read(stream, enough=at_least(3))
         watching = [asyncio.create_task(each.read(stream)) for each in (here, there)]
-        await until(lambda: there.gateway.tails.viewers, "it is watched there")
+        await until(lambda: there.gateway.fanout.viewers, "it is watched there")
         begun = time.monotonic()
         answer = await there.http.delete(stream, headers=there.cookie())
         assert (answer.status_code, answer.json()) == (200, {"state": "cancelled"})

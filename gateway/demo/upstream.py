@@ -198,7 +198,8 @@ class _Ask:
         if fault == "cut" and sent == number:
             # ASGI has no word for it, and an exception would be logged as the application's error,
             # so uvicorn's transport is closed under it. On other servers this raises, and will do.
-            receive.__self__.transport.close()  # type: ignore[attr-defined]
+            cycle = receive.__self__  # type: ignore[attr-defined]
+            cycle.transport.close()
             await asyncio.Event().wait()
 
     def _events(self) -> Iterator[tuple[bool, str]]:

@@ -14,11 +14,11 @@ from contextlib import suppress
 
 from gateway import clock
 from gateway.errors import Unavailable
+from gateway.eventlog.base import Source
 from gateway.eventlog.entries import EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
-from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
 from gateway.sse import Event, parse
@@ -39,7 +39,7 @@ class Fanout:
     def __init__(
         self,
         store: RedisClient,
-        records: Records,
+        source: Source,
         *,
         grace: float,
         heartbeat: float,
@@ -47,7 +47,7 @@ class Fanout:
         replay_bytes: int = 64 << 20,
     ) -> None:
         self._store = store
-        self._records = records
+        self._source = source
         self._grace = grace
         # The sweep that looks comes every quarter: twice may pass before it sees a silence.
         self._heartbeat = heartbeat * 0.5
@@ -185,7 +185,7 @@ class Fanout:
         def followed() -> list[str]:
             return [each for each in self._followed() if self._store.home(each) is node]
 
-        return Fetcher(self._records, self._tails, followed, self._grace)
+        return Fetcher(self._store, self._source, self._tails, followed, self._grace)
 
     def _follower_of(self, stream_id: str) -> Fetcher:
         return self._followers.of(self._store.home(stream_id))

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gateway.errors import Unavailable
+from gateway.eventlog.base import Fate, Source
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.reader import likely, read, read_page
-from gateway.eventlog.records import FINAL, Records
 from gateway.eventlog.tail import Tail
-from gateway.store.keys import inbox
+from gateway.store.client import RedisClient
 
 logger = logging.getLogger("gateway.eventlog.fetcher")
 
@@ -26,13 +26,14 @@ class Fetcher:
 
     def __init__(
         self,
-        records: Records,
+        store: RedisClient,
+        source: Source,
         tails: dict[str, Tail],
         followed: Callable[[], list[str]],
         grace: float,
     ) -> None:
-        self._records = records
-        self._store = records.store
+        self._store = store
+        self._source = source
         self._tails = tails
         self._followed = followed
         self._grace = grace
@@ -90,21 +91,13 @@ class Fetcher:
 
     async def show_presence(self, tails: list[Tail]) -> None:
         """Tell the owners of watched streams that somebody is here; raises Unavailable."""
-        await self._records.presence.show([each.stream_id for each in tails], self._grace)
-        words: dict[str, list[str]] = {}
-        for tail in tails:
-            if tail.owner:
-                words.setdefault(tail.owner, []).append(tail.stream_id)
-        await self._store.publish(
-            (inbox(owner), " ".join(["watch", self._records.replica, *ids]))
-            for owner, ids in words.items()
-        )
+        await self._source.announce({each.stream_id: each.owner for each in tails}, self._grace)
 
     async def _withdraw(self) -> None:
         """Let owners know soon that the last viewer here has left; else the grace would double."""
         left, self._left = self._left, set()
         gone = [each for each in left if not ((tail := self._tails.get(each)) and tail.viewers)]
-        await self._records.presence.withdraw(gone)
+        await self._source.withdraw(gone)
 
     async def _drop_lost(self, tails: list[Tail], unclaimed: dict[str, float]) -> None:
         """Send viewers away from streams that Redis lost and that nobody wrote again in time.
@@ -114,15 +107,13 @@ class Fetcher:
         earlier owner may have gone on, or ended it.
         """
         now = asyncio.get_running_loop().time()
-        states = await self._records.states([each.stream_id for each in tails])
-        for tail, (state, epoch) in zip(tails, states, strict=True):
-            lost = False
-            if state == "cached":
+        fates = await self._source.compare({each.stream_id: each.last for each in tails})
+        for tail, fate in zip(tails, fates, strict=True):
+            lost = fate is Fate.LOST
+            if fate is Fate.UNCLAIMED:
                 since = self._unclaimed[tail.stream_id] = unclaimed.get(tail.stream_id, now)
-                lost = now - since >= self._records.patience
-            elif not state:
-                lost = not await self._records.may_be_forgotten(tail.stream_id, 0)
-            elif state in FINAL or (tail.last and tail.last.epoch > epoch):
+                lost = now - since >= self._source.patience
+            elif fate is Fate.CHANGED:
                 await self._look_at_all(tail)
             if lost:
                 tail.drop()
@@ -143,7 +134,7 @@ class Fetcher:
         lost = not page.entries or page.entries[0].last != seen
         if lost and page.entries:
             page = await read_page(self._store, tail.stream_id, None)
-        record = await self._records.read(tail.stream_id)
+        owner = await self._source.owner(tail.stream_id)
         if tail.local:
             return
         if not page.entries:
@@ -151,8 +142,8 @@ class Fetcher:
         elif lost:
             tail.replace(page)
             tail.wake()
-        if record is not None and record.running and record.owner != tail.owner:
-            tail.owner = record.owner
+        if owner and owner != tail.owner:
+            tail.owner = owner
             await self.show_presence([tail])
 
     async def _read(self, stream_ids: list[str]) -> None:

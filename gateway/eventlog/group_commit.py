@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.errors import Unavailable
+from gateway.eventlog.base import Ownership
 from gateway.eventlog.entries import EntryBatches
-from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog, wake_ups
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key
@@ -32,9 +32,9 @@ _REPAIRS = 64  # Logs asked after at the same time.
 class GroupCommit:
     """Writes what its logs have to write; `run` owns its tasks, one for each master."""
 
-    def __init__(self, store: RedisClient, records: Records) -> None:
+    def __init__(self, store: RedisClient, ownership: Ownership) -> None:
         self._store = store
-        self._records = records
+        self._ownership = ownership
         self._rounds = PerNodeTasks(self._begin)
 
     def _begin(self, node: Node) -> "NodeCommitter":
@@ -48,7 +48,8 @@ class GroupCommit:
     ) -> EventLog:
         """Return a log that is written here, until it is closed."""
         rounds = self._rounds_of(stream_id)
-        opened = EventLog(self._records, rounds.mark, stream_id, epoch, entries, fields)
+        parts = (self._store, self._ownership, rounds.mark)
+        opened = EventLog(*parts, stream_id, epoch, entries, fields)
         rounds.open.add(opened)
         return opened
 
@@ -120,7 +121,7 @@ class NodeCommitter:
             await asyncio.sleep(1)
         finally:
             for each in logs:
-                if each.unsaid:
+                if each.has_work:
                     self.mark(each)
 
     def _moved(self, log: EventLog) -> bool:
@@ -130,7 +131,7 @@ class NodeCommitter:
         if log in self.open:
             self.open.discard(log)
             home.open.add(log)
-        log.hand_to(home.mark)
+        log.move_to(home.mark)
         return True
 
     def look_at_connection(self) -> None:
@@ -178,7 +179,7 @@ class NodeCommitter:
     async def _commit(self, logs: list[EventLog]) -> None:
         if not logs:
             return
-        commands = [each.take() for each in logs]
+        commands = [each.next_batch() for each in logs]
         try:
             replies = await self._node.append([*commands, *wake_ups(logs)], self._generation)
         except BaseException:
@@ -190,6 +191,6 @@ class NodeCommitter:
                 each.in_doubt = True
                 continue
             try:
-                each.landed()
-            except Exception as error:  # The others have landed too, and must not be sent again.
+                each.acknowledged()
+            except Exception as error:  # The others are stored too, and must not be sent again.
                 each.broke(error)

@@ -21,7 +21,19 @@ _SLICE = 16 * 1024  # Bytes handed to a viewer's socket at once: a stuck one hol
 
 
 class Viewer:
-    """One open response: a cursor into a tail, or into a page, and a wait for more."""
+    """One open response: a cursor into a tail, or into a page, and a wait for more.
+
+    One idea: each step of the cursor depends on where it stands, and none may await; there are
+    thousands of them, and a second object for each would cost as much as all of its fields.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_after", "_at", "_behind", "_gap", "_heard", "_heartbeat_due", "_held", "_index",
+        "_judged", "_offset", "_page", "_spoke", "_waiter", "_wanted", "abort", "gone",
+        "sending_since", "tail", "write",
+    )
+    # fmt: on
 
     def __init__(self, tail: Tail, position: EventId | None) -> None:
         self.gone = False

@@ -13,7 +13,7 @@ Redis checks that ids grow, not that they are contiguous. If an append fails in 
 pipeline (out of memory, failover) and a later one succeeds, the hole stays for ever. Hence at most
 one entry of a stream is in flight; what gathers meanwhile becomes the next. After a lost reply, an
 error, a nil, a new connection or a Redis that forgot, the log is in doubt: nothing is appended
-before the last id was read back (`Records.hold`, which also asserts the ownership), and what is
+before the last id was read back (`Ownership.hold`, which also asserts the ownership), and what is
 missing goes first, with the same borders.
 
 An entry is shown to viewers only after Redis answered. The sending is the group commit's.
@@ -25,10 +25,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from gateway.errors import Fenced, Unavailable
+from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
+from gateway.eventlog.base import Ownership
 from gateway.eventlog.entries import End, EntryBatch, EntryBatches, EventId, Seal
-from gateway.eventlog.records import Records
 from gateway.sse import Event, encode, safe_name
+from gateway.store.client import RedisClient
 from gateway.store.keys import inbox, log_key
 
 logger = logging.getLogger("gateway.eventlog.writer")
@@ -38,11 +39,16 @@ _BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended
 
 
 class EventLog:
-    """One stream's log as its owner writes it; the entries it has shown stay here until dropped."""
+    """One stream's log as its owner writes it; the entries it has shown stay here until dropped.
+
+    One idea: what is pending, in flight, in doubt and sealed is one state, and only together it
+    says what may be sent next.
+    """
 
     def __init__(
         self,
-        records: Records,
+        store: RedisClient,
+        ownership: Ownership,
         mark: Callable[["EventLog"], None],
         stream_id: str,
         epoch: int,
@@ -60,14 +66,15 @@ class EventLog:
         self.fenced = False
         self.in_doubt = False
         self.dirty = False
-        self.flying: EntryBatch | None = None
-        self._records = records
+        self.in_flight: EntryBatch | None = None
+        self._store = store
+        self._ownership = ownership
         self._mark = mark  # The round of the writer on the server that has it.
         self._key = log_key(stream_id).encode()
         self._seq = 0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._drained: asyncio.Future[None] | None = None
+        self._flushed: asyncio.Future[None] | None = None
         self._sealed: Seal | None = None
         self._breaks = 0
         self._torn = False
@@ -75,7 +82,7 @@ class EventLog:
     @property
     def backlog(self) -> int:
         """The bytes not yet committed."""
-        return self._pending_bytes + (len(self.flying.frames) if self.flying else 0)
+        return self._pending_bytes + (len(self.in_flight.frames) if self.in_flight else 0)
 
     @property
     def count(self) -> int:
@@ -85,7 +92,7 @@ class EventLog:
     @property
     def settled(self) -> bool:
         """Whether everything appended was committed."""
-        return not (self._pending or self.flying or self.in_doubt)
+        return not (self._pending or self.in_flight or self.in_doubt)
 
     @property
     def unsure(self) -> bool:
@@ -93,7 +100,7 @@ class EventLog:
         return self.in_doubt and not self.fenced
 
     @property
-    def inherited(self) -> bool:
+    def taken_over(self) -> bool:
         """Whether it began under another owner, who died."""
         return bool(self.entries) and self.entries[0].last.epoch != self.epoch
 
@@ -111,11 +118,11 @@ class EventLog:
         if not self.dirty:
             self._mark(self)
 
-    async def drained(self) -> None:
+    async def flushed(self) -> None:
         """Wait until everything is committed; raises Fenced."""
         while not self.settled and not self.fenced:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            self._flushed = asyncio.get_running_loop().create_future()
+            await self._flushed
         if self.fenced:
             raise Fenced(self.stream_id)
 
@@ -124,7 +131,7 @@ class EventLog:
 
         Tries until Redis has stored it; returns the state it stored. Raises Fenced.
         """
-        await self.drained()
+        await self.flushed()
         last = str(EventId(self.epoch, self._seq))
         ends = self._end(state, events), self._end("cancelled", [end])
         stored = await self._store_seal(Seal(last, *ends, result))
@@ -148,7 +155,12 @@ class EventLog:
         breaks = 0
         while True:
             try:
-                verdict, state = await self._records.seal(self.stream_id, self.epoch, seal)
+                return await self._ownership.seal(self.stream_id, self.epoch, seal)
+            except InDoubt:
+                self.doubt()
+            except Fenced:
+                self.fence()
+                raise
             except Exception as error:
                 if not isinstance(error, Unavailable):
                     breaks += 1
@@ -157,18 +169,12 @@ class EventLog:
                     logger.exception("%s: the seal broke", self.stream_id)
                 await asyncio.sleep(0.2)
                 continue
-            if verdict == "sealed":
-                return state
-            if verdict == "fenced":
-                self.fence()
-                raise Fenced(self.stream_id)
-            self.doubt()
-            await self.drained()
+            await self.flushed()
 
     async def _wake_watchers(self) -> None:
         if commands := wake_ups([self]):
             with suppress(Unavailable):  # A lost word costs them a second.
-                await self._records.store.calls(commands)
+                await self._store.calls(commands)
 
     def doubt(self) -> None:
         """Append nothing more before Redis was asked what it has."""
@@ -179,7 +185,7 @@ class EventLog:
         """Stop for good: another replica owns the stream."""
         self.fenced = True
         self._pending.clear()
-        self.flying = None
+        self.in_flight = None
         self._settle()
         self.on_fence()
 
@@ -193,7 +199,7 @@ class EventLog:
 
     # What follows is for the GroupCommit.
 
-    def hand_to(self, mark: Callable[["EventLog"], None]) -> None:
+    def move_to(self, mark: Callable[["EventLog"], None]) -> None:
         """Let another round write it; what this server knows of it is to be asked first."""
         self._mark = mark
         self.dirty = False
@@ -206,22 +212,22 @@ class EventLog:
         """
         self.on_commit = self.on_fence = _nothing
 
-    def take(self) -> tuple[bytes, ...]:
+    def next_batch(self) -> tuple[bytes, ...]:
         """Put what gathered in flight; return the command that appends it."""
         count = len(self._pending)
         frames = self._pending[0] if count == 1 else b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        self.flying = EntryBatch(EventId(self.epoch, self._seq), count, frames)
-        return _append(self._key, self.flying)
+        self.in_flight = EntryBatch(EventId(self.epoch, self._seq), count, frames)
+        return _append(self._key, self.in_flight)
 
-    def landed(self) -> None:
+    def acknowledged(self) -> None:
         """Show what was in flight: Redis has it."""
-        assert self.flying is not None
-        self.entries.append(self.flying)
-        self.flying = None
+        assert self.in_flight is not None
+        self.entries.append(self.in_flight)
+        self.in_flight = None
         self.on_commit()
-        if self._drained is not None:
+        if self._flushed is not None:
             self._settle()
 
     @property
@@ -230,72 +236,72 @@ class EventLog:
         return bool(self._pending) and not (self.in_doubt or self.fenced)
 
     @property
-    def unsaid(self) -> bool:
+    def has_work(self) -> bool:
         """Whether there is something to send or to clear up."""
-        return bool(self._pending or self.in_doubt or self.flying) and not self.fenced
+        return bool(self._pending or self.in_doubt or self.in_flight) and not self.fenced
 
-    async def hold(self, torn: str = "") -> tuple[str, str]:
-        """Assert the ownership; see `Records.hold`; raises Unavailable."""
+    async def hold(self, torn: str = "") -> str:
+        """Assert the ownership; return the log's last id. Raises Fenced, Sealed, Unavailable."""
         given = self.stream_id, self.epoch, self.fields
-        verdict, last = await self._records.hold(*given, None if self.inherited else (), torn)
-        if verdict == "behind":
-            earlier = [entry for entry in self.entries if entry.last.epoch < self.epoch]
-            verdict, last = await self._records.hold(*given, earlier, torn)
-        return verdict, last
+        with suppress(EarlierNeeded):
+            return await self._ownership.hold(*given, None if self.taken_over else (), torn)
+        earlier = [entry for entry in self.entries if entry.last.epoch < self.epoch]
+        return await self._ownership.hold(*given, earlier, torn)
 
-    async def _hold_whole(self) -> tuple[str, str]:
+    async def _hold_whole(self) -> str:
         """Do as `hold`; but begin the log anew if it has fewer entries than it must.
 
         Where a repair broke off, what came late may have gone in ahead of the rest.
         """
-        verdict, last = await self.hold()
-        if verdict != "ours" or not self._torn:
-            return verdict, last
-        (count,) = await self._records.store.urgent([["XLEN", self._key]])
+        last = await self.hold()
+        if not self._torn:
+            return last
+        (count,) = await self._store.urgent([["XLEN", self._key]])
         tail = EventId.parse(last) or EventId(self.epoch, 0)
-        flying = self.flying is not None and self.flying.last <= tail
-        if count != flying + sum(entry.last <= tail for entry in self.entries):
+        in_flight = self.in_flight is not None and self.in_flight.last <= tail
+        if count != in_flight + sum(entry.last <= tail for entry in self.entries):
             logger.warning("%s lacks something, and is written again", self.stream_id)
-            verdict, last = await self.hold(f"{last} {count}")
-            if verdict == "ours" and last != f"{self.epoch}-0":
-                raise Unavailable("store_unavailable", "the log grew meanwhile")
-        return verdict, last
+            last = await self.hold(f"{last} {count}")
+            if last != f"{self.epoch}-0":
+                raise InDoubt("the log grew meanwhile")
+        return last
 
     async def repair(self) -> None:
         """Ask Redis what it has; append what it misses, in the same pieces; raises Unavailable."""
-        verdict, last = await self._hold_whole()
-        if verdict == "fenced":
+        try:
+            await self._append_missing(await self._hold_whole())
+        except Fenced:
             self.fence()
             return
+        except Sealed:
+            pass  # It has all there is.
+        self._torn = self.in_doubt = False
+        if self.in_flight is not None:
+            self.acknowledged()
+        self._breaks = 0
+        self._settle()
+
+    async def _append_missing(self, last: str) -> None:
+        """Append what is not in a log that ends with `last`, and its end."""
         tail = EventId.parse(last) or EventId(self.epoch, 0)
         mine = [entry for entry in self.entries if not entry.state]
-        if self.flying is not None:
-            mine.append(self.flying)
-        missing = [] if verdict == "sealed" else [entry for entry in mine if entry.last > tail]
+        if self.in_flight is not None:
+            mine.append(self.in_flight)
+        missing = [entry for entry in mine if entry.last > tail]
         self._torn = len(missing) > 1  # Until it is whole.
         for start in range(0, len(missing), _REPAIR_BATCH):
             batch = missing[start : start + _REPAIR_BATCH]
-            if not await self._records.append(self.stream_id, last, batch):
-                raise Unavailable("store_unavailable", "the log went away while it was repaired")
+            await self._ownership.append(self.stream_id, last, batch)
             last = str(batch[-1].last)
         self._torn = False
         if missing:
             logger.debug("wrote %d entries of %s again", len(missing), self.stream_id)
-        if self._sealed is not None and verdict != "sealed":
-            again, _ = await self._records.seal(self.stream_id, self.epoch, self._sealed)
-            if again != "sealed":
-                raise Unavailable(
-                    "store_unavailable", f"the log was {again} as it was sealed again"
-                )
-        self.in_doubt = False
-        if self.flying is not None:
-            self.landed()
-        self._breaks = 0
-        self._settle()
+        if self._sealed is not None:
+            await self._ownership.seal(self.stream_id, self.epoch, self._sealed)
 
     def _settle(self) -> None:
-        if (self.settled or self.fenced) and self._drained and not self._drained.done():
-            self._drained.set_result(None)
+        if (self.settled or self.fenced) and self._flushed and not self._flushed.done():
+            self._flushed.set_result(None)
 
 
 def _nothing() -> None:

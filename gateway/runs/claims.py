@@ -9,8 +9,8 @@ from gateway import clock
 from gateway.config.presets import Preset
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EntryBatch, EventId
-from gateway.eventlog.records import Record, Records
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Record, Records
 from gateway.runs.takeover import Start
 from gateway.store.keys import new_id
 from gateway.tasks import Tasks

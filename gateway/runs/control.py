@@ -16,14 +16,14 @@ from gateway.store.keys import inbox
 
 
 class ControlChannel:
-    """Does what others ask of the `runs` and `tails` here; `listen` is its task."""
+    """Does what others ask of the `runs` and `fanout` here; `listen` is its task."""
 
     def __init__(
-        self, store: RedisClient, beat: Heartbeat, tails: Fanout, runs: Mapping[str, Run]
+        self, store: RedisClient, beat: Heartbeat, fanout: Fanout, runs: Mapping[str, Run]
     ) -> None:
         self._store = store
         self._beat = beat
-        self._tails = tails
+        self._fanout = fanout
         self._runs = runs
 
     async def listen(self) -> None:
@@ -31,7 +31,7 @@ class ControlChannel:
         async for message in self._store.messages(inbox(self._beat.replica)):
             word, *rest = message.decode("utf-8", "replace").split() or [""]
             if word == "wake":
-                self._tails.mark(rest)
+                self._fanout.mark(rest)
             elif word == "cancel":
                 self.cancel(rest)
             elif word == "watch" and rest:

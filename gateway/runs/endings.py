@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.eventlog.records import FINAL, Record
+from gateway.runs.records import FINAL, Record
 from gateway.sse import Event
 from gateway.upstream.protocols.base import CompletionState
 

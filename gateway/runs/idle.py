@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from gateway.eventlog.records import Records
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.run import Run
 
 logger = logging.getLogger("gateway.runs.idle")

@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import suppress
 
-from gateway.errors import Fenced, Unavailable
-from gateway.eventlog.records import Records
+from gateway.errors import Fenced, Sealed, Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
+from gateway.runs.records import Records
 from gateway.runs.run import Run
 
 
@@ -26,17 +26,18 @@ class Ownership:
         A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
         then stops it: between a death and this run there was nobody to be woken.
         """
-        again = run.attempts > 1 or run.log.inherited
+        again = run.attempts > 1 or run.log.taken_over
         if again:
-            await run.log.drained()
+            await run.log.flushed()
         while again or not self._beat.steady(claimed):
             asked = asyncio.get_running_loop().time()
             with suppress(Unavailable):
-                verdict, _ = await run.log.hold()
-                if verdict != "ours":
+                try:
+                    await run.log.hold()
+                except (Fenced, Sealed):
                     run.log.fence()  # Which cancels this task: not in the midst of what follows.
                     await asyncio.sleep(0)
-                    raise Fenced(run.log.stream_id)
+                    raise Fenced(run.log.stream_id) from None
                 record = await self._records.read(run.log.stream_id)
                 if record is not None and record.cancelled:
                     run.stop(Ending("cancelled"))  # Which ends this task at its next await.

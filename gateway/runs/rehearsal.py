@@ -12,9 +12,9 @@ from typing import Any
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import End, EntryBatch, EventId, Seal
 from gateway.eventlog.reader import read, read_page
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
 from gateway.runs.repeats import Repeats
 from gateway.store.client import RedisClient
 from gateway.store.keys import (

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EventId
-from gateway.eventlog.records import Records
+from gateway.runs.records import Records
 from gateway.store.keys import asked_key, log_key
 
 KEPT = 32  # Streams of one request; who asked for so many more lately gets 410 for the oldest.

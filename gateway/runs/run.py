@@ -56,7 +56,11 @@ class RunLimits:
 
 
 class Run:
-    """One stream while it is asked for, written and sealed."""
+    """One stream while it is asked for, written and sealed.
+
+    One idea: whoever ends it (a cancel, a clock, the upstream) does so in the midst of the one task
+    that pulls, and what has been read, written and said by then decides the ending.
+    """
 
     def __init__(
         self,
@@ -282,7 +286,7 @@ class Run:
 
     async def _wait_for_store(self) -> None:
         self._silence = None  # It is not the upstream who is silent.
-        await self.log.drained()
+        await self.log.flushed()
         self._heard, self._silence = clock.now(), self.preset.stall
 
     def _outcome(self, error: Exception | None) -> Ending:

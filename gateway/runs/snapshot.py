@@ -17,7 +17,7 @@ from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.pages import Turns
 from gateway.eventlog.reader import PAGE, read_page
-from gateway.eventlog.records import Record
+from gateway.runs.records import Record
 from gateway.sse import OURS, Event, Parser
 from gateway.store.client import RedisClient
 from gateway.upstream.protocols.table import logged_protocol
@@ -89,9 +89,9 @@ async def snapshot_of(entries: Iterable[EntryBatch], request: bytes) -> Completi
 class CompletionSnapshots:
     """The answers that were asked for lately, of `room` bytes at most."""
 
-    def __init__(self, store: RedisClient, tails: Fanout, room: int) -> None:
+    def __init__(self, store: RedisClient, fanout: Fanout, room: int) -> None:
         self._store = store
-        self._tails = tails
+        self._fanout = fanout
         self._room = room
         self._kept: OrderedDict[str, CompletionSnapshot] = OrderedDict()
         self._alive: weakref.WeakSet[CompletionSnapshot] = (
@@ -155,7 +155,7 @@ class CompletionSnapshots:
     ) -> tuple[Sequence[EntryBatch], bool] | None:
         """Return entries that an answer has not seen, and whether there are more; None if what it
         has seen is not what precedes them."""
-        tail = self._tails.get(stream_id)
+        tail = self._fanout.get(stream_id)
         if tail is not None and tail.local:
             return _in_memory(answer, tail.entries)
         page = await read_page(self._store, stream_id, answer.last)

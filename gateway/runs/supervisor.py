@@ -15,7 +15,6 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
-from gateway.eventlog.records import Record, Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
 from gateway.runs.claims import Claims
@@ -23,6 +22,7 @@ from gateway.runs.control import ControlChannel
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.idle import IdlePolicy
 from gateway.runs.ownership import Ownership
+from gateway.runs.records import Record, Records
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Start, Takeover, fields_of
@@ -43,7 +43,7 @@ class RunSupervisor:
         self,
         records: Records,
         beat: Heartbeat,
-        tails: Fanout,
+        fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         caps: RunLimits,
@@ -53,20 +53,20 @@ class RunSupervisor:
         self._records = records
         self._beat = beat
         self._limits = records.limits
-        self._tails = tails
+        self._fanout = fanout
         self._upstream = upstream
         self._caps = caps
         self._interval = interval  # Seconds between two sweeps.
         self._writer = GroupCommit(records.store, records)
-        parts = (records, beat, self._writer, tails, upstream, presets)
+        parts = (records, beat, self._writer, fanout, upstream, presets)
         self._takeover = Takeover(*parts, self._adopt)
         self._grace = IdlePolicy(records, beat)
         self._ownership = Ownership(records, beat, interval)
         # Longer than a death takes to be seen.
-        self._suspects = Suspects(3 * beat.lease, tails.owners)
+        self._suspects = Suspects(3 * beat.lease, fanout.owners)
         self._runs: dict[str, Run] = {}
         self._repeats = Repeats(records)
-        self._inbox = ControlChannel(records.store, beat, tails, self._runs)
+        self._inbox = ControlChannel(records.store, beat, fanout, self._runs)
         self._count = 0  # Of the active ones: counting them at every request would take too long.
         self._tasks = Tasks()
         self._claims = Claims(records, beat, self._tasks, self._runs, self._begin, self._lost)
@@ -119,18 +119,18 @@ class RunSupervisor:
 
     def _lost(self, stream_id: str) -> None:
         """Let the next adoption end what was perhaps claimed here, and has no run."""
-        self._tails.disown(stream_id)
+        self._fanout.disown(stream_id)
         self._takeover.orphan(stream_id)
 
     def _begin(self, record: Record, preset: Preset, start: Start) -> None:
         stream_id = record.stream_id
-        tail = self._tails.own(stream_id, *start.entries)
+        tail = self._fanout.own(stream_id, *start.entries)
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
-        journal = self._writer.open(stream_id, start.epoch, tail.entries, fields)
+        log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
         more = (start.before, start.completion)
-        run = Run(journal, tail, preset, start.request, self._caps, *more)
+        run = Run(log, tail, preset, start.request, self._caps, *more)
         if start.events:
-            journal.append(start.events, ours=True)
+            log.append(start.events, ours=True)
         if before := self._runs.get(stream_id):
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
@@ -175,7 +175,7 @@ class RunSupervisor:
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; adoption ends what Redis says is ours."""
         stream_id = run.log.stream_id
-        self._tails.disown(stream_id)
+        self._fanout.disown(stream_id)
         self._writer.close(run.log)
         if self._runs.get(stream_id) is run:
             del self._runs[stream_id]
@@ -204,13 +204,13 @@ class RunSupervisor:
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
         loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
-        for loop in (*loops, self._tails.follow, self._counts):
+        for loop in (*loops, self._fanout.follow, self._counts):
             self._tasks.repeat(loop)
 
     async def drain(self, deadline: float) -> None:
         """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
         self.draining = True
-        self._tails.drain()
+        self._fanout.drain()
         await self._while(lambda: self._count or self._claims, deadline)
         why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
         for run in self.active:
@@ -288,7 +288,7 @@ class RunSupervisor:
         while True:
             await asyncio.sleep(self._interval)
             now = clock.now()
-            self._tails.sweep(now)
+            self._fanout.sweep(now)
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
             late = now - before > 3 * self._interval
             before = now
@@ -307,8 +307,8 @@ class RunSupervisor:
                 self._writer.close(run.log)
                 if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
                     self._takeover.orphan(stream_id)
-                if self._tails.get(stream_id) is run.tail:
-                    self._tails.forget(stream_id)
+                if self._fanout.get(stream_id) is run.tail:
+                    self._fanout.forget(stream_id)
 
     def _check(self, run: Run, now: float) -> None:
         try:

@@ -29,9 +29,9 @@ from gateway.eventlog.entries import EntryBatch, EntryBatches
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import VERSION, Record, Records
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events, failure
+from gateway.runs.records import VERSION, Record, Records
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
 from gateway.upstream.client import Upstream, UpstreamRequest
@@ -64,7 +64,7 @@ class Takeover:
         records: Records,
         beat: Heartbeat,
         writer: GroupCommit,
-        tails: Fanout,
+        fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         adopt: Callable[[Record, Preset, Start], bool],
@@ -72,7 +72,7 @@ class Takeover:
         self._records = records
         self._beat = beat
         self._writer = writer
-        self._tails = tails
+        self._fanout = fanout
         self._upstream = upstream
         self._presets = presets
         self._adopt = adopt
@@ -146,7 +146,7 @@ class Takeover:
 
     async def _inherit(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Unavailable."""
-        tail = self._tails.get(stream_id)
+        tail = self._fanout.get(stream_id)
         if tail is not None and tail.local and not tail.ended:
             # An earlier try, that broke off at another stream, has begun it here; unless the dead
             # one took it from this replica, which does not know yet.
@@ -225,7 +225,7 @@ class Takeover:
     def _follow(self, stream_id: str, record: Record | None) -> None:
         # Redis may have forgotten the claim: then nobody runs it, and a viewer has to redeem it.
         begun = record is not None and record.state != "cached"
-        self._tails.rehome(stream_id, record.owner if record and begun else "", begun)
+        self._fanout.rehome(stream_id, record.owner if record and begun else "", begun)
 
     async def _goes_on(self, record: Record, epoch: int, dead: str) -> bool:
         """Let a stream go on here, or seal it; return whether it goes on."""
@@ -290,15 +290,15 @@ class Takeover:
             logger.exception("%s: ends without what its log tells", stream_id)
             events, end, result = ending_events(ending, None, record.attempts)
         fields = {**fields_of(record), "request": left.request}
-        journal = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
+        log = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
         try:
-            state = await journal.seal(ending.state, events, end, result)
+            state = await log.seal(ending.state, events, end, result)
             logger.warning("%s: %s in place of a dead replica", stream_id, state)
         except Fenced:
             logger.info("%s: a third replica was faster", stream_id)
         finally:
-            self._writer.close(journal)
-            self._tails.mark([stream_id])
+            self._writer.close(log)
+            self._fanout.mark([stream_id])
 
 
 def _is_of(record: Record | None, replica: str) -> bool:

@@ -39,7 +39,11 @@ _IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with sizes and deadlines; it keeps less for an open stream."""
+    """uvicorn's, with sizes and deadlines; it keeps less for an open stream.
+
+    One idea: uvicorn and its parser call these by name, and all of them move one stage of one
+    connection; a second object would double what an open stream keeps.
+    """
 
     # Not in the instance's dict: uvicorn's attributes fill the one that all instances share.
     __slots__ = (

@@ -29,9 +29,11 @@ class EventStream:
 
     status_code = 200
 
-    def __init__(self, tails: Fanout, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
+    __slots__ = ("_fanout", "_first", "_plain", "_text", "_viewer", "on_close", "raw_headers")
+
+    def __init__(self, fanout: Fanout, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
-        self._tails = tails
+        self._fanout = fanout
         self._viewer = viewer
         self._first = first
         self._text = text
@@ -50,7 +52,7 @@ class EventStream:
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             if self._text:
-                begun = await self._tails.beginning(viewer.tail)
+                begun = await self._fanout.beginning(viewer.tail)
                 self._plain = PlainText(logged_protocol().text(begun, viewer.tail.choices))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
@@ -61,7 +63,7 @@ class EventStream:
                 closed.discard(viewer.leave)
             if leaving:
                 leaving.cancel()
-            self._tails.detach(viewer)
+            self._fanout.detach(viewer)
             if self.on_close is not None:
                 self.on_close()
 
@@ -75,7 +77,7 @@ class EventStream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 viewer.sent()
             elif viewer.lagging:
-                await self._tails.turn(viewer)
+                await self._fanout.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
             if len(chunk) >= _MUCH:
@@ -88,7 +90,7 @@ class EventStream:
     async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
         if len(chunk) < _MUCH:
             return plain.frames(chunk)
-        async with self._tails.work:  # One at a time, however many read a whole log at once.
+        async with self._fanout.work:  # One at a time, however many read a whole log at once.
             await asyncio.sleep(0)
             return plain.frames(chunk)
 

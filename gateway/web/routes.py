@@ -19,8 +19,8 @@ from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.records import FINAL, VERSION, Created, Record, Records
 from gateway.runs.endings import state_of
+from gateway.runs.records import FINAL, VERSION, Created, Record, Records
 from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
 from gateway.runs.snapshot import CompletionSnapshots
@@ -50,7 +50,7 @@ class Routes:
         settings: Settings,
         store: RedisClient,
         records: Records,
-        tails: Fanout,
+        fanout: Fanout,
         replica: RunSupervisor,
         authenticator: Authenticator,
     ) -> None:
@@ -63,8 +63,8 @@ class Routes:
         self._settings = settings
         self._store = store
         self._records = records
-        self._tails = tails
-        self._answers = CompletionSnapshots(store, tails, settings.replay_bytes // 2)
+        self._fanout = fanout
+        self._answers = CompletionSnapshots(store, fanout, settings.replay_bytes // 2)
         self._authenticator = authenticator
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -207,7 +207,7 @@ class Routes:
             return nothing_more()
         if self.replica.draining:
             raise Unavailable("draining")
-        if self._tails.viewers >= self._settings.max_streams:
+        if self._fanout.viewers >= self._settings.max_streams:
             raise Unavailable("overloaded")  # Before anything is paid for that it could not show.
         leave = self._records.limits.seat(subject)
         answer: AnyResponse | None = None
@@ -223,15 +223,15 @@ class Routes:
     async def _watch(self, request: Request, record: Record, wanted: str) -> AnyResponse:
         if record.state == "cached":
             record = await self._redeem(record)
-        if self._tails.superseded(record.stream_id, record.epoch):
+        if self._fanout.superseded(record.stream_id, record.epoch):
             raise Unavailable(
                 "not_yet"
             )  # Its position is in a log that this replica does not see yet.
         owner = record.owner if record.running else ""
         position = EventId.parse(wanted)
-        viewer = await self._tails.attach(record.stream_id, owner, position, record.subject)
+        viewer = await self._fanout.attach(record.stream_id, owner, position, record.subject)
         if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
-            self._tails.detach(viewer)  # The log went before the record did.
+            self._fanout.detach(viewer)  # The log went before the record did.
             if not await self._records.outlives_log(record.stream_id):
                 raise Unavailable(
                     "not_yet"
@@ -239,7 +239,7 @@ class Routes:
             _unless_reconnect(wanted)
             return nothing_more()
         text = request.query_params.get("format") == "text"
-        return EventStream(self._tails, viewer, self.retry.line(), text=text)
+        return EventStream(self._fanout, viewer, self.retry.line(), text=text)
 
     async def _redeem(self, record: Record) -> Record:
         preset = self._settings.preset(record.preset)

@@ -13,9 +13,10 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.fetcher import Fetcher
 from gateway.eventlog.pages import Pages, Turns
 from gateway.eventlog.reader import weight
-from gateway.eventlog.records import Records
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
+from gateway.runs.records import Records
+from gateway.runs.source import RecordSource
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import MARKER, inbox, log_key, new_id, presence_key, record_key
@@ -233,12 +234,13 @@ async def test_entries_that_are_read_twice_are_shown_once() -> None:
 
 
 class Elsewhere:
-    """A stream in Redis that another replica writes, and this replica's tails."""
+    """A stream in Redis that another replica writes, and this replica's fanout."""
 
     def __init__(self, store: RedisClient, grace: float = 9) -> None:
         self.store = store
         self.stream_id = new_id()
-        self.tails = Fanout(store, _records(store), grace=grace, heartbeat=9, write_timeout=9)
+        source = RecordSource(_records(store))
+        self.fanout = Fanout(store, source, grace=grace, heartbeat=9, write_timeout=9)
 
     async def claim(self) -> Records:
         """Let another replica claim it; return that one's records."""
@@ -257,7 +259,7 @@ class Elsewhere:
 
     async def attach(self, position: EventId | None = None) -> Viewer:
         """Return a viewer."""
-        return await self.tails.attach(self.stream_id, "owner", position)
+        return await self.fanout.attach(self.stream_id, "owner", position)
 
     async def all(self, by: Viewer) -> list[str]:
         """Return the ids of everything that is logged, however many pages of it."""
@@ -268,7 +270,7 @@ class Elsewhere:
         frames = b""
         while (by.lagging or by.has_more) and not by.finished and len(frames) < enough:
             if by.lagging:
-                await self.tails.turn(by)
+                await self.fanout.turn(by)
             by.sending()
             frames += by.take()
         return frames
@@ -280,7 +282,9 @@ def _records(store: RedisClient) -> Records:
 
 def following(records: Records, tail: Tail) -> Fetcher:
     """Return what reads one tail, and announces when it is told to."""
-    return Fetcher(records, {tail.stream_id: tail}, lambda: [tail.stream_id], grace=30)
+    source = RecordSource(records)
+    tails = {tail.stream_id: tail}
+    return Fetcher(records.store, source, tails, lambda: [tail.stream_id], grace=30)
 
 
 @asynccontextmanager
@@ -288,7 +292,7 @@ async def elsewhere(url: str, grace: float = 9) -> AsyncIterator[Elsewhere]:
     """Follow what runs elsewhere for the length of the block."""
     store = RedisClient(url)
     there = Elsewhere(store, grace)
-    task = asyncio.create_task(there.tails.follow())
+    task = asyncio.create_task(there.fanout.follow())
     try:
         yield there
     finally:
@@ -364,7 +368,7 @@ async def test_what_comes_while_a_viewer_is_behind_follows_once_and_in_order(
         got = await there.frames(slow, 100_000)
         for seq in range(10, 20):
             await there.write(large(seq))
-            there.tails.mark([there.stream_id])
+            there.fanout.mark([there.stream_id])
             got += await there.frames(slow, 60_000)
         await there.write(fence(9), large(1, "interrupted", epoch=9))
         await until(lambda: slow.tail.ended)
@@ -383,7 +387,7 @@ async def test_of_a_stream_that_runs_elsewhere_little_is_kept_but_a_slow_viewer_
         got: list[str] = []
         for seq in range(1, 41):
             await there.write(large(seq, size=20_000))
-            there.tails.mark([there.stream_id])
+            there.fanout.mark([there.stream_id])
             await until(lambda: fast.has_more)
             got += await there.all(fast)
             assert weight(fast.tail.entries) < 200_000
@@ -429,7 +433,7 @@ async def test_who_is_in_the_midst_of_an_event_that_is_gone_is_sent_away(
     async with elsewhere(shared_redis.url) as there:
         await there.write(fence(), *map(large, range(1, 10)))
         one = await there.attach()
-        await there.tails.turn(one)
+        await there.fanout.turn(one)
         assert not one.take().endswith(b"\n\n")
         await there.store.call("DEL", log_key(there.stream_id))
         await there.write(fence(9), large(1, epoch=9))
@@ -457,7 +461,7 @@ async def test_a_page_that_was_read_before_the_tail_went_on_ends_nobodys_connect
         early = await pages.load(there.stream_id, EventId(EPOCH, 5), "alice")
         for seq in range(6, 20):
             await there.write(large(seq))
-            there.tails.mark([there.stream_id])
+            there.fanout.mark([there.stream_id])
             await until(lambda: one.has_more)
             got += await there.frames(one)
         late = Viewer(one.tail, EventId(EPOCH, 5))
@@ -485,7 +489,7 @@ async def test_no_heartbeat_comes_in_the_midst_of_a_large_event(shared_redis: Re
     async with elsewhere(shared_redis.url) as there:
         await there.write(fence(), *map(large, range(1, 9)))
         one = await there.attach()
-        await there.tails.turn(one)
+        await there.fanout.turn(one)
         one.take()
         one.sending()
         of = one.tail.pages
@@ -521,8 +525,8 @@ async def test_pages_of_a_log_that_nobody_looks_at_are_let_go(shared_redis: Redi
         pages = viewer.tail.pages
         assert pages is not None
         assert pages.size > 0
-        there.tails.detach(viewer)
-        there.tails.sweep(later(5))
+        there.fanout.detach(viewer)
+        there.fanout.sweep(later(5))
         assert pages.size == 0
 
 
@@ -558,7 +562,7 @@ async def test_a_word_of_the_owner_brings_what_is_new_at_once(any_redis_url: str
         assert ids(one) == []
         begun = later()
         await there.write(entry(1, 1))
-        there.tails.mark([there.stream_id])
+        there.fanout.mark([there.stream_id])
         await until(lambda: one.has_more)
         assert later() - begun < 0.7
         assert ids(one) == ["5-1"]
@@ -588,12 +592,12 @@ async def test_a_tail_that_nobody_watches_is_dropped(any_redis_url: str) -> None
     async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
-        there.tails.sweep(later(60))
-        assert there.tails.get(there.stream_id) is one.tail
-        there.tails.detach(one)
-        assert there.tails.viewers == 0
-        there.tails.sweep(later(60))
-        assert there.tails.get(there.stream_id) is None
+        there.fanout.sweep(later(60))
+        assert there.fanout.get(there.stream_id) is one.tail
+        there.fanout.detach(one)
+        assert there.fanout.viewers == 0
+        there.fanout.sweep(later(60))
+        assert there.fanout.get(there.stream_id) is None
 
 
 async def test_a_tail_is_not_dropped_under_a_viewer_who_is_just_coming(
@@ -604,7 +608,7 @@ async def test_a_tail_is_not_dropped_under_a_viewer_who_is_just_coming(
         await there.write(fence())
         coming = asyncio.create_task(there.attach())
         await asyncio.sleep(0)
-        there.tails.sweep(later(60))
+        there.fanout.sweep(later(60))
         one = await coming
         assert ids(one) == []
         await there.write(entry(1, 1))
@@ -619,7 +623,7 @@ async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
-        own = there.tails.own(there.stream_id, fence())
+        own = there.fanout.own(there.stream_id, fence())
         own.entries.append(entry(1, 1))
         own.wake()
         await until(lambda: one.has_more, "the viewer is told", 3)
@@ -635,7 +639,7 @@ async def test_what_is_read_while_a_run_begins_here_is_not_shown_twice(
         await there.attach()
         coming = asyncio.create_task(there.attach())
         await asyncio.sleep(0)
-        own = there.tails.own(there.stream_id, fence())
+        own = there.fanout.own(there.stream_id, fence())
         await there.write(entry(1, 1))
         one = await coming
         own.entries.append(entry(1, 1))  # It lands.
@@ -667,7 +671,7 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
         await there.write(*[entry(1, 1, epoch=record.epoch)] * unread)
         await heir.takeover(there.stream_id, old.replica, "nonce")
         assert there.stream_id in await asyncio.wait_for(told, 5)
-        assert there.tails.owners() == {heir.replica: [there.stream_id]}
+        assert there.fanout.owners() == {heir.replica: [there.stream_id]}
         assert len(ids(one)) == unread
 
 
@@ -688,7 +692,7 @@ async def test_presence_is_shown_again_as_long_as_somebody_watches(any_redis_url
         while later() < end:
             assert await there.store.call("EXISTS", key)
             await asyncio.sleep(0.02)
-        there.tails.detach(one)
+        there.fanout.detach(one)
 
         async def gone() -> bool:
             return not await there.store.call("EXISTS", key)
@@ -703,7 +707,7 @@ async def test_a_log_that_cannot_be_read_now_leaves_no_viewer_behind(
         own_redis.kill()
         with pytest.raises(Unavailable):
             await there.attach()
-        assert there.tails.viewers == 0
+        assert there.fanout.viewers == 0
         own_redis.start()
         await there.write(fence(), entry(1, 1))
         assert ids(await there.attach()) == ["5-1"]
@@ -712,11 +716,11 @@ async def test_a_log_that_cannot_be_read_now_leaves_no_viewer_behind(
 async def test_a_stream_that_was_taken_from_us_is_followed_in_the_log(any_redis_url: str) -> None:
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 2), fence(9), entry(1, 1, "interrupted", epoch=9))
-        mine = there.tails.own(there.stream_id, fence())
+        mine = there.fanout.own(there.stream_id, fence())
         mine.entries.append(entry(1, 2))
         one = viewer(mine)
         assert ids(one) == ["5-1", "5-2"]
-        there.tails.disown(there.stream_id)
+        there.fanout.disown(there.stream_id)
         await until(lambda: one.has_more)
         assert ids(one) == ["9-1"]
         assert one.finished
@@ -730,13 +734,13 @@ async def test_a_log_that_began_anew_is_a_gap_also_for_those_who_never_left(
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 2))
         if local:
-            there.tails.own(there.stream_id, fence()).entries.append(entry(1, 2))
+            there.fanout.own(there.stream_id, fence()).entries.append(entry(1, 2))
         one = await there.attach()
         assert ids(one) == ["5-1", "5-2"]
         await there.store.call("DEL", log_key(there.stream_id))
         await there.write(fence(9), entry(1, 2, epoch=9))
         if local:
-            there.tails.disown(there.stream_id)
+            there.fanout.disown(there.stream_id)
         await until(lambda: one.has_more)
         assert [event.name for event in taken(one)] == [b"gap", b"", b""]
 
@@ -756,9 +760,9 @@ async def test_who_comes_to_a_log_that_began_anew_mixes_it_with_nothing(any_redi
 async def test_nobody_is_held_to_be_dead_who_has_no_name(any_redis_url: str) -> None:
     async with elsewhere(any_redis_url) as there:
         await there.write(fence())
-        viewer(there.tails.own(there.stream_id, fence()))
-        there.tails.disown(there.stream_id)
-        assert "" not in there.tails.owners()
+        viewer(there.fanout.own(there.stream_id, fence()))
+        there.fanout.disown(there.stream_id)
+        assert "" not in there.fanout.owners()
 
 
 async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
@@ -845,6 +849,6 @@ async def test_who_comes_to_a_replica_that_drains_is_sent_away_at_once(any_redis
     async with elsewhere(any_redis_url) as there:
         await there.write(fence(), entry(1, 1))
         before = await there.attach()
-        there.tails.drain()
+        there.fanout.drain()
         assert before.finished
         assert (await there.attach()).finished

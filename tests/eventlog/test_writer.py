@@ -16,8 +16,8 @@ from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.entries import Cursor, EntryBatch, EntryBatches, EventId, seek, start_of
 from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
+from gateway.runs.records import Records
 from gateway.sse import Event, encode, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key
@@ -166,7 +166,7 @@ async def owner(url: str) -> AsyncIterator[Owner]:
     try:
         warm = await writing.log()  # The first append of all finds a new connection.
         warm.append(numbered(1, 1))
-        await warm.drained()
+        await warm.flushed()
         yield writing
     finally:
         task.cancel()
@@ -332,7 +332,7 @@ async def test_events_are_logged_in_order_under_growing_ids(any_redis_url: str) 
         for first in (1, 11, 21):
             log.append(numbered(first, first + 9))
             await asyncio.sleep(0)
-        await log.drained()
+        await log.flushed()
         assert numbers(log.entries) == list(range(1, 31))
         assert await read_all(writing.store, log.stream_id) == log.entries
 
@@ -344,7 +344,7 @@ async def test_many_logs_share_a_round_trip(shared_redis: RedisServer) -> None:
         for each in logs:
             each.append(numbered(1, 1))
         for each in logs:
-            await each.drained()
+            await each.flushed()
         assert appends(proxy) == 50
         assert sum(b"XADD" in request for request in proxy.requests) == 1
 
@@ -363,7 +363,7 @@ async def test_one_entry_of_a_log_is_in_flight_and_the_rest_becomes_the_next(
         await asyncio.sleep(0.05)  # A second append would come at once, if it came.
         assert appends(proxy) == 1
         proxy.answering.set()
-        await log.drained()
+        await log.flushed()
         assert [each.number for each in log.entries] == [0, 1, 4]
 
 
@@ -379,7 +379,7 @@ async def test_an_event_is_shown_only_after_redis_answered(shared_redis: RedisSe
         await until_stored(shared_redis.url, log, 1)
         assert (shown, log.settled, log.backlog > 0) == ([], False, True)
         proxy.answering.set()
-        await log.drained()
+        await log.flushed()
         assert (shown, log.backlog) == ([1], 0)
 
 
@@ -406,7 +406,7 @@ async def test_an_append_whose_fate_is_unknown_is_there_once(
         for number in range(1, 6):
             log.append(numbered(number, number))
             await asyncio.sleep(0.01)
-        await log.drained()
+        await log.flushed()
         assert numbers(log.entries) == [1, 2, 3, 4, 5]
         assert await stored(shared_redis.url, log) == log.entries
 
@@ -425,7 +425,7 @@ async def test_whatever_is_cut_nothing_is_lost_doubled_or_reordered(
         proxy.judge = judge
         await asyncio.gather(*(_feed(each, 120, random.Random(seed)) for each in logs))
         for each in logs:
-            await asyncio.wait_for(each.drained(), 30)
+            await asyncio.wait_for(each.flushed(), 30)
         proxy.judge = lambda _: None
         for each in logs:
             assert numbers(each.entries) == list(range(1, 121))
@@ -448,7 +448,7 @@ async def test_a_connection_that_is_cut_at_a_quiet_moment_costs_nothing(
         log = await writing.log()
         for number in range(1, 6):
             log.append(numbered(number, number))
-            await log.drained()
+            await log.flushed()
             proxy.cut()
         assert await stored(shared_redis.url, log) == log.entries
 
@@ -464,7 +464,7 @@ async def test_a_full_redis_leaves_no_hole_when_it_has_room_again(own_redis: Red
             each.append([Event(b"after")])
         await writing.store.call("CONFIG", "SET", "maxmemory", 0)
         for each in logs:
-            await each.drained()
+            await each.flushed()
             entries = await stored(own_redis.url, each)
             assert [event.data[:5] for e in entries for event in parse(e.frames)] == [
                 b"xxxxx",
@@ -494,7 +494,7 @@ async def test_a_redis_that_fills_up_within_a_round_leaves_no_hole(own_redis: Re
         await until(lambda: any(each.in_doubt for each in logs))
         await writing.store.call("CONFIG", "SET", "maxmemory", 0)
         for each in logs:
-            await each.drained()
+            await each.flushed()
             assert numbers(await stored(own_redis.url, each)) == [1, 2, 3, 4, 5]
 
 
@@ -504,12 +504,12 @@ async def test_a_redis_that_comes_back_empty_is_told_everything_under_the_same_i
     async with owner(own_redis.url) as writing:
         log = await writing.log()
         log.append(numbered(1, 3))
-        await log.drained()
+        await log.flushed()
         own_redis.kill()
         log.append(numbered(4, 4))
         own_redis.start()
         log.append(numbered(5, 5))
-        await asyncio.wait_for(log.drained(), 10)
+        await asyncio.wait_for(log.flushed(), 10)
         assert numbers(log.entries) == [1, 2, 3, 4, 5]
         assert await stored(own_redis.url, log) == log.entries
         record = await writing.records.read(log.stream_id)
@@ -526,10 +526,10 @@ async def test_a_log_too_long_for_one_repair_is_written_again_whole(own_redis: R
         log = await writing.log()
         for number in range(1, 201):
             log.append(numbered(number, number))
-            await log.drained()
+            await log.flushed()
         await writing.store.call("FLUSHALL")
         log.append(numbered(201, 201))
-        await log.drained()
+        await log.flushed()
         assert numbers(await stored(own_redis.url, log)) == list(range(1, 202))
 
 
@@ -542,7 +542,7 @@ async def test_what_comes_late_into_a_log_that_is_written_again_leaves_no_hole(
         log = await writing.log()
         for number in range(1, 201):
             log.append(numbered(number, number))
-            await log.drained()
+            await log.flushed()
         digest, direct = writing.store._scripts["append"][0].encode(), Redis.from_url(own_redis.url)
         late, batches = log.entries[-1], iter(range(1000))
         late_append = ("XADD", log_key(log.stream_id), "NOMKSTREAM", str(late.last), 1, late.frames)
@@ -556,7 +556,7 @@ async def test_what_comes_late_into_a_log_that_is_written_again_leaves_no_hole(
         proxy.judge = judge
         await forget(writing.store, log)
         log.append(numbered(201, 201))
-        await log.drained()
+        await log.flushed()
         direct.close()
         assert await stored(own_redis.url, log) == log.entries
         assert numbers(log.entries) == list(range(1, 202))
@@ -570,16 +570,16 @@ async def test_a_redis_that_comes_back_behind_gets_what_it_lost_before_anything_
         busy, quiet = await writing.log(), await writing.log()
         for each in (busy, quiet):
             each.append(numbered(1, 1))
-            await each.drained()
+            await each.flushed()
         await writing.store.call("SAVE")
         for each in (busy, quiet):
             each.append(numbered(2, 2))
-            await each.drained()
+            await each.flushed()
         own_redis.kill()
         own_redis.start()
         for each in (busy, quiet):
             each.append(numbered(3, 3))
-            await each.drained()
+            await each.flushed()
         assert numbers(await stored(own_redis.url, busy)) == [1, 2, 3]
         assert numbers(await stored(own_redis.url, quiet)) == [1, 2, 3]
 
@@ -588,10 +588,10 @@ async def test_a_log_that_was_trimmed_away_is_written_again(any_redis_url: str) 
     async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append(numbered(1, 2))
-        await log.drained()
+        await log.flushed()
         await writing.store.call("DEL", log_key(log.stream_id))
         log.append(numbered(3, 3))
-        await log.drained()
+        await log.flushed()
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
@@ -605,14 +605,14 @@ async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
         old = await writing.log()
         for number in (1, 2):
             old.append(numbered(number, number))
-            await old.drained()
+            await old.flushed()
         heir = Owner(writing.store)
         epoch = await heir.records.takeover(old.stream_id, writing.records.replica, "nonce")
         entries = await read_all(writing.store, old.stream_id)
         log = heir.writer.open(old.stream_id, epoch or 0, EntryBatches(entries), dict(old.fields))
         task = asyncio.create_task(heir.writer.run())
         log.append(numbered(1, 1))
-        await log.drained()
+        await log.flushed()
         await forget(writing.store, log)
         for each in [*log.entries][:left]:
             fields = (str(each.last), str(each.number), each.frames)
@@ -622,7 +622,7 @@ async def test_a_log_that_was_taken_over_is_written_again_from_its_first_epoch(
             await writing.store.call("XADD", log_key(log.stream_id), *late)
         log.doubt()
         log.append(numbered(2, 2))
-        await log.drained()
+        await log.flushed()
         task.cancel()
         assert await read_all(writing.store, log.stream_id) == log.entries
         assert numbers(log.entries) == [1, 2, 1, 2]
@@ -637,13 +637,13 @@ async def test_an_owner_that_was_replaced_writes_nothing_more(any_redis_url: str
         told: list[bool] = []
         log.on_fence = lambda: told.append(True)
         log.append(numbered(1, 1))
-        await log.drained()
+        await log.flushed()
         epoch = await records(writing.store).takeover(
             log.stream_id, writing.records.replica, "nonce"
         )
         log.append(numbered(2, 2))
         with pytest.raises(Fenced):
-            await log.drained()
+            await log.flushed()
         assert told == [True]
         assert [each.last for each in await read_all(writing.store, log.stream_id)] == [
             (log.epoch, 0),
@@ -659,7 +659,7 @@ async def test_a_fenced_log_does_not_keep_others_from_being_written(any_redis_ur
         await records(writing.store).takeover(zombie.stream_id, writing.records.replica, "nonce")
         for each in (zombie, alive):
             each.append(numbered(1, 1))
-        await alive.drained()
+        await alive.flushed()
         assert numbers(await read_all(writing.store, alive.stream_id)) == [1]
 
 
@@ -670,10 +670,10 @@ async def test_a_log_whose_writing_breaks_holds_up_no_other(shared_redis: RedisS
         broken.doubt()
         broken.append(numbered(1, 1))
         with pytest.raises(Fenced):
-            await broken.drained()
+            await broken.flushed()
         proxy.garble = lambda data: data
         alive.append(numbered(1, 1))
-        await alive.drained()
+        await alive.flushed()
         assert numbers(await stored(shared_redis.url, alive)) == [1]
 
 
@@ -691,7 +691,7 @@ async def test_a_log_that_cannot_be_shown_is_written_all_the_same_and_holds_up_n
             for each in logs:
                 each.append(numbered(count, count))
             for each in logs:
-                await each.drained()
+                await each.flushed()
         for each in logs:
             assert numbers(await stored(shared_redis.url, each)) == [1, 2, 3]
             assert numbers(each.entries) == [1, 2, 3]
@@ -727,7 +727,7 @@ async def test_an_end_whose_fate_is_unknown_is_there_once(
     async with proxied(shared_redis) as proxy, owner(proxy.url) as writing:
         log = await writing.log()
         log.append(numbered(1, 1))
-        await log.drained()
+        await log.flushed()
         verdicts = iter([fault] * 3)
         proxy.judge = lambda data: next(verdicts, None) if b"EVAL" in data else None
         assert await seal(log) == "done"
@@ -752,7 +752,7 @@ async def test_an_end_is_stored_also_where_redis_forgot_all_that_was_before(
     async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append(numbered(1, 2))
-        await log.drained()
+        await log.flushed()
         await forget(writing.store, log)
         assert await seal(log) == "done"
         assert await read_all(writing.store, log.stream_id) == log.entries
@@ -765,7 +765,7 @@ async def test_an_ended_log_is_written_again_with_its_end(any_redis_url: str) ->
         await seal(log)
         await forget(writing.store, log)
         log.doubt()
-        await log.drained()
+        await log.flushed()
         assert await read_all(writing.store, log.stream_id) == log.entries
         record = await writing.records.read(log.stream_id)
         assert record is not None
@@ -789,7 +789,7 @@ async def test_an_end_that_redis_forgets_as_it_is_written_again_is_written_once_
 
         proxy.judge = forget_again
         log.doubt()
-        await log.drained()
+        await log.flushed()
         assert await read_all(writing.store, log.stream_id) == log.entries
         record = await writing.records.read(log.stream_id)
         assert record is not None
@@ -806,7 +806,7 @@ async def test_an_end_that_a_cancel_changed_stays_changed_where_redis_forgot(
         assert log.entries[-1].frames.startswith(b"event: end\ndata: " + CANCELLED.data)
         await forget(writing.store, log)
         log.doubt()
-        await log.drained()
+        await log.flushed()
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
@@ -820,7 +820,7 @@ async def test_an_end_that_was_shown_is_not_changed_by_a_cancel_after_redis_forg
         await writing.records.hold(log.stream_id, log.epoch, log.fields)
         await writing.records.cancel(log.stream_id, b"", b"")
         log.doubt()
-        await log.drained()
+        await log.flushed()
         assert await read_all(writing.store, log.stream_id) == log.entries
 
 
@@ -837,7 +837,7 @@ async def test_the_names_that_have_a_meaning_are_not_the_upstreams(any_redis_url
     async with owner(any_redis_url) as writing:
         log = await writing.log()
         log.append([Event(b"1", b"end"), Event(b"2", b"error"), Event(b"3", b"chunk")])
-        await log.drained()
+        await log.flushed()
         events = [event for each in log.entries for event in parse(each.frames)]
         assert [event.name for event in events] == [b"upstream-end", b"upstream-error", b"chunk"]
 
@@ -863,7 +863,7 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
         async with proxied(own_redis) as proxy, owner(proxy.url) as writing:
             log = await writing.log()
             log.append(numbered(1, 3))
-            await log.drained()
+            await log.flushed()
             # The warm one has nothing to say, and the other server knows only the first fence.
             store = RedisClient(behind.url)
             await records(store).hold(log.stream_id, log.epoch, log.fields)
@@ -875,10 +875,10 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
             await asyncio.sleep(0)
             proxy.answering.set()
             await asyncio.gather(ping, return_exceptions=True)
-            await asyncio.wait_for(log.drained(), 5)
+            await asyncio.wait_for(log.flushed(), 5)
             await until(lambda: writing.store.home("").generation > 2)
             writing.writer.look_at_connection()
-            await asyncio.wait_for(log.drained(), 5)
+            await asyncio.wait_for(log.flushed(), 5)
             assert await read_all(store, log.stream_id) == log.entries
             await store.close()
 
@@ -899,27 +899,27 @@ async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it
         for log, rounds in ((moving, old), (staying, old), (other, new)):
             homes[log.stream_id] = rounds
             rounds.open.add(log)
-            log.hand_to(rounds.mark)
+            log.move_to(rounds.mark)
         tasks = [asyncio.create_task(each.run()) for each in (old, new)]
         try:
             for log in (moving, staying, other):
                 log.append(numbered(1, 1))
-                await asyncio.wait_for(log.drained(), 5)
+                await asyncio.wait_for(log.flushed(), 5)
             here.answering.clear()
             homes[moving.stream_id] = new
             moving.doubt()
             staying.append(numbered(2, 2))  # The old server answers this only later.
-            await asyncio.wait_for(moving.drained(), 5)
+            await asyncio.wait_for(moving.flushed(), 5)
             there.answering.clear()
             moving.append(numbered(2, 2))
-            await until(lambda: moving.flying)
+            await until(lambda: moving.in_flight)
             here.answering.set()
-            await asyncio.wait_for(staying.drained(), 5)
+            await asyncio.wait_for(staying.flushed(), 5)
             moving.append(numbered(3, 3))
             staying.append(numbered(3, 3))  # A round later.
-            await asyncio.wait_for(staying.drained(), 5)
+            await asyncio.wait_for(staying.flushed(), 5)
             there.answering.set()
-            await asyncio.wait_for(moving.drained(), 5)
+            await asyncio.wait_for(moving.flushed(), 5)
             assert numbers(moving.entries) == [1, 2, 3]
             assert await stored(shared_redis.url, moving) == moving.entries
         finally:
@@ -941,5 +941,5 @@ async def test_a_writer_that_finds_redis_away_goes_on_when_it_is_back(
         with suppress(Unavailable):
             await writing.store.call("PING")
         own_redis.start()
-        await asyncio.wait_for(log.drained(), 10)
+        await asyncio.wait_for(log.flushed(), 10)
         assert numbers(await stored(own_redis.url, log)) == [1]

@@ -18,8 +18,8 @@ import pytest
 from redis import Redis
 
 from gateway.errors import Unavailable
-from gateway.eventlog.records import Records
 from gateway.limits.subjects import RECORD, Most
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, record_key, subject_keys
 from tests.clusters import redis_cluster
@@ -487,14 +487,14 @@ async def test_who_watches_too_much_opens_no_further_stream(redis_url: str) -> N
     async with gateway(held, redis_url=redis_url, subject_viewers=2) as (gate, upstream):
         url = await gate.ticket()
         reads = [asyncio.create_task(gate.read(url)) for _ in range(2)]
-        await until(lambda: gate.gateway.tails.viewers == 2)
+        await until(lambda: gate.gateway.fanout.viewers == 2)
         other = await gate.ticket()
         too_many(await gate.http.get(url, headers=gate.cookie()), "viewers")
         too_many(await gate.http.get(other, headers=gate.cookie()), "viewers")
         too_many(await gate.post(**STREAM), "viewers")
         assert (await gate.read(other)).raw.startswith(b"retry: ")
         reads[0].cancel()
-        await until(lambda: gate.gateway.tails.viewers == 1)
+        await until(lambda: gate.gateway.fanout.viewers == 1)
         last = asyncio.create_task(gate.read(other))
         await until(lambda: len(upstream.calls) == 2)
         held.go.set()

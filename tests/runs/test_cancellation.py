@@ -229,7 +229,7 @@ async def test_all_viewers_everywhere_hear_of_a_cancel(shared_redis: RedisServer
         url = await gate.ticket()
         await gate.read(url, enough=lambda got: got.events)
         looks = [start(each, url) for each in (gate, gate, other, other)]
-        await until(lambda: other.gateway.tails.viewers == gate.gateway.tails.viewers == 2)
+        await until(lambda: other.gateway.fanout.viewers == gate.gateway.fanout.viewers == 2)
         await other.http.delete(url, headers=other.cookie())
         seen = [await asyncio.wait_for(look, 2) for look in looks]
     assert {each.end["state"] for each in seen} == {"cancelled"}
@@ -250,9 +250,9 @@ async def test_a_viewer_that_leaves_cancels_nothing(redis_url: str) -> None:
     async with gateway(script, redis_url=redis_url) as (gate, upstream):
         url = await gate.ticket()
         first = await gate.read(url, enough=lambda got: got.events)
-        await until(lambda: gate.gateway.tails.viewers == 0)
+        await until(lambda: gate.gateway.fanout.viewers == 0)
         look = asyncio.create_task(gate.read(url, last_id=first.last_id))
-        await until(lambda: gate.gateway.tails.viewers == 1)
+        await until(lambda: gate.gateway.fanout.viewers == 1)
         go.set()
         got = await look
     assert (got.end["state"], len(upstream.calls)) == ("done", 1)
@@ -348,7 +348,7 @@ async def test_a_viewer_behind_a_store_that_is_away_is_not_taken_for_gone(
         url = await gate.ticket()
         await gate.read(url, enough=lambda got: got.events)
         look = start(other, url)
-        await until(lambda: other.gateway.tails.viewers == 1)
+        await until(lambda: other.gateway.fanout.viewers == 1)
         own_redis.pause()
         await asyncio.sleep(1.5)  # Not for a state: the store is away for that long.
         own_redis.resume()

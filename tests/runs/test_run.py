@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from gateway.config.presets import Preset
-from gateway.eventlog.records import FINAL
 from gateway.runs.endings import MOVES, Ending, ending_events, failure
+from gateway.runs.records import FINAL
 from gateway.sse import Event
 from gateway.upstream.protocols.chat_state import ChatState
 from tests.support import (
@@ -650,7 +650,7 @@ async def test_a_run_goes_on_without_any_viewer(redis_url: str) -> None:
     ):
         url = await gate.ticket()
         first = await gate.read(url, enough=lambda got: got.events)
-        await until(lambda: gate.gateway.tails.viewers == 0)
+        await until(lambda: gate.gateway.fanout.viewers == 0)
         go.set()
         await until(lambda: done(gate.completion(url)))
         rest = await gate.read(url, last_id=first.last_id)

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.config.presets import Preset
-from gateway.eventlog.records import Records
+from gateway.runs.records import Records
 from gateway.store import client as store_module
 from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, log_key, record_key, runs_key
@@ -329,7 +329,7 @@ async def test_a_redis_that_forgot_who_watches_cancels_nothing(own_redis: RedisS
             url = await owner.ticket()
             await start(owner, url)
             reading = asyncio.create_task(other.read(url))
-            await until(lambda: other.gateway.tails.viewers, "it is watched")
+            await until(lambda: other.gateway.fanout.viewers, "it is watched")
             await owner.gateway.store.call("FLUSHALL")
             ends_at = asyncio.get_running_loop().time() + 3
             while asyncio.get_running_loop().time() < ends_at:  # Three times the grace.
@@ -373,7 +373,7 @@ async def test_who_reconnects_as_the_stream_ends_gets_the_end(shared_redis: Redi
             url = await a.ticket()
             seen = await start(a, url)
             staying = asyncio.create_task(b.read(url))
-            await until(lambda: b.gateway.tails.viewers == 1)
+            await until(lambda: b.gateway.fanout.viewers == 1)
             await b.gateway.store.call("CLIENT", "KILL", "TYPE", "pubsub")
             script.go.set()
             await ends(a, url, "done")
@@ -636,7 +636,7 @@ async def test_a_paused_owner_that_was_replaced_notices_and_its_viewers_get_the_
             on_a = asyncio.create_task(via(a, url, lambda _: False))
             await until(lambda: upstream.calls)
             on_b = asyncio.create_task(b.read(url))
-            await until(lambda: b.gateway.tails.viewers == 1)
+            await until(lambda: b.gateway.fanout.viewers == 1)
             a.signal(signal.SIGSTOP)
             assert (await on_b).end["state"] == "interrupted"
             if upstream_says == "more":
@@ -695,7 +695,7 @@ async def test_a_redis_that_comes_back_empty_costs_viewers_nothing(own_redis: Re
             await until(lambda: upstream.calls)
             await ends(a, url, "streaming")
             on_b = asyncio.create_task(b.read(url))
-            await until(lambda: b.gateway.tails.viewers == 1)
+            await until(lambda: b.gateway.fanout.viewers == 1)
             own_redis.kill()
             own_redis.start()
             script.go.set()

@@ -178,7 +178,7 @@ async def test_two_heirs_ask_each_stream_again_once(own_redis: RedisServer, tmp_
         urls = [await b.ticket(ask(f"prompt {number}")) for number in range(40)]
         await asyncio.gather(*(via(a, url, len(LOST)) for url in urls))
         there = [asyncio.create_task(at.read(url)) for at in (b, c) for url in urls]
-        await until(lambda: b.gateway.tails.viewers + c.gateway.tails.viewers == 80)
+        await until(lambda: b.gateway.fanout.viewers + c.gateway.fanout.viewers == 80)
         a.signal(signal.SIGKILL)
         got = await asyncio.wait_for(asyncio.gather(*there), 20)
         for on_b, on_c in zip(got[:40], got[40:], strict=True):

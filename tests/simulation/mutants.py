@@ -10,10 +10,10 @@ from gateway.errors import Unavailable
 from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.group_commit import NodeCommitter
-from gateway.eventlog.records import Records
 from gateway.eventlog.writer import EventLog
 from gateway.membership.heartbeat import Heartbeat, QuorumCopy
 from gateway.runs.endings import Ending
+from gateway.runs.presence import Presence
 from gateway.runs.run import Run
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
@@ -70,7 +70,7 @@ def doubt_is_ignored() -> Patches:
     """After an error the next entry follows, whatever became of the last one."""
 
     async def repair(self: EventLog) -> None:
-        self.in_doubt, self.flying = False, None
+        self.in_doubt, self.in_flight = False, None
         self._settle()
 
     yield patch.object(EventLog, "repair", repair)
@@ -78,21 +78,21 @@ def doubt_is_ignored() -> Patches:
 
 def shown_before_stored() -> Patches:
     """An entry is shown when it is sent, not when Redis has it."""
-    take = EventLog.take
+    next_batch = EventLog.next_batch
 
     def eager(self: EventLog) -> tuple[bytes, ...]:
-        command = take(self)
-        assert self.flying is not None
-        self.entries.append(self.flying)
+        command = next_batch(self)
+        assert self.in_flight is not None
+        self.entries.append(self.in_flight)
         self.on_commit()
         return command
 
-    def landed(self: EventLog) -> None:
-        self.flying = None
+    def acknowledged(self: EventLog) -> None:
+        self.in_flight = None
         self._settle()
 
-    yield patch.object(EventLog, "take", eager)
-    yield patch.object(EventLog, "landed", landed)
+    yield patch.object(EventLog, "next_batch", eager)
+    yield patch.object(EventLog, "acknowledged", acknowledged)
 
 
 def stale_owner_asks() -> Patches:
@@ -127,7 +127,7 @@ def viewers_elsewhere_do_not_count() -> Patches:
     async def watched(self: Any, stream_ids: list[str]) -> list[bool]:
         return [False for _ in stream_ids]
 
-    yield patch.object(Records, "watched", watched)
+    yield patch.object(Presence, "watched", watched)
 
 
 def resumed_at_the_entry() -> Patches:

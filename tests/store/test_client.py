@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import SettingsError, Unavailable
-from gateway.eventlog.records import Records
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import cancels_key, log_key, new_id, presence_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
@@ -271,7 +271,7 @@ async def test_a_redis_that_is_away_is_logged_once_and_once_when_it_is_back(
         url = await here.ticket()
         await here.read(url, enough=at_least(1))
         watching = asyncio.create_task(there.read(url))
-        await until(lambda: there.gateway.tails.viewers)
+        await until(lambda: there.gateway.fanout.viewers)
         own_redis.kill()
         await until(lambda: "does not answer" in "".join(lines("WARNING")), "it is said")
         for _ in range(20):
@@ -349,7 +349,7 @@ async def test_scripts_are_known_to_a_redis_that_forgot_them(own_redis: RedisSer
     assert (await records.claim("id", "n")).verdict == "missing"
     await store.call("SCRIPT", "FLUSH")
     assert (await records.claim("id", "n")).verdict == "missing"
-    assert (await records.hold("id", 1, {"version": 1}))[0] == "ours"
+    assert await records.hold("id", 1, {"version": 1}) == "1-0"
     await store.close()
 
 

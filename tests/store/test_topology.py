@@ -421,7 +421,7 @@ async def test_a_master_that_was_relieved_is_not_believed_before_a_deploy(tmp_pa
         async with owner(cluster.url) as writing:
             log = await writing.log()
             log.append([Event(b"1")])
-            await log.drained()
+            await log.flushed()
             await writing.writer.ask()
             assert not log.in_doubt
             shard = cluster.shard_of(log_key(log.stream_id))
@@ -429,7 +429,7 @@ async def test_a_master_that_was_relieved_is_not_believed_before_a_deploy(tmp_pa
             await until(partial(_has_role, cluster.masters[shard], "slave"))
             await writing.writer.ask()
             assert log.in_doubt
-            await log.drained()
+            await log.flushed()
 
 
 def _has_role(server: ClusterServer, role: str) -> bool:

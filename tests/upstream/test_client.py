@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import UpstreamFailure
-from gateway.serve.server import bind, url_of
+from gateway.serve.sockets import bind, url_of
 from gateway.upstream.client import Upstream
 from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
 from tests.support import OK, WHOLE, Call, free_port, scripted, until, whole

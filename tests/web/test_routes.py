@@ -318,11 +318,11 @@ async def test_a_viewer_who_comes_before_a_claim_is_answered_sees_the_stream() -
     async with gateway() as (gate, _):
         url = await gate.ticket()
         stream_id = stream_id_of(gate, url)
-        tails = gate.gateway.tails
-        early = await tails.attach(stream_id, gate.gateway.name, None)
+        fanout = gate.gateway.fanout
+        early = await fanout.attach(stream_id, gate.gateway.name, None)
         assert (await gate.read(url)).end["state"] == "done"
         await until(lambda: early.tail.ended, "the early viewer hears of it", 3)
-        tails.detach(early)
+        fanout.detach(early)
 
 
 async def test_whoever_comes_while_a_stream_ends_sees_its_end(redis_url: str) -> None:
@@ -571,7 +571,7 @@ async def test_a_gap_of_a_running_stream_is_followed_by_its_events_live() -> Non
         url = await gate.ticket()
         first = await gate.read(url, enough=events(1))
         look = asyncio.create_task(gate.read(url, last_id="5-5"))
-        await until(lambda: gate.gateway.tails.viewers == 1)
+        await until(lambda: gate.gateway.fanout.viewers == 1)
         held.go.set()
         told = await look
     assert told.names == ["gap", "", "", "", "end"]
@@ -593,7 +593,7 @@ async def test_an_id_ahead_of_a_running_stream_waits_there(redis_url: str) -> No
         first = await gate.read(url, enough=events(1))
         ahead = first.ids[0].removesuffix("-1") + "-2"
         look = asyncio.create_task(gate.read(url, last_id=ahead))
-        await until(lambda: gate.gateway.tails.viewers == 1)
+        await until(lambda: gate.gateway.fanout.viewers == 1)
         held.go.set()
         rest = await look
     assert (rest.names, rest.ids[0]) == (["", "end"], ahead.removesuffix("2") + "3")
@@ -640,14 +640,14 @@ async def test_a_viewer_that_waits_for_a_slow_store_is_not_forgotten(
         stream_id = stream_id_of(gate, url)
         async with running(redis_url=redis_url, lease=10) as other:
             own_redis.pause()
-            tails = other.gateway.tails
-            coming = asyncio.create_task(tails.attach(stream_id, gate.gateway.name, None))
+            fanout = other.gateway.fanout
+            coming = asyncio.create_task(fanout.attach(stream_id, gate.gateway.name, None))
             await asyncio.sleep(POLL + 0.5)  # Not for a state: the store is slow for that long.
             own_redis.resume()
             viewer = await coming
             held.go.set()
             await until(lambda: viewer.tail.ended, "it hears of the end", 5)
-            tails.detach(viewer)
+            fanout.detach(viewer)
 
 
 # Who may read it: CORS
@@ -909,7 +909,7 @@ async def test_a_full_replica_lets_nobody_redeem_what_it_cannot_show() -> None:
     async with gateway(Held(), max_streams=2) as (gate, upstream):
         url = await gate.ticket()
         looks = [asyncio.create_task(gate.read(url)) for _ in range(2)]
-        await until(lambda: gate.gateway.tails.viewers == 2)
+        await until(lambda: gate.gateway.fanout.viewers == 2)
         await later(gate, await gate.ticket(), "overloaded")
         assert len(upstream.calls) == 1
         for look in looks:

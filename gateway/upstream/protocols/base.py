@@ -53,7 +53,7 @@ class Frames(typing.Protocol):
 
     overflow: bool  # An event is too large; none after it is returned.
     noisy: bool  # Too much came that is no event.
-    strays: bytearray  # The start of what is of no event: it may be an error.
+    strays: bytes | bytearray  # The start of what is of no event: it may be an error.
     odd: bool  # Set with any of these; whoever has looked at them takes it back.
 
     def feed(self, chunk: bytes) -> list[Event]:

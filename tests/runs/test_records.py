@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import Unavailable
+from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import End, Seal
 from gateway.eventlog.reader import read_all
-from gateway.eventlog.records import Record, Records
+from gateway.runs.records import Record, Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, DAY, log_key, new_id, record_key, runs_key
 from tests.eventlog.test_writer import proxied
@@ -256,8 +256,10 @@ async def test_a_takeover_fences_the_late_writes_of_the_old_owner(store: RedisCl
     with pytest.raises(Unavailable):
         await append(store, stream_id, f"{epoch}-2")
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{taken}-0"]
-    assert await owner.seal(stream_id, epoch, ending(epoch, 1)) == ("fenced", "")
-    assert (await owner.hold(stream_id, epoch, restored()))[0] == "fenced"
+    with pytest.raises(Fenced):
+        await owner.seal(stream_id, epoch, ending(epoch, 1))
+    with pytest.raises(Fenced):
+        await owner.hold(stream_id, epoch, restored())
 
 
 async def test_a_takeover_repeated_by_its_own_attempt_is_one(store: RedisClient) -> None:
@@ -289,7 +291,7 @@ async def test_only_what_runs_is_taken_over(store: RedisClient, state: str) -> N
 async def test_a_seal_stores_end_state_and_lifetime_in_one_step(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
-    assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "done")
+    assert await records.seal(stream_id, epoch, ending(epoch)) == "done"
     record = await found(records, stream_id)
     assert (record.state, record.end_id, record.result) == ("done", f"{epoch}-2", b"{}")
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-2"]
@@ -302,7 +304,7 @@ async def test_a_seal_repeated_is_one(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     for _ in range(2):
-        assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "done")
+        assert await records.seal(stream_id, epoch, ending(epoch)) == "done"
     assert len(await log_ids(store, stream_id)) == 2
 
 
@@ -311,7 +313,7 @@ async def test_a_cancel_that_came_first_wins_over_the_end(store: RedisClient) ->
     stream_id, epoch = await claimed(records)
     assert await records.cancel(stream_id, b"", b"") == ("cancelled", records.replica)
     for _ in range(2):
-        assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "cancelled")
+        assert await records.seal(stream_id, epoch, ending(epoch)) == "cancelled"
     assert (await found(records, stream_id)).end_id == f"{epoch}-1"
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1"]
 
@@ -323,16 +325,20 @@ async def test_a_log_that_is_not_as_the_owner_thinks_is_not_sealed(
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await append(store, stream_id, f"{epoch}-1")
-    assert (await records.seal(stream_id, epoch, ending(epoch, last)))[0] == "behind"
+    with pytest.raises(InDoubt, match="behind"):
+        await records.seal(stream_id, epoch, ending(epoch, last))
     assert (await found(records, stream_id)).running
 
 
 async def test_nobody_but_the_owner_seals(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
-    assert (await replica(store).seal(stream_id, epoch, ending(epoch)))[0] == "fenced"
-    assert (await records.seal(stream_id, epoch - 1, ending(epoch - 1)))[0] == "fenced"
-    assert (await records.seal(new_id(), epoch, ending(epoch)))[0] == "missing"
+    with pytest.raises(Fenced):
+        await replica(store).seal(stream_id, epoch, ending(epoch))
+    with pytest.raises(Fenced):
+        await records.seal(stream_id, epoch - 1, ending(epoch - 1))
+    with pytest.raises(InDoubt, match="missing"):
+        await records.seal(new_id(), epoch, ending(epoch))
     assert (await found(records, stream_id)).running
 
 
@@ -392,8 +398,8 @@ async def test_a_hold_writes_again_what_redis_forgot(store: RedisClient) -> None
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await store.call("DEL", record_key(stream_id), log_key(stream_id))
-    verdict = await records.hold(stream_id, epoch, restored(request=REQUEST))
-    assert verdict == ("ours", f"{epoch}-0")
+    last = await records.hold(stream_id, epoch, restored(request=REQUEST))
+    assert last == f"{epoch}-0"
     record = await found(records, stream_id)
     assert (record.state, record.owner, record.epoch) == ("starting", records.replica, epoch)
     assert await log_ids(store, stream_id) == [f"{epoch}-0"]
@@ -406,7 +412,7 @@ async def test_a_hold_tells_the_last_entry_and_appends_nothing_to_a_log_that_is_
     stream_id, epoch = await claimed(records)
     await append(store, stream_id, f"{epoch}-3")
     for _ in range(2):
-        assert await records.hold(stream_id, epoch, restored()) == ("ours", f"{epoch}-3")
+        assert await records.hold(stream_id, epoch, restored()) == f"{epoch}-3"
     assert len(await log_ids(store, stream_id)) == 2
 
 
@@ -415,10 +421,12 @@ async def test_a_hold_never_takes_back_what_another_owns(store: RedisClient) -> 
     stream_id, epoch = await claimed(owner)
     taken = await heir.takeover(stream_id, owner.replica, "n")
     await store.call("DEL", record_key(stream_id))  # The fence in the log still tells.
-    assert await owner.hold(stream_id, epoch, restored()) == ("fenced", "")
+    with pytest.raises(Fenced):
+        await owner.hold(stream_id, epoch, restored())
     await heir.hold(stream_id, taken or 0, restored())
     await store.call("DEL", log_key(stream_id))  # And so does the record.
-    assert await owner.hold(stream_id, epoch, restored()) == ("fenced", "")
+    with pytest.raises(Fenced):
+        await owner.hold(stream_id, epoch, restored())
 
 
 async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_the_log(
@@ -430,7 +438,7 @@ async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_th
     await append(store, stream_id, f"{epoch}-1")
     await other.seal(stream_id, epoch, ending(epoch, 1))
     mine = epoch + 1000
-    assert await owner.hold(stream_id, mine, restored()) == ("ours", f"{mine}-0")
+    assert await owner.hold(stream_id, mine, restored()) == f"{mine}-0"
     assert await log_ids(store, stream_id) == [f"{mine}-0"]
     record = await found(owner, stream_id)
     assert (record.state, record.end_id, record.result) == ("starting", "", b"")
@@ -444,12 +452,13 @@ async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: RedisCl
     inherited = await read_all(store, stream_id)
     await append(store, stream_id, f"{epoch}-2")
     mine = epoch + 1000
-    assert await heir.hold(stream_id, mine, restored(), None) == ("behind", f"{epoch}-2")
+    with pytest.raises(EarlierNeeded, match=rf"^{epoch}-2$"):
+        await heir.hold(stream_id, mine, restored(), None)
     assert (await found(heir, stream_id)).owner == old.replica
-    assert await heir.hold(stream_id, mine, restored(), inherited) == ("ours", f"{mine}-0")
+    assert await heir.hold(stream_id, mine, restored(), inherited) == f"{mine}-0"
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{mine}-0"]
     assert (await read_all(store, stream_id))[:2] == inherited
-    assert await heir.hold(stream_id, mine, restored(), None) == ("ours", f"{mine}-0")
+    assert await heir.hold(stream_id, mine, restored(), None) == f"{mine}-0"
 
 
 async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
@@ -460,8 +469,8 @@ async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
     inherited = await read_all(store, stream_id)
     await old.seal(stream_id, epoch, ending(epoch))
     for before in (None, inherited):
-        held = await heir.hold(stream_id, epoch + 1000, restored(), before)
-        assert held == ("fenced", "")
+        with pytest.raises(Fenced):
+            await heir.hold(stream_id, epoch + 1000, restored(), before)
     assert (await found(heir, stream_id)).state == "done"
 
 
@@ -483,14 +492,15 @@ async def test_a_hold_keeps_a_stored_cancel(store: RedisClient) -> None:
     stream_id, epoch = await claimed(records)
     await records.cancel(stream_id, b"", b"")
     await records.hold(stream_id, epoch, restored())
-    assert await records.seal(stream_id, epoch, ending(epoch)) == ("sealed", "cancelled")
+    assert await records.seal(stream_id, epoch, ending(epoch)) == "cancelled"
 
 
 async def test_a_hold_of_a_sealed_stream_leaves_it_sealed(store: RedisClient) -> None:
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await records.seal(stream_id, epoch, ending(epoch))
-    assert await records.hold(stream_id, epoch, restored()) == ("sealed", f"{epoch}-2")
+    with pytest.raises(Sealed, match=rf"^{epoch}-2$"):
+        await records.hold(stream_id, epoch, restored())
     assert (await found(records, stream_id)).state == "done"
 
 

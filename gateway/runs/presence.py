@@ -1,5 +1,7 @@
 """Presence: a key that says that somebody watches a stream on another replica than its owner's."""
 
+from collections.abc import Sequence
+
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient
 from gateway.store.keys import presence_key
@@ -12,14 +14,14 @@ class Presence:
         self._store = store
         self._replica = replica
 
-    async def show(self, stream_ids: list[str], ttl: float) -> None:
+    async def show(self, stream_ids: Sequence[str], ttl: float) -> None:
         """Tell the owners of these streams that somebody watches from here, for `ttl` seconds."""
         milliseconds = max(1, int(ttl * 1000))
         await self._store.calls(
             ["SET", presence_key(each), self._replica, "PX", milliseconds] for each in stream_ids
         )
 
-    async def withdraw(self, stream_ids: list[str]) -> None:
+    async def withdraw(self, stream_ids: Sequence[str]) -> None:
         """Take back what was told, unless another replica has told it since."""
         replies = await self._store.calls(["GET", presence_key(each)] for each in stream_ids)
         ours = [

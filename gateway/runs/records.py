@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
-from gateway.eventlog.presence import Presence
 from gateway.limits.subjects import Held, Limits, Most
+from gateway.runs.presence import Presence
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
@@ -24,6 +25,7 @@ VERSION = 1
 FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
 
 _DRAWS = 64
+_REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
@@ -225,14 +227,8 @@ class Records:
         fields: dict[str, Any],
         before: Sequence[EntryBatch] | None = (),
         torn: str = "",
-    ) -> tuple[str, str]:
-        """Assert an ownership and write it again where Redis forgot it.
-
-        `before` is what the log holds of earlier owners; None: there is something, and the verdict
-        is `behind` should it be needed. `torn` is a log that lacks something: the id of its last
-        entry and how many it has. Returns the verdict (ours, sealed, fenced or behind) and the id
-        of the log's last entry.
-        """
+    ) -> str:
+        """Assert an ownership; see `eventlog.base.Ownership`, also of what follows."""
         count = -1 if before is None else len(before)
         parts = [part for each in before or () for part in (str(each.last), *each[1:3])]
         args = [self.replica, epoch, self._running_ttl, count, torn, *parts, *_flat(fields)]
@@ -243,22 +239,29 @@ class Records:
         )
         # On the appends' own connection: what another server says is no answer.
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
-        return verdict.decode(), last.decode()
+        if error := _REFUSED.get(verdict):
+            raise error(last.decode() or stream_id)
+        return str(last.decode())
 
-    async def append(self, stream_id: str, last: str, entries: Sequence[EntryBatch]) -> bool:
-        """Append all of these to a log that ends with `last`; return whether it did end there."""
+    async def append(self, stream_id: str, last: str, entries: Sequence[EntryBatch]) -> None:
+        """Append all of these to a log that ends with `last`; raises InDoubt if it does not."""
         args = [last, *(each for entry in entries for each in _told(entry))]
-        return bool(await self.store.script("append", [log_key(stream_id)], args, of_log=True))
+        if not await self.store.script("append", [log_key(stream_id)], args, of_log=True):
+            raise InDoubt("the log ends elsewhere")
 
-    async def seal(self, stream_id: str, epoch: int, seal: Seal) -> tuple[str, str]:
-        """End a stream; return the verdict (sealed, behind, fenced or missing) and the state."""
+    async def seal(self, stream_id: str, epoch: int, seal: Seal) -> str:
+        """End a stream, once; return the state it ended with. Raises Fenced, InDoubt."""
         args = [
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
             *(*seal.end, *seal.if_cancelled),
         ]
         # Where appends go: another connection may still lead to a master that is none any more.
         verdict, *state = await self.store.script("seal", _keys(stream_id), args, of_log=True)
-        return verdict.decode(), state[0].decode() if state else ""
+        if verdict == b"fenced":
+            raise Fenced(stream_id)
+        if verdict != b"sealed":
+            raise InDoubt(f"the log is {verdict.decode()}")
+        return str(state[0].decode())
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
         """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""
