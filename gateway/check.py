@@ -77,7 +77,8 @@ async def _store(settings: Settings) -> list[Verdict]:
     try:
         store = RedisClient(settings.redis_url)
         try:
-            found = await (_cluster(store, store.cluster) if store.cluster else _single(store))
+            cluster, address = store.cluster, Address.of(settings.redis_url)
+            found = await (_cluster(store, cluster) if cluster else _single(store, address))
             if not any(each.fault for each in found):
                 found += await _channels(store)
         finally:
@@ -87,7 +88,7 @@ async def _store(settings: Settings) -> list[Verdict]:
     return found
 
 
-async def _single(store: RedisClient) -> list[Verdict]:
+async def _single(store: RedisClient, address: Address) -> list[Verdict]:
     info, found = await _told(store.call)
     if info.get("cluster_enabled") == "1":
         words = "it is one server of a Cluster; say redis+cluster://"
@@ -96,8 +97,8 @@ async def _single(store: RedisClient) -> list[Verdict]:
         words = "it is a replica, and what is written there is lost; name its master"
         return [Verdict("fault", "redis", words)]
     found += await _rehearsed(store, new_id())
-    if store.address.kind == "sentinel":
-        found += (_failover(info) if info else []) + await _sentinels(store.address)
+    if address.kind == "sentinel":
+        found += (_failover(info) if info else []) + await _sentinels(address)
     return found
 
 

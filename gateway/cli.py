@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from gateway import __version__, check
 from gateway.app import Gateway
 from gateway.auth.base import usable
-from gateway.auth.session import signed_cookie
+from gateway.auth.loading import signed_cookie
 from gateway.config import settings
 from gateway.config.settings import Settings
 from gateway.demo import upstream as demo

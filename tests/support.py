@@ -21,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.app import Gateway
-from gateway.auth.session import signed_cookie
+from gateway.auth.loading import signed_cookie
 from gateway.config.settings import Settings
 from gateway.serve.server import Server, terms_of
 from gateway.serve.sockets import bind, url_of

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway import __version__
-from gateway.auth.session import signed_cookie
+from gateway.auth.loading import signed_cookie
 from gateway.cli import main
 from gateway.config.settings import table
 from tests.serve.test_sockets import taken_port

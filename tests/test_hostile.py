@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.auth.session import signed_cookie
+from gateway.auth.loading import signed_cookie
 from gateway.sse import Parser
 from tests.support import (
     OK,

@@ -1,4 +1,4 @@
-"""The layout: floors, fences and budgets, read from the source (DESIGN §7)."""
+"""The layout: floors, fences and budgets, read from the source."""
 
 import ast
 import sys
@@ -54,6 +54,11 @@ FENCES: dict[str, set[str]] = {
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
     "click": {"cli"},
+}
+# Who may know what stands behind a seam; everybody else has the interface, in `base`.
+BEHIND: dict[str, set[str]] = {
+    "auth.custom": {"auth.loading"},
+    "auth.session": {"auth.loading"},
 }
 STANDARD = sys.stdlib_module_names
 
@@ -133,7 +138,7 @@ BY_POSITION = 7  # Of more than four parameters; what a constructor joins is tol
 REACH = 3  # Names of a call: `run.log.append`.
 TO_SPLIT = {
     *("RunSupervisor", "Routes", "self._records.limits.streams.give", "run.log.fields.get"),
-    *("viewer.tail.viewers.discard", "gateway.routes.tickets.verify"),
+    "gateway.routes.tickets.verify",
 }
 REASON = "One idea: "  # Begins what a class says that is larger, or is made of more.
 
@@ -263,6 +268,11 @@ def test_what_others_wrote_stays_behind_its_fence(name: str) -> None:
 def test_no_fence_is_wider_than_what_is_used(library: str) -> None:
     users = {name for name in MODULES if library in {each.split(".")[0] for each in imports(name)}}
     assert FENCES[library] == users
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_is_behind_a_seam_is_known_by_its_loading_only(name: str) -> None:
+    assert {each for each in MODULES if name in ours(each)} == BEHIND[name]
 
 
 @every_module

@@ -1,5 +1,7 @@
 """Base: what an authenticator is: from plain headers and cookies to the subject, who the caller is.
 
+Another kind is a module with this method, and its name in `loading`: nobody else knows it by that.
+
 Of several cookies of one name each is tried: a forged one hides no good one, and two that name two
 callers name nobody.
 """
@@ -11,10 +13,13 @@ _LONGEST = 256
 
 
 class Authenticator(Protocol):
-    """Tells who is calling."""
+    """Tells who is calling; headers are asked for by lower-case names."""
 
     async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-        """Return the caller's subject, None without a valid sign of one; may raise Unavailable."""
+        """Return the caller's subject, None without a valid sign of one.
+
+        Raises Unavailable (`auth_unavailable`) if that cannot be told now.
+        """
 
 
 def usable(subject: Any) -> str | None:

@@ -15,7 +15,7 @@ from gateway.auth.cookies import Cookies
 from gateway.auth.threads import Threads
 from gateway.errors import GatewayError, Unavailable, with_cause
 
-_PATIENCE = 10.0  # Seconds that a callable may take.
+_TIMEOUT = 10.0  # Seconds that a callable may take.
 _OTHERS = 3  # Further tries where a cookie is there twice: each may be a look-up of theirs.
 _THREADS = 32
 _WAITING = 1024  # Callers that wait for a thread.
@@ -48,7 +48,7 @@ class Custom:
     async def _ask(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
         call = partial(self._call, headers, cookies)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 said = await self._threads.run(call) if self._threads else call()
                 return usable(await said if inspect.isawaitable(said) else said)
         except GatewayError:

@@ -11,8 +11,6 @@ from itsdangerous import BadData, TimestampSigner
 
 from gateway.auth.base import one_of, usable
 from gateway.auth.cookies import values_of
-from gateway.config.settings import Settings
-from gateway.errors import SettingsError
 
 _SKEW = 60  # Seconds an app's clock may be ahead of ours.
 _KNOWN = 1024  # Cookies whose signature was looked at.
@@ -65,19 +63,6 @@ class SignedCookie:
             session = {part: session}
         data = b64encode(json.dumps(session).encode())
         return self._signer.sign(data).decode()
-
-
-def signed_cookie(settings: Settings) -> SignedCookie:
-    """Return the `signed` authenticator; raises SettingsError without a secret."""
-    secrets = settings.cookie_secrets or settings.secrets
-    if not secrets:
-        raise SettingsError("GATEWAY_COOKIE_SECRETS: missing, as are GATEWAY_SECRETS")
-    return SignedCookie(
-        [secret.get_secret_value() for secret in secrets],
-        name=settings.cookie_name,
-        field=settings.subject_field,
-        max_age=settings.cookie_max_age,
-    )
 
 
 def _member(session: Any, field: str) -> Any:

@@ -1,7 +1,7 @@
 """Fanout: all that is watched on this replica, and the reading of what runs elsewhere.
 
 A stream that this replica runs is fed by its own log after each commit; any other is read from
-Redis by a follower, at a wake-up from its owner and once a second in any case. So a lost wake-up
+Redis by a fetcher, at a wake-up from its owner and once a second in any case. So a lost wake-up
 costs a second, and the number of connections does not grow with viewers.
 
 Of what runs elsewhere only the newest is kept here. Who is further behind reads the log page by
@@ -9,7 +9,7 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from gateway import clock
@@ -54,7 +54,7 @@ class Fanout:
         self._write_timeout = write_timeout
         self._tails: dict[str, Tail] = {}
         self._pages = Pages(store, replay_bytes)
-        self._followers = PerNodeTasks(self._follower)
+        self._fetchers = PerNodeTasks(self._fetcher)
         self.work = asyncio.Lock()  # For what takes its time, and is to be done one at a time.
         self.viewers = 0
         self.closing = False
@@ -127,7 +127,7 @@ class Fanout:
             if not tail.local and not tail.ended:
                 tail.owner = owner or tail.owner
                 if tail.owner:  # Before the first byte: the owner may be waiting.
-                    await self._follower_of(stream_id).show_presence([tail])
+                    await self._fetcher_of(stream_id).show_presence([tail])
                 await self._load(tail)
             # Meanwhile the sweep may have dropped it, or a run begun another.
             if self._tails.setdefault(stream_id, tail) is tail:
@@ -135,18 +135,19 @@ class Fanout:
 
     def detach(self, viewer: Viewer) -> None:
         """Let a viewer go."""
-        viewer.tail.viewers.discard(viewer)
-        viewer.tail.idle_since = clock.now()
+        tail = viewer.tail
+        tail.viewers.discard(viewer)
+        tail.idle_since = clock.now()
         self.viewers -= 1
-        if viewer.tail.owner and not viewer.tail.local and not viewer.tail.viewers:
-            self._follower_of(viewer.tail.stream_id).leave(viewer.tail.stream_id)
+        if tail.owner and not tail.local and not tail.viewers:
+            self._fetcher_of(tail.stream_id).leave(tail.stream_id)
 
     def mark(self, stream_ids: Iterable[str]) -> None:
         """Read these streams soon: their owner says that there is more."""
         for stream_id in stream_ids:
             tail = self._tails.get(stream_id)
             if tail is not None and not tail.local:
-                self._follower_of(stream_id).mark(stream_id)
+                self._fetcher_of(stream_id).mark(stream_id)
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
@@ -174,21 +175,21 @@ class Fanout:
     async def follow(self) -> None:
         """Read the streams that run elsewhere, and tell their owners, for ever."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._followers.run())
+            group.create_task(self._fetchers.run())
             while True:
                 self.mark(self._followed())
-                for each in self._followers:
+                for each in self._fetchers:
                     each.turn()
                 await asyncio.sleep(POLL)
 
-    def _follower(self, node: Node) -> Fetcher:
+    def _fetcher(self, node: Node) -> Fetcher:
         def followed() -> list[str]:
             return [each for each in self._followed() if self._store.home(each) is node]
 
         return Fetcher(self._store, self._source, self._tails, followed, self._grace)
 
-    def _follower_of(self, stream_id: str) -> Fetcher:
-        return self._followers.of(self._store.home(stream_id))
+    def _fetcher_of(self, stream_id: str) -> Fetcher:
+        return self._fetchers.of(self._store.home(stream_id))
 
     def _followed(self) -> list[str]:
         return [
@@ -212,7 +213,7 @@ class Fanout:
         while True:
             count = likely(tail.typical)
             (entries,) = await read(self._store, [tail.stream_id], [tail.last], [count])
-            await self._follower_of(tail.stream_id).compare(tail, entries)
+            await self._fetcher_of(tail.stream_id).compare(tail, entries)
             add(tail, entries)
             if len(entries) < count or tail.local:
                 return
@@ -223,7 +224,7 @@ class Fanout:
         await asyncio.wait({task}, timeout=patience)
         return task.result() if task.done() else None
 
-    async def beginning(self, tail: Tail) -> Iterator[Event]:
+    async def begun_with(self, tail: Tail) -> Iterable[Event]:
         """Return what a log began with: a viewer who comes back may be in the middle of it."""
         entries: Sequence[EntryBatch] = tail.entries
         if tail.base is not None:

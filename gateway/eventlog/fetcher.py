@@ -1,7 +1,7 @@
 """Fetcher: reads the watched streams that run elsewhere, from one Redis server.
 
 One task reads all of them, at a wake-up from their owners and once a second in any case; another
-tells the owners that somebody is here. In a Cluster each master has a follower: one that is away
+tells the owners that somebody is here. In a Cluster each master has a fetcher: one that is away
 must not hold up what is read of others.
 """
 

@@ -5,8 +5,8 @@ system pays no delay, a busy one a single round trip for hundreds of events. Wha
 sent again by itself. A new connection may lead to another server, which took over and knows less:
 then all logs are in doubt.
 
-In a Cluster each master has rounds of its own, so that one that is slow or away holds up its own
-logs only. A log whose slot has moved goes over to the rounds of the master that has it now.
+In a Cluster each master has a committer of its own: one that is slow or away holds up its own logs
+only. A log whose slot has moved goes over to the committer of the master that has it now.
 """
 
 import asyncio
@@ -35,78 +35,82 @@ class GroupCommit:
     def __init__(self, store: RedisClient, ownership: Ownership) -> None:
         self._store = store
         self._ownership = ownership
-        self._rounds = PerNodeTasks(self._begin)
+        self._committers = PerNodeTasks(self._begin)
 
     def _begin(self, node: Node) -> "NodeCommitter":
-        return NodeCommitter(node, self._rounds_of)
+        return NodeCommitter(node, self._committer_of)
 
-    def _rounds_of(self, stream_id: str) -> "NodeCommitter":
-        return self._rounds.of(self._store.home(stream_id))
+    def _committer_of(self, stream_id: str) -> "NodeCommitter":
+        return self._committers.of(self._store.home(stream_id))
 
     def open(
         self, stream_id: str, epoch: int, entries: EntryBatches, fields: dict[str, Any]
     ) -> EventLog:
         """Return a log that is written here, until it is closed."""
-        rounds = self._rounds_of(stream_id)
-        parts = (self._store, self._ownership, rounds.mark)
-        opened = EventLog(*parts, stream_id, epoch, entries, fields)
-        rounds.open.add(opened)
-        return opened
+        committer = self._committer_of(stream_id)
+        parts = (self._store, self._ownership, committer.mark)
+        log = EventLog(*parts, stream_id, epoch, entries, fields)
+        committer.add(log)
+        return log
 
     def close(self, log: EventLog) -> None:
         """Forget a log that has ended, and let it forget its run."""
-        for each in self._rounds:
-            each.open.discard(log)
+        for each in self._committers:
+            each.remove(log)
         log.forget()
 
     async def run(self) -> None:
         """Commit for ever; the owner cancels it."""
-        await self._rounds.run()
+        await self._committers.run()
 
     def look_at_connection(self) -> None:
         """Doubt all logs on a new connection, also those with nothing to write for now."""
-        for each in self._rounds:
+        for each in self._committers:
             each.look_at_connection()
             each.look_at_homes()
 
     async def ask(self) -> None:
         """Doubt the logs of each server that is not surely the one it was at the last commit."""
-        await asyncio.gather(*(each.ask() for each in self._rounds))
+        await asyncio.gather(*(each.ask() for each in self._committers))
 
 
 class NodeCommitter:
     """The commits on one server, one after the other."""
 
     def __init__(self, node: Node, of: Callable[[str], "NodeCommitter"]) -> None:
-        self.open: set[EventLog] = set()
         self._node = node
         self._of = of
-        self._dirty: list[EventLog] = []
+        self._open: set[EventLog] = set()
+        self._marked: dict[EventLog, None] = {}  # In this order.
         self._wake = asyncio.Event()
         self._generation = 0
 
+    def add(self, log: EventLog) -> None:
+        """Doubt this log, too, where the connection may lead to another server."""
+        self._open.add(log)
+
+    def remove(self, log: EventLog) -> None:
+        """Forget a log."""
+        self._open.discard(log)
+
     def mark(self, log: EventLog) -> None:
-        """Let the next round look at this log."""
-        if not log.dirty:
-            log.dirty = True
-            self._dirty.append(log)
-            self._wake.set()
+        """Look at this log at the next commit."""
+        self._marked[log] = None
+        self._wake.set()
 
     async def run(self) -> None:
         """Commit for ever."""
         while True:
-            if not self._dirty:
+            if not self._marked:
                 self._wake.clear()
                 await self._wake.wait()
-            await self._round()
+            await self._commit_marked()
 
-    async def _round(self) -> None:
+    async def _commit_marked(self) -> None:
         self.look_at_connection()
-        logs, self._dirty = self._dirty, []
-        for each in logs:
-            each.dirty = False
-        # Who was handed on is no more of ours: marked here again, it would be written from both.
-        logs = [each for each in logs if not self._moved(each)]
+        marked, self._marked = self._marked, {}
+        # What has moved is no more of ours: marked here again, it would be written from both.
+        logs = [each for each in marked if not (each.in_doubt and self._moved(each))]
         doubtful = [each for each in logs if each.in_doubt and not each.fenced]
         try:
             failed = await self._repair(doubtful) if doubtful else None
@@ -125,12 +129,12 @@ class NodeCommitter:
                     self.mark(each)
 
     def _moved(self, log: EventLog) -> bool:
-        """Hand a log on whose slot another server has; it was refused here, or nobody answers."""
-        if log.fenced or not log.in_doubt or (home := self._of(log.stream_id)) is self:
+        """Move a log in doubt whose slot another server has: it was refused, or nobody answers."""
+        if log.fenced or (home := self._of(log.stream_id)) is self:
             return False
-        if log in self.open:
-            self.open.discard(log)
-            home.open.add(log)
+        if log in self._open:
+            self.remove(log)
+            home.add(log)
         log.move_to(home.mark)
         return True
 
@@ -138,7 +142,7 @@ class NodeCommitter:
         """Doubt all logs on a new connection."""
         if self._generation != self._node.generation:
             self._generation = self._node.generation
-            for each in self.open:
+            for each in self._open:
                 each.doubt()
 
     async def ask(self) -> None:
@@ -147,18 +151,18 @@ class NodeCommitter:
         A Cluster's master that was relieved keeps its connections and answers a PING; asked for a
         key it says who has it now.
         """
-        if not self.open:
+        if not self._open:
             return
-        answer, asked = None, ("EXISTS", log_key(next(iter(self.open)).stream_id))
+        answer, asked = None, ("EXISTS", log_key(next(iter(self._open)).stream_id))
         with suppress(Unavailable):
             (answer,) = await self._node.append([asked], self._generation)
         if answer is None:
-            for each in self.open:
+            for each in self._open:
                 each.doubt()
 
     def look_at_homes(self) -> None:
         """Doubt the logs that another server has now: it may know less than this one did."""
-        for each in self.open:
+        for each in self._open:
             if self._of(each.stream_id) is not self:
                 each.doubt()
 
@@ -184,11 +188,11 @@ class NodeCommitter:
             replies = await self._node.append([*commands, *wake_ups(logs)], self._generation)
         except BaseException:
             for each in logs:  # Sent or not, stored or not: nobody knows.
-                each.in_doubt = True
+                each.doubt()
             raise
         for each, reply in zip(logs, replies, strict=False):
             if reply is None:
-                each.in_doubt = True
+                each.doubt()
                 continue
             try:
                 each.acknowledged()

@@ -35,11 +35,15 @@ from gateway.store.keys import inbox, log_key
 logger = logging.getLogger("gateway.eventlog.writer")
 
 _REPAIR_BATCH = 64
-_BREAKS = 3  # Faults of ours in a row, after which a log is given up, and ended by adoption.
+_BREAKS = 3  # Faults of ours in a row, after which a log is given up, and reclaimed.
 
 
 class EventLog:
     """One stream's log as its owner writes it; the entries it has shown stay here until dropped.
+
+    Its run appends, waits until all is `flushed`, and seals. Its committer, which hears when there
+    is something to do, takes the `next_batch` and says what became of it: it is `acknowledged`, or
+    in `doubt`, and then the committer lets it `repair` itself. Nobody else sets what is said here.
 
     One idea: what is pending, in flight, in doubt and sealed is one state, and only together it
     says what may be sent next.
@@ -65,11 +69,10 @@ class EventLog:
         self.on_fence: Callable[[], None] = _nothing
         self.fenced = False
         self.in_doubt = False
-        self.dirty = False
-        self.in_flight: EntryBatch | None = None
+        self.in_flight: EntryBatch | None = None  # Sent, and not answered yet.
         self._store = store
         self._ownership = ownership
-        self._mark = mark  # The round of the writer on the server that has it.
+        self._mark = mark  # The committer of the server that has it.
         self._key = log_key(stream_id).encode()
         self._seq = 0
         self._pending: list[bytes] = []
@@ -106,7 +109,7 @@ class EventLog:
 
     def append(self, events: Iterable[Event], *, ours: bool = False) -> None:
         """Add events; they are shown once Redis has them. `ours` keep the names of our own."""
-        size = 0
+        size, marked = 0, bool(self._pending)
         for data, name, _ in events:
             self._seq += 1
             event_id = b"%d-%d" % (self.epoch, self._seq)
@@ -115,7 +118,7 @@ class EventLog:
             size += len(frame)
         self._pending_bytes += size
         self.size += size
-        if not self.dirty:
+        if not marked:
             self._mark(self)
 
     async def flushed(self) -> None:
@@ -190,19 +193,25 @@ class EventLog:
         self.on_fence()
 
     def broke(self, error: BaseException) -> None:
-        """Note a fault of ours in the writing; one that stays is left for adoption to end."""
+        """Note a fault of ours in the writing; a log in which one stays is reclaimed."""
         logger.error("%s: its writing broke", self.stream_id, exc_info=error)
         self._breaks += 1
         self.doubt()
         if self._breaks >= _BREAKS:
             self.fence()
 
-    # What follows is for the GroupCommit.
+    def watched_by(self, replica: str, until: float) -> None:
+        """Wake another replica at what is new, until then."""
+        self.watchers[replica] = until
+
+    def watching(self, now: float) -> Iterable[str]:
+        """Return the replicas to be woken."""
+        self.watchers = {name: end for name, end in self.watchers.items() if end > now}
+        return self.watchers
 
     def move_to(self, mark: Callable[["EventLog"], None]) -> None:
-        """Let another round write it; what this server knows of it is to be asked first."""
+        """Let another committer write it; what its server knows of it is to be asked first."""
         self._mark = mark
-        self.dirty = False
         self.doubt()
 
     def forget(self) -> None:
@@ -319,7 +328,6 @@ def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:
     for each in logs:
         if each.watchers:
             now = asyncio.get_running_loop().time()
-            each.watchers = {name: end for name, end in each.watchers.items() if end > now}
-            for replica in each.watchers:
+            for replica in each.watching(now):
                 news.setdefault(replica, []).append(each.stream_id)
     return [["PUBLISH", inbox(name), "wake " + " ".join(ids)] for name, ids in news.items()]

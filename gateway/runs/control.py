@@ -57,5 +57,5 @@ class ControlChannel:
         now = asyncio.get_running_loop().time()
         for stream_id in stream_ids:
             if run := self._runs.get(stream_id):
-                run.log.watchers[replica] = now + run.preset.grace
+                run.log.watched_by(replica, now + run.preset.grace)
                 run.unseen_since = None  # The visit may be over before the next look.

@@ -38,7 +38,7 @@ _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader'
 _IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
 
 
-class Protocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, with sizes and deadlines; it keeps less for an open stream.
 
     One idea: uvicorn and its parser call these by name, and all of them move one stage of one

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from gateway.config.settings import Settings
 from gateway.serve import workers
 from gateway.serve.deadlines import Debts, Terms
-from gateway.serve.protocol import Protocol
+from gateway.serve.protocol import HttpProtocol
 from gateway.serve.sockets import allow_files, files_allowed
 
 _LINGER = 0.5  # Seconds in which open connections can still see that we are not ready.
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._debts = Debts(terms, files_allowed())
-        config.http = partial(Protocol, debts=self._debts)  # type: ignore[assignment]
+        config.http = partial(HttpProtocol, debts=self._debts)  # type: ignore[assignment]
         self.linger = _LINGER
         self._drain = drain
         self._ready = ready

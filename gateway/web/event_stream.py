@@ -52,8 +52,7 @@ class EventStream:
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             if self._text:
-                begun = await self._fanout.beginning(viewer.tail)
-                self._plain = PlainText(logged_protocol().text(begun, viewer.tail.choices))
+                self._plain = PlainText(await self._answer())
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -66,6 +65,10 @@ class EventStream:
             self._fanout.detach(viewer)
             if self.on_close is not None:
                 self.on_close()
+
+    async def _answer(self) -> AnswerText:
+        tail = self._viewer.tail
+        return logged_protocol().text(await self._fanout.begun_with(tail), tail.choices)
 
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer

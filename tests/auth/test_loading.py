@@ -24,8 +24,8 @@ from starlette.routing import Route
 
 from gateway.auth.base import Authenticator, usable
 from gateway.auth.cookies import Cookies
-from gateway.auth.loading import authenticator
-from gateway.auth.session import SignedCookie, signed_cookie
+from gateway.auth.loading import authenticator, signed_cookie
+from gateway.auth.session import SignedCookie
 from gateway.errors import SettingsError, Unavailable
 from tests.support import SECRET, Process, ask, process, running, settings, until
 
@@ -339,7 +339,7 @@ def stuck(headers: Headers, cookies: Headers) -> str:
 
 
 async def test_a_callable_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.auth.custom._PATIENCE", 0.2)
+    monkeypatch.setattr("gateway.auth.custom._TIMEOUT", 0.2)
     with pytest.raises(Unavailable, match="TimeoutError"):
         await named("stuck").subject({}, {})
     GO.set()

@@ -280,7 +280,7 @@ def _records(store: RedisClient) -> Records:
     return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
 
 
-def following(records: Records, tail: Tail) -> Fetcher:
+def fetching(records: Records, tail: Tail) -> Fetcher:
     """Return what reads one tail, and announces when it is told to."""
     source = RecordSource(records)
     tails = {tail.stream_id: tail}
@@ -796,15 +796,15 @@ async def test_an_owner_has_time_to_write_a_lost_claim_again(any_redis_url: str)
         records = await there.claim()
         tail = Tail(there.stream_id, local=False, owner=records.replica)
         one = viewer(tail)
-        follower = following(records, tail)
+        fetcher = fetching(records, tail)
         begun = asyncio.get_running_loop().time()
         for state in ("cached", "starting", "cached"):
             await there.store.call("HSET", record_key(there.stream_id), "state", state)
-            await follower.announce()
+            await fetcher.announce()
             assert not one.gone
 
         async def gone() -> bool:
-            await follower.announce()
+            await fetcher.announce()
             return one.gone
 
         await until(gone)
@@ -826,8 +826,8 @@ async def test_a_log_that_went_back_to_an_earlier_owner_is_followed_there(
         await there.store.call("DEL", log_key(there.stream_id))
         await there.write(fence(), entry(1, 2), entry(3, 3, end))
         await there.store.call("HSET", record_key(there.stream_id), "state", state, "epoch", EPOCH)
-        follower = following(records, tail)
-        await follower.announce()
+        fetcher = fetching(records, tail)
+        await fetcher.announce()
         assert [event.name for event in taken(one)] == [b"gap", b"", b"", b""]
         assert one.finished is bool(end)
 
@@ -840,8 +840,8 @@ async def test_who_waits_for_the_end_of_a_log_that_is_gone_is_sent_away(any_redi
         tail.extend([fence(), entry(1, 2)])
         await there.store.call("DEL", log_key(there.stream_id))
         await there.store.call("HSET", record_key(there.stream_id), "state", "done")
-        follower = following(records, tail)
-        await follower.announce()
+        fetcher = fetching(records, tail)
+        await fetcher.announce()
         assert one.gone
 
 

@@ -884,7 +884,7 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
 
 
 @pytest.mark.timeout(20)
-async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it_left(
+async def test_a_log_that_went_to_another_server_is_not_written_by_the_committer_it_left(
     shared_redis: RedisServer,
 ) -> None:
     async with (
@@ -896,10 +896,10 @@ async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it
         homes: dict[str, NodeCommitter] = {}
         old, new = (NodeCommitter(node, lambda stream_id: homes[stream_id]) for node in nodes)
         moving, staying, other = [await writing.log() for _ in range(3)]
-        for log, rounds in ((moving, old), (staying, old), (other, new)):
-            homes[log.stream_id] = rounds
-            rounds.open.add(log)
-            log.move_to(rounds.mark)
+        for log, committer in ((moving, old), (staying, old), (other, new)):
+            homes[log.stream_id] = committer
+            committer.add(log)
+            log.move_to(committer.mark)
         tasks = [asyncio.create_task(each.run()) for each in (old, new)]
         try:
             for log in (moving, staying, other):
@@ -916,7 +916,7 @@ async def test_a_log_that_went_to_another_server_is_not_written_by_the_rounds_it
             here.answering.set()
             await asyncio.wait_for(staying.flushed(), 5)
             moving.append(numbered(3, 3))
-            staying.append(numbered(3, 3))  # A round later.
+            staying.append(numbered(3, 3))  # A commit later.
             await asyncio.wait_for(staying.flushed(), 5)
             there.answering.set()
             await asyncio.wait_for(moving.flushed(), 5)
