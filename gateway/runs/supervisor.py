@@ -29,7 +29,6 @@ from gateway.runs.takeover import Start, Takeover, fields_of
 from gateway.sse import lines
 from gateway.tasks import Tasks
 from gateway.upstream.client import Upstream
-from gateway.upstream.protocols.chat import CompletionState
 
 logger = logging.getLogger("gateway.runs.supervisor")
 
@@ -129,7 +128,7 @@ class RunSupervisor:
         tail = self._fanout.own(stream_id, *start.entries)
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
         log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
-        more = (start.before, start.reading)
+        more = (start.before, start.completion)
         run = Run(log, tail, preset, start.request, self._caps, *more)
         if start.events:
             log.append(start.events, ours=True)
@@ -190,7 +189,7 @@ class RunSupervisor:
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
-        _, end, result = ending_events(Ending("cancelled"), CompletionState(), 0)
+        _, end, result = ending_events(Ending("cancelled"), None, 0)
         frame = lines(end.data, end.name)
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._runs:
