@@ -17,7 +17,6 @@ from typing import Any
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
-from gateway.runs.presence import Presence
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
@@ -125,7 +124,6 @@ class Records:
     ) -> None:
         self.replica = replica
         self.store = store
-        self.presence = Presence(store, replica)
         self._majority = Quorum(len(store.books))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}

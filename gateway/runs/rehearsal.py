@@ -14,6 +14,7 @@ from gateway.eventlog.entries import End, EntryBatch, EventId, Seal
 from gateway.eventlog.reader import read, read_page
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.presence import Presence
 from gateway.runs.records import Records
 from gateway.runs.repeats import Repeats
 from gateway.sse import encode
@@ -61,6 +62,7 @@ class Rehearsal:
         self._me = me
         self._records = _records(store, me, _MUCH)
         self._repeats = Repeats(self._records)
+        self._presence = Presence(store, me)
         self._beat = Heartbeat(store, me, 1)
         self._epoch = 0
 
@@ -138,8 +140,8 @@ class Rehearsal:
     async def _read(self) -> None:
         await read(self._store, [self._id], [None], [1])
         await read_page(self._store, self._id, None)
-        await self._records.presence.show([self._id], _SECONDS)
-        await self._records.presence.withdraw([self._id])
+        await self._presence.show({self._id: ""}, _SECONDS)
+        await self._presence.withdraw([self._id])
         await self._records.outlives_log(self._id)
 
     async def _end(self) -> None:

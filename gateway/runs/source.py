@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from gateway.eventlog.base import Fate
 from gateway.eventlog.entries import EventId
+from gateway.runs.presence import Presence
 from gateway.runs.records import FINAL, Records
-from gateway.store.keys import inbox
 
 
 class RecordSource:
@@ -14,22 +14,15 @@ class RecordSource:
     def __init__(self, records: Records) -> None:
         self.patience = records.patience
         self._records = records
+        self._presence = Presence(records.store, records.replica)
 
     async def announce(self, owners: Mapping[str, str], seconds: float) -> None:
         """Tell the owners of these streams, stream -> owner, that somebody watches from here."""
-        await self._records.presence.show([*owners], seconds)
-        words: dict[str, list[str]] = {}
-        for stream_id, owner in owners.items():
-            if owner:
-                words.setdefault(owner, []).append(stream_id)
-        await self._records.store.publish(
-            (inbox(owner), " ".join(["watch", self._records.replica, *ids]))
-            for owner, ids in words.items()
-        )
+        await self._presence.show(owners, seconds)
 
     async def withdraw(self, stream_ids: Sequence[str]) -> None:
         """Take back what was announced: nobody watches from here any more."""
-        await self._records.presence.withdraw(stream_ids)
+        await self._presence.withdraw(stream_ids)
 
     async def compare(self, seen: Mapping[str, EventId | None]) -> list[Fate]:
         """Tell what became of streams of which so much was seen."""

@@ -15,20 +15,20 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
+from gateway.membership.control import ControlChannel, Handler
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
+from gateway.runs.cancellation import Cancellation
 from gateway.runs.claims import Claims
-from gateway.runs.control import ControlChannel
-from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.idle import IdlePolicy
+from gateway.runs.endings import Ending, failure
 from gateway.runs.ownership import Ownership
+from gateway.runs.presence import IdlePolicy, Presence
 from gateway.runs.records import Record, Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Takeover
-from gateway.sse import lines
 from gateway.tasks import Tasks
 from gateway.upstream.client import Upstream
 
@@ -74,12 +74,19 @@ class RunSupervisor:
             draining=lambda: self.draining,
             saw=self._saw,
         )
-        self._grace = IdlePolicy(records, beat)
+        self.cancellation = Cancellation(records, beat, self._registry, self._claims)
+        presence = Presence(records.store, records.replica)
+        self._idle = IdlePolicy(presence, beat, self._registry)
         self._ownership = Ownership(records, beat, interval)
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * beat.lease, fanout.owners)
         self._repeats = Repeats(records)
-        self._inbox = ControlChannel(records.store, beat, fanout, self._registry)
+        handlers: dict[str, Handler] = {
+            "wake": fanout.mark,
+            "cancel": self.cancellation.carry_out,
+            "watch": self._idle.watched_by,
+        }
+        self._control = ControlChannel(records.store, records.replica, handlers)
 
     @property
     def active(self) -> list[Run]:
@@ -137,24 +144,11 @@ class RunSupervisor:
             await self._beat.leave(stream_id)
             await self._beat.cancelled(stream_id)
 
-    async def cancel(self, record: Record) -> str:
-        """Store a cancel and make it happen; returns the state the stream ends with."""
-        _, end, result = ending_events(Ending("cancelled"), None, 0)
-        frame = lines(end.data, end.name)
-        state, owner = await self._records.cancel(record.stream_id, frame, result)
-        if owner == self._records.replica and record.stream_id in self._registry:
-            self._inbox.cancel([record.stream_id])
-        elif owner:
-            await self._beat.ask_to_cancel(record.stream_id, owner)
-        elif state == "cancelled" and record.state == "cached":
-            self._limits.cancelled(record.subject, record.stream_id)
-        return state
-
     # The life of the replica
 
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
-        loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._inbox.listen)
+        loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._control.listen)
         for loop in (*loops, self._fanout.follow, self._counts):
             self._tasks.repeat(loop)
 
@@ -201,7 +195,7 @@ class RunSupervisor:
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self._registry.active)
-                self._inbox.cancel(news.cancels)
+                self.cancellation.carry_out(news.cancels)
                 if news.forgot:
                     logger.warning("the store came back without its memory")
                     self._doubt(self._in_memory_of(news.forgot))
@@ -271,14 +265,12 @@ class RunSupervisor:
         """Look for cancels whose message was lost, and for runs that nobody watches any more."""
         due = 0.0
         while True:
-            active = self._registry.active
-            pause = min((run.preset.grace / 3 for run in active), default=1.0)
+            pause = min((run.preset.grace / 3 for run in self._registry.active), default=1.0)
             await asyncio.sleep(min(1.0, pause))
             try:
-                await self._inbox.look_for_cancels(self._claims)
+                await self.cancellation.look()
                 if clock.now() >= due:
                     due = clock.now() + pause * 0.9
-                    for run in await self._grace.over(self._registry.active):
-                        run.stop(Ending("cancelled"))
+                    await self._idle.look()
             except Unavailable:
-                self._grace.anew(active)
+                self._idle.anew()

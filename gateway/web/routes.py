@@ -58,6 +58,7 @@ class Routes:
         self.retry = Retry(settings.shortest_grace)
         self.replica = replica
         self._redemption = replica.redemption
+        self._cancellation = replica.cancellation
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self._mount = Mount(settings.public_url, settings.prefix)
         self._repeats = Repeats(records)
@@ -205,10 +206,7 @@ class Routes:
         self.origins.check(request.headers)
         subject = await self._subject(request)
         record = await self._redemption.record(self._ticket(request), subject)
-        state = await self.replica.cancel(record)
-        if state == "missing":
-            raise Rejected("log_expired")
-        return reply({"state": state})
+        return reply({"state": await self._cancellation.cancel(record)})
 
     async def completion(self, request: Request) -> AnyResponse:
         """GET /completion: the answer so far, as one object."""

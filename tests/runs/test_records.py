@@ -9,6 +9,7 @@ import pytest
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import End, Seal
 from gateway.eventlog.reader import read_all
+from gateway.runs.presence import Presence
 from gateway.runs.records import Record, Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import BEATS, DAY, log_key, new_id, record_key, runs_key
@@ -556,14 +557,14 @@ async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(
 
 
 async def test_presence_is_seen_by_others_until_it_runs_out(store: RedisClient) -> None:
-    records = replica(store)
+    presence = Presence(store, new_id())
     here, nobody = new_id(), new_id()
-    await records.presence.show([here], 5)
-    assert await records.presence.watched([here, nobody]) == [True, False]
-    await records.presence.show([here], 0.001)
+    await presence.show({here: ""}, 5)
+    assert await presence.watched([here, nobody]) == [True, False]
+    await presence.show({here: ""}, 0.001)
 
     async def gone() -> bool:
-        return not (await records.presence.watched([here]))[0]
+        return not (await presence.watched([here]))[0]
 
     await until(gone)
 

@@ -1,0 +1,62 @@
+"""Cancellation: from who asks for it to the run that it stops, on whatever replica that is.
+
+A cancel is stored in the stream's record first, and decides its end whatever becomes of the run.
+Then its owner is told, by a message and by a request that is kept: a message can be lost.
+"""
+
+from collections.abc import Container, Iterable
+
+from gateway.errors import Rejected
+from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.endings import Ending, ending_events
+from gateway.runs.records import Record, Records
+from gateway.runs.registry import RunRegistry
+from gateway.sse import lines
+
+
+class Cancellation:
+    """Cancels, as they are asked for here and by others; most methods may raise Unavailable."""
+
+    def __init__(
+        self, records: Records, beat: Heartbeat, registry: RunRegistry, claims: Container[str]
+    ) -> None:
+        self._records = records
+        self._limits = records.limits
+        self._beat = beat
+        self._registry = registry
+        self._claims = claims  # Of runs to come.
+
+    async def cancel(self, record: Record) -> str:
+        """Store a cancel and make it happen; return the state the stream ends with.
+
+        Raises Rejected if the stream is kept no more.
+        """
+        _, end, result = ending_events(Ending("cancelled"), None, 0)
+        frame = lines(end.data, end.name)
+        state, owner = await self._records.cancel(record.stream_id, frame, result)
+        if owner == self._records.replica and record.stream_id in self._registry:
+            self.carry_out([record.stream_id])
+        elif owner:
+            await self._beat.ask_to_cancel(record.stream_id, owner)
+        elif state == "cancelled" and record.state == "cached":
+            self._limits.cancelled(record.subject, record.stream_id)
+        elif state == "missing":
+            raise Rejected("log_expired")
+        return state
+
+    def carry_out(self, stream_ids: Iterable[str]) -> None:
+        """Cancel those of these streams that run here."""
+        for stream_id in stream_ids:
+            if run := self._registry.get(stream_id):
+                run.stop(Ending("cancelled"))
+
+    async def look(self) -> None:
+        """Carry out cancels whose message was lost.
+
+        A request for what is not here any more, nor about to begin, is forgotten.
+        """
+        asked = await self._beat.cancels()
+        self.carry_out(asked)
+        here = (self._registry, self._claims)
+        if late := [each for each in asked if not any(each in some for some in here)]:
+            await self._beat.cancelled(*late)
