@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
+from gateway.sse import after
+
 _MAX_ID = 2**63
 
 
@@ -48,8 +50,7 @@ class EntryBatch(NamedTuple):
             return self.frames
         if position >= self.last:
             return b""
-        _, _, rest = self.frames.partition(b"\nid: %d-%d\n\n" % position)
-        return rest
+        return after(self.frames, b"%d-%d" % position)
 
 
 class EntryBatches(Sequence[EntryBatch]):

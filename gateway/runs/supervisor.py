@@ -26,6 +26,7 @@ from gateway.runs.records import Record, Records
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Start, Takeover, fields_of
+from gateway.sse import lines
 from gateway.tasks import Tasks
 from gateway.upstream.client import Upstream
 
@@ -189,7 +190,7 @@ class RunSupervisor:
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
         _, end, result = ending_events(Ending("cancelled"), None, 0)
-        frame = b"event: end\ndata: " + end.data + b"\n"
+        frame = lines(end.data, end.name)
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._runs:
             self._inbox.cancel([record.stream_id])
