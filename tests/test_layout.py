@@ -89,6 +89,8 @@ TESTED_IN = {
     "runs.endings": "runs.run",
     "runs.idle": "runs.cancellation",
     "runs.ownership": "runs.supervisor",
+    "runs.redemption": "web.routes",
+    "runs.registry": "runs.supervisor",
     "runs.presence": "runs.records",
     "runs.rehearsal": "check",
     "runs.snapshot": "runs.run",

@@ -11,6 +11,7 @@ marker may have a record that is only forgotten, not expired.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
@@ -89,11 +90,21 @@ class Created:
         return max(0, left)
 
 
+class ClaimVerdict(StrEnum):
+    """What came of a claim: ours, another's, too late, of nothing, or the stream lacks its name."""
+
+    CLAIMED = "claimed"
+    ATTACH = "attach"
+    EXPIRED = "expired"
+    MISSING = "missing"
+    UNNAMED = "unnamed"
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What came of a claim: claimed, attach, expired, missing or unnamed."""
+    """A verdict, and where the stream is ours its epoch and request."""
 
-    verdict: str
+    verdict: ClaimVerdict
     epoch: int = 0
     request: bytes = b""
 
@@ -211,8 +222,8 @@ class Records:
         args = [self.replica, nonce, self._running_ttl, buried]
         verdict, *more = await self.store.script("claim", _keys(stream_id), args)
         if verdict == b"claimed":
-            return Claim("claimed", int(more[0]), more[1] or b"")
-        return Claim(verdict.decode())
+            return Claim(ClaimVerdict.CLAIMED, int(more[0]), more[1] or b"")
+        return Claim(ClaimVerdict(verdict.decode()))
 
     async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
         """Become the owner in place of a dead one; return the new epoch, None if it was not."""
@@ -317,3 +328,17 @@ def _told(entry: EntryBatch) -> tuple[Any, ...]:
 
 def _flat(fields: dict[str, Any]) -> list[Any]:
     return [part for item in fields.items() for part in item]
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return what the record's owner writes again if Redis forgets it."""
+    return {
+        "version": VERSION,
+        "subject": record.subject.encode(),
+        "preset": record.preset,
+        "digest": record.digest,
+        "issued": record.issued,
+        "start_by": record.start_by,
+        "attempts": record.attempts,
+        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
+    }

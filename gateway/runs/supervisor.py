@@ -23,9 +23,11 @@ from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.idle import IdlePolicy
 from gateway.runs.ownership import Ownership
 from gateway.runs.records import Record, Records
+from gateway.runs.redemption import Redemption
+from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
-from gateway.runs.takeover import Start, Takeover, fields_of
+from gateway.runs.takeover import Takeover
 from gateway.sse import lines
 from gateway.tasks import Tasks
 from gateway.upstream.client import Upstream
@@ -56,37 +58,35 @@ class RunSupervisor:
         self._limits = records.limits
         self._fanout = fanout
         self._upstream = upstream
-        self._caps = caps
         self._interval = interval  # Seconds between two sweeps.
+        self._tasks = Tasks()
         self._writer = GroupCommit(records.store, records)
+        self._registry = RunRegistry(fanout, self._writer, records.limits, caps, self._begin)
         parts = (records, beat, self._writer, fanout, upstream, presets)
-        self._takeover = Takeover(*parts, self._adopt)
+        self._takeover = Takeover(*parts, self._registry)
+        self._claims = Claims(records, beat, self._registry, self._tasks, self._lost)
+        self.redemption = Redemption(
+            records,
+            fanout,
+            self._registry,
+            self._claims,
+            presets,
+            draining=lambda: self.draining,
+            saw=self._saw,
+        )
         self._grace = IdlePolicy(records, beat)
         self._ownership = Ownership(records, beat, interval)
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * beat.lease, fanout.owners)
-        self._runs: dict[str, Run] = {}
         self._repeats = Repeats(records)
-        self._inbox = ControlChannel(records.store, beat, fanout, self._runs)
-        self._count = 0  # Of the active ones: counting them at every request would take too long.
-        self._tasks = Tasks()
-        self._claims = Claims(records, beat, self._tasks, self._runs, self._begin, self._lost)
+        self._inbox = ControlChannel(records.store, beat, fanout, self._registry)
 
     @property
     def active(self) -> list[Run]:
         """The runs whose end is not stored yet."""
-        return [run for run in self._runs.values() if run.active]
+        return self._registry.active
 
-    def runs(self, stream_id: str) -> bool:
-        """Whether a stream runs here, or did until lately."""
-        return stream_id in self._runs
-
-    def owes(self, stream_id: str) -> bool:
-        """Whether a stream is to be written again here, should Redis have forgotten it."""
-        run = self._runs.get(stream_id)
-        return run is not None and (run.active or run.log.unsure)
-
-    def saw(self, record: Record) -> None:
+    def _saw(self, record: Record) -> None:
         """Note what somebody looked at: whoever looks at a stream without a living owner ends it.
 
         Its owner may be this replica, which does not know: then it is adopted.
@@ -97,61 +97,24 @@ class RunSupervisor:
             self._takeover.orphan(record.stream_id)
 
     def _holds(self, stream_id: str) -> bool:
-        return stream_id in self._runs or stream_id in self._claims
-
-    # Redeeming and cancelling
-
-    async def redeem(self, record: Record, preset: Preset) -> str:
-        """Claim a cached stream and run it; returns the claim's verdict. Raises Unavailable.
-
-        The claim goes on when the request that wanted it has gone: what Redis has given to this
-        replica must have a run, whether or not somebody still looks.
-        """
-        if run := self._runs.get(record.stream_id):
-            run.log.doubt()  # Redis forgot the claim; its owner is here, and writes it again.
-            return "claimed"
-        if record.stream_id not in self._claims and self._full:
-            raise Unavailable("overloaded")
-        return await self._claims.redeem(record, preset)
-
-    @property
-    def _full(self) -> bool:
-        return self._count + len(self._claims) >= self._caps.streams
+        return stream_id in self._registry or stream_id in self._claims
 
     def _lost(self, stream_id: str) -> None:
         """Let the next adoption end what was perhaps claimed here, and has no run."""
         self._fanout.disown(stream_id)
         self._takeover.orphan(stream_id)
 
-    def _begin(self, record: Record, preset: Preset, start: Start) -> None:
-        stream_id = record.stream_id
-        tail = self._fanout.own(stream_id, *start.entries)
-        fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
-        log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
-        more = (start.before, start.completion)
-        run = Run(log, tail, preset, start.request, self._caps, *more)
-        if start.events:
-            log.append(start.events, ours=True)
-        if before := self._runs.get(stream_id):
-            self._writer.close(before.log)  # It had ended here, and Redis forgot it.
-        self._runs[stream_id] = run
-        self._count += 1
-        self._limits.streams.take(record.subject)
-        self._tasks.spawn(self._live(run, start))
+    # One run
 
-    def _adopt(self, record: Record, preset: Preset, start: Start) -> bool:
-        """Run what a dead replica ran, unless this one is full; return whether it does."""
-        if self._count >= self._caps.streams:
-            return False
-        self._begin(record, preset, start)
-        return True
+    def _begin(self, run: Run, start: Start) -> None:
+        self._tasks.spawn(self._live(run, start))
 
     async def _live(self, run: Run, start: Start) -> None:
         stream_id = run.log.stream_id
         try:
             permit = partial(self._ownership.permit, start.claimed)
             state = await run.main(start.ask or self._upstream, permit)
-            self._over(run)  # Before anything that waits: who saw the end may begin another.
+            self._registry.ended(run)  # Before anything that waits: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
@@ -162,25 +125,12 @@ class RunSupervisor:
             logger.exception("%s: the run broke, and is ended anew", stream_id)
             await self._let_go(run)
         finally:
-            self._over(run)
-
-    def _over(self, run: Run) -> None:
-        if run.finished_at is not None:
-            return
-        run.finished_at = clock.now()
-        self._count -= 1
-        self._limits.streams.give(run.subject)
-        if not run.log.fenced:  # Else it counts as another's.
-            self._limits.ended(run.subject, run.log.stream_id)
+            self._registry.ended(run)
 
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; adoption ends what Redis says is ours."""
-        stream_id = run.log.stream_id
-        self._fanout.disown(stream_id)
-        self._writer.close(run.log)
-        if self._runs.get(stream_id) is run:
-            del self._runs[stream_id]
-        await self._takeover.follow(stream_id)
+        self._registry.let_go(run)
+        await self._takeover.follow(run.log.stream_id)
 
     async def _leave(self, stream_id: str) -> None:
         with suppress(Unavailable):
@@ -192,7 +142,7 @@ class RunSupervisor:
         _, end, result = ending_events(Ending("cancelled"), None, 0)
         frame = lines(end.data, end.name)
         state, owner = await self._records.cancel(record.stream_id, frame, result)
-        if owner == self._records.replica and record.stream_id in self._runs:
+        if owner == self._records.replica and record.stream_id in self._registry:
             self._inbox.cancel([record.stream_id])
         elif owner:
             await self._beat.ask_to_cancel(record.stream_id, owner)
@@ -212,9 +162,9 @@ class RunSupervisor:
         """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
         self.draining = True
         self._fanout.drain()
-        await self._while(lambda: self._count or self._claims, deadline)
+        await self._while(lambda: self._registry.count or self._claims, deadline)
         why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
-        for run in self.active:
+        for run in self._registry.active:
             run.stop(Ending("interrupted", why))
         await self._writer.ask()
         await self._while(lambda: self._owes, _SEAL_WAIT)
@@ -222,8 +172,7 @@ class RunSupervisor:
     @property
     def _owes(self) -> bool:
         """Whether streams lack their end, or may: Redis can forget it after it was stored."""
-        unsure = any(run.log.unsure for run in self._runs.values())
-        return unsure or bool(self._count or self._claims)
+        return self._registry.unsure or bool(self._registry.count or self._claims)
 
     async def _while(self, holds: Callable[[], object], seconds: float) -> None:
         end = clock.now() + seconds
@@ -239,17 +188,19 @@ class RunSupervisor:
                 await self._beat.stop()
 
     async def _counts(self) -> None:
-        await self._limits.run(lambda: [run.held for run in self.active])
+        await self._limits.run(lambda: [run.held for run in self._registry.active])
 
     async def _beats(self) -> None:
         while True:
             try:
                 owners = self._suspects.owners()
                 paused = not self._beat.fresh
-                news = await self._beat.renew([run.log.stream_id for run in self.active], owners)
+                news = await self._beat.renew(
+                    [run.log.stream_id for run in self._registry.active], owners
+                )
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
-                    self._doubt(self.active)
+                    self._doubt(self._registry.active)
                 self._inbox.cancel(news.cancels)
                 if news.forgot:
                     logger.warning("the store came back without its memory")
@@ -273,11 +224,11 @@ class RunSupervisor:
 
     def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
         at = self._records.store.marker_of
-        return [run for run in self._runs.values() if at(run.log.stream_id) in markers]
+        return [run for run in self._registry.values() if at(run.log.stream_id) in markers]
 
     def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
         at = self._records.store.marker_of
-        asked = {each: run.log.fields.get("asked", "") for each, run in self._runs.items()}
+        asked = {each: run.log.fields.get("asked", "") for each, run in self._registry.items()}
         return {each: name for each, name in asked.items() if name and at(name) in markers}
 
     def _doubt(self, runs: Iterable[Run]) -> None:
@@ -298,18 +249,15 @@ class RunSupervisor:
     def _look_at_all(self, now: float, late: bool) -> None:
         # As long as Redis was not heard since, nobody knows whether it still has what ended.
         until = self._beat.renewed - 2 * self._beat.lease
-        for stream_id, run in list(self._runs.items()):
+        for stream_id, run in list(self._registry.items()):
             if not late:
                 self._check(run, now)
             end = run.finished_at
             over = end is not None and (end < until or run.log.fenced)
             if over and not run.log.unsure and not run.tail.viewers:
-                del self._runs[stream_id]
-                self._writer.close(run.log)
+                self._registry.forget(run)
                 if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
                     self._takeover.orphan(stream_id)
-                if self._fanout.get(stream_id) is run.tail:
-                    self._fanout.forget(stream_id)
 
     def _check(self, run: Run, now: float) -> None:
         try:
@@ -323,14 +271,14 @@ class RunSupervisor:
         """Look for cancels whose message was lost, and for runs that nobody watches any more."""
         due = 0.0
         while True:
-            active = self.active
+            active = self._registry.active
             pause = min((run.preset.grace / 3 for run in active), default=1.0)
             await asyncio.sleep(min(1.0, pause))
             try:
                 await self._inbox.look_for_cancels(self._claims)
                 if clock.now() >= due:
                     due = clock.now() + pause * 0.9
-                    for run in await self._grace.over(self.active):
+                    for run in await self._grace.over(self._registry.active):
                         run.stop(Ending("cancelled"))
             except Unavailable:
                 self._grace.anew(active)

@@ -19,9 +19,8 @@ stream, and a third one goes on.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
@@ -31,33 +30,19 @@ from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.records import VERSION, Record, Records
+from gateway.runs.records import Record, Records, fields_of
+from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
 from gateway.upstream.client import Upstream, UpstreamRequest
-from gateway.upstream.protocols.base import CompletionState
 
 logger = logging.getLogger("gateway.runs.takeover")
 
 _AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have run thousands.
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a run begins: with nothing logged but its fence, or with what a dead replica left."""
-
-    epoch: int
-    request: bytes
-    entries: list[EntryBatch]
-    events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
-    claimed: float = 0.0  # When it was asked for, if it begins with nothing.
-    before: int = 0  # Requests that were sent, or may have been.
-    completion: CompletionState | None = None  # Of an answer that goes on.
-    ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
-
-
 class Takeover:
-    """This replica's duties towards dead ones; `adopt` runs a stream here, unless it is full."""
+    """This replica's duties towards dead ones; those that go on run here, if there is room."""
 
     def __init__(
         self,
@@ -67,7 +52,7 @@ class Takeover:
         fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
-        adopt: Callable[[Record, Preset, Start], bool],
+        registry: RunRegistry,
     ) -> None:
         self._records = records
         self._beat = beat
@@ -75,7 +60,7 @@ class Takeover:
         self._fanout = fanout
         self._upstream = upstream
         self._presets = presets
-        self._adopt = adopt
+        self._registry = registry
         self._burying: set[str] = set()
         self._inheriting: set[str] = set()
         self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
@@ -238,7 +223,7 @@ class Takeover:
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._beat.replica else None
         start = preset and self._recovery_step(record, preset, left, answer)
-        if preset and start and self._adopt(record, preset, start):
+        if preset and start and self._registry.begin_if_room(record, preset, start):
             how = "asked again" if start.events else "re-attached"
             logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
             return True
@@ -325,17 +310,3 @@ def _complain(words: str, error: Exception) -> None:
 def _lost() -> Ending:
     words = "The replica that ran it died."
     return Ending("interrupted", failure("interrupted", words, retryable=True))
-
-
-def fields_of(record: Record) -> dict[str, Any]:
-    """Return what the record's owner writes again if Redis forgets it."""
-    return {
-        "version": VERSION,
-        "subject": record.subject.encode(),
-        "preset": record.preset,
-        "digest": record.digest,
-        "issued": record.issued,
-        "start_by": record.start_by,
-        "attempts": record.attempts,
-        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
-    }

@@ -7,12 +7,12 @@ task group.
 import asyncio
 import re
 import sys
-from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
+from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
 from gateway.upstream.protocols.base import AnswerText
 from gateway.upstream.protocols.table import logged_protocol
@@ -29,16 +29,15 @@ class EventStream:
 
     status_code = 200
 
-    __slots__ = ("_fanout", "_first", "_plain", "_text", "_viewer", "on_close", "raw_headers")
+    __slots__ = ("_fanout", "_first", "_plain", "_seat", "_text", "_viewer", "raw_headers")
 
-    def __init__(self, fanout: Fanout, viewer: Viewer, first: bytes, *, text: bool = False) -> None:
+    def __init__(self, fanout: Fanout, opened: Opened, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
         self._fanout = fanout
-        self._viewer = viewer
+        self._viewer, self._seat = opened
         self._first = first
         self._text = text
         self._plain: PlainText | None = None
-        self.on_close: Callable[[], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
@@ -63,8 +62,7 @@ class EventStream:
             if leaving:
                 leaving.cancel()
             self._fanout.detach(viewer)
-            if self.on_close is not None:
-                self.on_close()
+            self._seat()
 
     async def _answer(self) -> AnswerText:
         tail = self._viewer.tail

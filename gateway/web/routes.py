@@ -5,7 +5,6 @@ ticket, the record. Only then is anything stored or started.
 """
 
 import json
-from dataclasses import replace
 from typing import NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +19,8 @@ from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.endings import state_of
-from gateway.runs.records import FINAL, VERSION, Created, Record, Records
+from gateway.runs.records import Created, Records
+from gateway.runs.redemption import NothingMore
 from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
 from gateway.runs.snapshot import CompletionSnapshots
@@ -57,6 +57,7 @@ class Routes:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
         self.retry = Retry(settings.shortest_grace)
         self.replica = replica
+        self._redemption = replica.redemption
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self._mount = Mount(settings.public_url, settings.prefix)
         self._repeats = Repeats(records)
@@ -162,15 +163,7 @@ class Routes:
 
     async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> AnyResponse:
         """Go on with the stream that a request has begun; never begin another."""
-        record = await self._records.read(begun) if begun else None
-        if record is None or record.state == "cached":
-            # Its caller has seen events of it, so it was paid for, and has gone or is to come back.
-            owed = begun and self.replica.owes(begun)
-            if owed or (begun and await self._records.may_be_forgotten(begun, 0)):
-                raise Unavailable("not_yet")
-            raise Rejected("log_expired", "Without Last-Event-ID it is a new request.")
-        if record.digest != digest:
-            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
+        record = await self._redemption.of_repeat(begun, digest)
         ticket = self.tickets.issue(begun, subject, record.issued)
         url = self._stream_url(request, ticket)
         return await self._open_at(url, request, self.tickets.verify(ticket), subject)
@@ -198,73 +191,20 @@ class Routes:
         subject = await self._subject(request)
         if not accepts(request)[1]:
             raise Rejected("not_acceptable", "Send Accept: text/event-stream.")
-        return await self._open(request, self._ticket(request, subject), subject)
+        return await self._open(request, self._ticket(request), subject)
 
     async def _open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
-        wanted = last_event_id(request)
-        record = await self._record(ticket, subject, wanted)
-        if record is None or (wanted and wanted == record.end_id):
-            return nothing_more()
-        if self.replica.draining:
-            raise Unavailable("draining")
-        if self._fanout.viewers >= self._settings.max_streams:
-            raise Unavailable("overloaded")  # Before anything is paid for that it could not show.
-        leave = self._records.limits.seat(subject)
-        answer: AnyResponse | None = None
-        try:
-            answer = await self._watch(request, record, wanted)
-        finally:
-            if isinstance(answer, EventStream):
-                answer.on_close = leave
-            else:
-                leave()
-        return answer
-
-    async def _watch(self, request: Request, record: Record, wanted: str) -> AnyResponse:
-        if record.state == "cached":
-            record = await self._redeem(record)
-        if self._fanout.superseded(record.stream_id, record.epoch):
-            raise Unavailable(
-                "not_yet"
-            )  # Its position is in a log that this replica does not see yet.
-        owner = record.owner if record.running else ""
-        position = EventId.parse(wanted)
-        viewer = await self._fanout.attach(record.stream_id, owner, position, record.subject)
-        if record.state in FINAL and not viewer.tail.ended and not viewer.tail.local:
-            self._fanout.detach(viewer)  # The log went before the record did.
-            if not await self._records.outlives_log(record.stream_id):
-                raise Unavailable(
-                    "not_yet"
-                )  # A failover lies between the two looks, or is under way.
-            _unless_reconnect(wanted)
+        opened = await self._redemption.open(ticket, subject, last_event_id(request))
+        if isinstance(opened, NothingMore):
             return nothing_more()
         text = request.query_params.get("format") == "text"
-        return EventStream(self._fanout, viewer, self.retry.line(), text=text)
-
-    async def _redeem(self, record: Record) -> Record:
-        preset = self._settings.preset(record.preset)
-        if preset is None:
-            raise Unavailable("newer_record", f"This replica has no preset {record.preset}.")
-        verdict = "expired"
-        if not record.expired or self.replica.runs(record.stream_id):
-            verdict = await self.replica.redeem(record, preset)
-        if verdict == "expired":
-            if self._records.just_reached(record.stream_id):
-                raise Unavailable("not_yet")  # A failover may have lost its claim.
-            raise Rejected("ticket_expired", "Ask for a new one.")
-        if verdict == "claimed":
-            return replace(record, state="starting", owner=self._records.replica)
-        found = await self._records.read(record.stream_id)
-        if found is None or found.state == "cached":
-            raise Unavailable("not_yet")
-        return found
+        return EventStream(self._fanout, opened, self.retry.line(), text=text)
 
     async def cancel(self, request: Request) -> AnyResponse:
         """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
         self.origins.check(request.headers)
         subject = await self._subject(request)
-        record = await self._record(self._ticket(request, subject), subject, "")
-        assert record is not None
+        record = await self._redemption.record(self._ticket(request), subject)
         state = await self.replica.cancel(record)
         if state == "missing":
             raise Rejected("log_expired")
@@ -274,8 +214,7 @@ class Routes:
         """GET /completion: the answer so far, as one object."""
         self.origins.check(request.headers)
         subject = await self._subject(request)
-        record = await self._record(self._ticket(request, subject), subject, "")
-        assert record is not None
+        record = await self._redemption.record(self._ticket(request), subject)
         answer = await self._answers.of(record)
         result = json.loads(record.result) if record.result else {}
         data = {
@@ -314,36 +253,5 @@ class Routes:
             raise Rejected("preset_not_found")
         return preset
 
-    def _ticket(self, request: Request, subject: str) -> Ticket:
-        ticket = self.tickets.verify(request.query_params.get("ticket", ""))
-        if not ticket.belongs_to(subject):
-            raise Rejected("ticket_not_found")
-        return ticket
-
-    async def _record(self, ticket: Ticket, subject: str, wanted: str) -> Record | None:
-        """Return the ticket's record; None where a reconnect is to be told that it is over.
-
-        Raises Rejected, and Unavailable where Redis may only have forgotten it.
-        """
-        record = await self._records.read(ticket.stream_id)
-        if record is not None and record.version > VERSION:
-            raise Unavailable("newer_record")
-        if record is not None and record.subject != subject:
-            raise Rejected("ticket_not_found")
-        if record is not None and record.issued <= ticket.issued:
-            self.replica.saw(record)
-            return record
-        # A younger one: the key was used again, after this ticket had run out or was forgotten.
-        lives = record is None and self.replica.owes(ticket.stream_id)
-        if lives or await self._records.may_be_forgotten(ticket.stream_id, ticket.issued):
-            raise Unavailable("not_yet")
-        if not wanted and await self._records.ran_out(ticket.stream_id, ticket.issued):
-            raise Rejected("ticket_expired", "Ask for a new one.")
-        _unless_reconnect(wanted)
-        return None
-
-
-def _unless_reconnect(wanted: str) -> None:
-    """Say why there is nothing; a reconnecting EventSource must hear 204 instead, or it errs."""
-    if not wanted:
-        raise Rejected("log_expired", "Ask for a new ticket.")
+    def _ticket(self, request: Request) -> Ticket:
+        return self.tickets.verify(request.query_params.get("ticket", ""))

@@ -1,0 +1,137 @@
+"""Registry: what runs on this replica, and how many streams that are.
+
+An ended stream stays in it for two leases more: its owner writes it again if Redis comes back
+empty.
+"""
+
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from dataclasses import dataclass, field
+
+from gateway import clock
+from gateway.config.presets import Preset
+from gateway.eventlog.entries import EntryBatch
+from gateway.eventlog.fanout import Fanout
+from gateway.eventlog.group_commit import GroupCommit
+from gateway.limits.subjects import Limits
+from gateway.runs.records import Record, fields_of
+from gateway.runs.run import Run, RunLimits
+from gateway.sse import Event
+from gateway.upstream.client import UpstreamRequest
+from gateway.upstream.protocols.base import CompletionState
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: with nothing logged but its fence, or with what a dead replica left."""
+
+    epoch: int
+    request: bytes
+    entries: list[EntryBatch]
+    events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
+    claimed: float = 0.0  # When it was asked for, if it begins with nothing.
+    before: int = 0  # Requests that were sent, or may have been.
+    completion: CompletionState | None = None  # Of an answer that goes on.
+    ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
+
+
+class RunRegistry(Mapping[str, Run]):
+    """Stream -> run; `live` is told of each that begins, and sees it to its end."""
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        writer: GroupCommit,
+        limits: Limits,
+        caps: RunLimits,
+        live: Callable[[Run, Start], object],
+    ) -> None:
+        self.most = caps.streams
+        self.count = 0  # Of the active ones: counting them at every request would take too long.
+        self._fanout = fanout
+        self._writer = writer
+        self._limits = limits
+        self._caps = caps
+        self._live = live
+        self._runs: dict[str, Run] = {}
+
+    def __getitem__(self, stream_id: str) -> Run:
+        return self._runs[stream_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def items(self) -> ItemsView[str, Run]:
+        """Return all, as fast as a dict does: each sweep asks."""
+        return self._runs.items()
+
+    def values(self) -> ValuesView[Run]:
+        """Return all runs."""
+        return self._runs.values()
+
+    @property
+    def active(self) -> list[Run]:
+        """The runs whose end is not stored yet."""
+        return [run for run in self._runs.values() if run.active]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether Redis may lack something of any stream here."""
+        return any(run.log.unsure for run in self._runs.values())
+
+    def owes(self, stream_id: str) -> bool:
+        """Whether a stream is to be written again here, should Redis have forgotten it."""
+        run = self._runs.get(stream_id)
+        return run is not None and (run.active or run.log.unsure)
+
+    def begin(self, record: Record, preset: Preset, start: Start) -> None:
+        """Run what Redis has given to this replica."""
+        stream_id = record.stream_id
+        tail = self._fanout.own(stream_id, *start.entries)
+        fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
+        log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
+        more = (start.before, start.completion)
+        run = Run(log, tail, preset, start.request, self._caps, *more)
+        if start.events:
+            log.append(start.events, ours=True)
+        if before := self._runs.get(stream_id):
+            self._writer.close(before.log)  # It had ended here, and Redis forgot it.
+        self._runs[stream_id] = run
+        self.count += 1
+        self._limits.streams.take(record.subject)
+        self._live(run, start)
+
+    def begin_if_room(self, record: Record, preset: Preset, start: Start) -> bool:
+        """Run what a dead replica ran, unless this one is full; return whether it does."""
+        if self.count >= self.most:
+            return False
+        self.begin(record, preset, start)
+        return True
+
+    def ended(self, run: Run) -> None:
+        """Count a run no more; of all calls the first counts."""
+        if run.finished_at is not None:
+            return
+        run.finished_at = clock.now()
+        self.count -= 1
+        self._limits.streams.give(run.subject)
+        if not run.log.fenced:  # Else it counts as another's.
+            self._limits.ended(run.subject, run.log.stream_id)
+
+    def let_go(self, run: Run) -> None:
+        """Forget a run whose stream is another one's; its viewers follow the log."""
+        stream_id = run.log.stream_id
+        self._fanout.disown(stream_id)
+        self._writer.close(run.log)
+        if self._runs.get(stream_id) is run:
+            del self._runs[stream_id]
+
+    def forget(self, run: Run) -> None:
+        """Drop a run that was kept for long enough, with its tail."""
+        stream_id = run.log.stream_id
+        del self._runs[stream_id]
+        self._writer.close(run.log)
+        if self._fanout.get(stream_id) is run.tail:
+            self._fanout.forget(stream_id)
