@@ -31,7 +31,7 @@ class Start:
     claimed: float = 0.0  # When it was asked for, if it begins with nothing.
     before: int = 0  # Requests that were sent, or may have been.
     completion: CompletionState | None = None  # Of an answer that goes on.
-    ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
+    rest: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
 
 
 class RunRegistry(Mapping[str, Run]):
@@ -42,15 +42,15 @@ class RunRegistry(Mapping[str, Run]):
         fanout: Fanout,
         writer: GroupCommit,
         limits: Limits,
-        caps: RunLimits,
+        run_limits: RunLimits,
         live: Callable[[Run, Start], object],
     ) -> None:
-        self.most = caps.streams
+        self.most = run_limits.streams
         self.count = 0  # Of the active ones: counting them at every request would take too long.
         self._fanout = fanout
         self._writer = writer
         self._limits = limits
-        self._caps = caps
+        self._run_limits = run_limits
         self._live = live
         self._runs: dict[str, Run] = {}
 
@@ -93,7 +93,7 @@ class RunRegistry(Mapping[str, Run]):
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
         log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
         more = (start.before, start.completion)
-        run = Run(log, tail, preset, start.request, self._caps, *more)
+        run = Run(log, tail, preset, start.request, self._run_limits, *more)
         if start.events:
             log.append(start.events, ours=True)
         if before := self._runs.get(stream_id):

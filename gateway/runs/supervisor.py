@@ -49,7 +49,7 @@ class RunSupervisor:
         fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
-        caps: RunLimits,
+        run_limits: RunLimits,
         interval: float,
     ) -> None:
         self.draining = False
@@ -61,7 +61,7 @@ class RunSupervisor:
         self._interval = interval  # Seconds between two sweeps.
         self._tasks = Tasks()
         self._writer = GroupCommit(records.store, records)
-        self._registry = RunRegistry(fanout, self._writer, records.limits, caps, self._begin)
+        self._registry = RunRegistry(fanout, self._writer, records.limits, run_limits, self._begin)
         parts = (records, beat, self._writer, fanout, upstream, presets)
         self._takeover = Takeover(*parts, self._registry)
         self._claims = Claims(records, beat, self._registry, self._tasks, self._lost)
@@ -113,7 +113,7 @@ class RunSupervisor:
         stream_id = run.log.stream_id
         try:
             permit = partial(self._ownership.permit, start.claimed)
-            state = await run.main(start.ask or self._upstream, permit)
+            state = await run.main(start.rest or self._upstream, permit)
             self._registry.ended(run)  # Before anything that waits: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
