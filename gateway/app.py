@@ -20,6 +20,7 @@ from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.routes import Routes
 
@@ -41,7 +42,12 @@ class Front:
 class Gateway:
     """One replica: `app` is the ASGI application, whose lifespan is `running`."""
 
-    def __init__(self, settings: Settings, upstream: Upstream | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        upstream: Upstream | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
@@ -68,6 +74,7 @@ class Gateway:
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
             replay_bytes=settings.replay_bytes,
+            telemetry=telemetry,
         )
         self.upstream = upstream or Upstream()
         self.replica = RunSupervisor(
@@ -78,9 +85,16 @@ class Gateway:
             settings.preset,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
+            telemetry=telemetry,
         )
         self.routes = Routes(
-            settings, self.store, self.records, self.fanout, self.replica, authenticator(settings)
+            settings,
+            self.store,
+            self.records,
+            self.fanout,
+            self.replica,
+            authenticator(settings),
+            telemetry,
         )
         self.app = self.with_routes([])
 

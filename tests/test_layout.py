@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 # From the ground up. A package imports its own modules and those of floors below.
 FLOORS: tuple[set[str], ...] = (
     {"errors", "sse", "tasks", "clock"},
-    {"config"},
+    {"config", "telemetry"},
     {"upstream"},
     {"store"},
     {"limits"},

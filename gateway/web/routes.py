@@ -26,6 +26,7 @@ from gateway.runs.repeats import Repeats, asked
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.web.body import Asked
 from gateway.web.endpoint import AnyResponse, Call, Methods
 from gateway.web.event_stream import EventStream
@@ -53,6 +54,7 @@ class Routes:
         fanout: Fanout,
         replica: RunSupervisor,
         authenticator: Authenticator,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
         self.retry = Retry(settings.shortest_grace)
@@ -67,6 +69,7 @@ class Routes:
         self._fanout = fanout
         self._answers = CompletionSnapshots(store, fanout, settings.replay_bytes // 2)
         self._authenticator = authenticator
+        self._telemetry = telemetry
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
@@ -97,7 +100,9 @@ class Routes:
         return self._methods(**dict.fromkeys(methods, nowhere))
 
     def _methods(self, **calls: Call) -> ASGIApp:
-        return Methods(self.origins, self.retry, lambda: self.replica.draining, **calls)
+        return Methods(
+            self.origins, self.retry, lambda: self.replica.draining, self._telemetry, **calls
+        )
 
     # Tickets
 
