@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.loading import authenticator
+from gateway.auth.tickets import Tickets
 from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
@@ -51,6 +52,7 @@ class Gateway:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
+        self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self.store = RedisClient(settings.redis_url)
         self.name = new_id()
         self.records = Records(
@@ -89,7 +91,7 @@ class Gateway:
         )
         self.routes = Routes(
             settings,
-            self.store,
+            self.tickets,
             self.records,
             self.fanout,
             self.replica,
@@ -110,6 +112,14 @@ class Gateway:
     def served(self, *more: BaseRoute) -> ASGIApp:
         """Return the same for a server that asks for nothing else of it."""
         return Front(self.with_routes(more), self.routes.exact())
+
+    def cut(self, ticket: str) -> int:
+        """Cut off the viewers of a ticket's stream, as a bad line would; return how many.
+
+        Raises Rejected if it is no ticket.
+        """
+        tail = self.fanout.get(self.tickets.verify(ticket).stream_id)
+        return tail.drop() if tail else 0
 
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""

@@ -181,7 +181,7 @@ async def remembers(gate: Served) -> None:
 def stream_of(gate: Served, got: Transcript) -> str:
     """Return the id of the stream that a POST was answered with."""
     ticket = got.headers["content-location"].partition("ticket=")[2]
-    return gate.gateway.routes.tickets.verify(ticket).stream_id
+    return gate.gateway.tickets.verify(ticket).stream_id
 
 
 async def test_nobody_goes_on_with_what_was_another_ones_or_another_request() -> None:

@@ -77,7 +77,7 @@ class Held:
 
 def stream_id_of(gate: Served, url: str) -> str:
     """Return the id of the stream that a ticket's URL names."""
-    return gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+    return gate.gateway.tickets.verify(url.partition("=")[2]).stream_id
 
 
 def events(number: int) -> Any:
