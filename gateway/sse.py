@@ -38,6 +38,22 @@ def encode(data: bytes, event_id: bytes, name: bytes = b"") -> bytes:
     return b"data: %s\nid: %s\n\n" % (data, event_id)
 
 
+def lines(data: bytes, name: bytes = b"") -> bytes:
+    """Return an event's lines but for its id and the blank line: whoever has the id adds them."""
+    data = data.replace(b"\n", b"\ndata: ")
+    return b"event: %s\ndata: %s\n" % (name, data) if name else b"data: %s\n" % data
+
+
+def after(frames: bytes, event_id: bytes) -> bytes:
+    """Return what follows the event with this id, among what `encode` made."""
+    return frames.partition(b"\nid: %s\n\n" % event_id)[2]
+
+
+def comment(words: bytes) -> bytes:
+    """Return a line that nobody takes for an event's."""
+    return b": %s\n" % words
+
+
 def retry(milliseconds: int) -> bytes:
     """Return a `retry:` line, to be sent as the first line of a block that follows."""
     return b"retry: %d\n" % milliseconds

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from gateway.demo.upstream import UpstreamOptions, answer, upstream
 from gateway.sse import Event
-from gateway.upstream.protocols.chat import Voice
+from gateway.upstream.protocols.chat_text import ChatText
 from tests.clients import HERE, node_modules
 from tests.support import (
     OK,
@@ -288,7 +288,7 @@ async def test_fetch_event_source_that_posts_and_is_cut_again_and_again_pays_onc
     ):
         await client.stopped()
         assert await calls(url) == 1
-        pieces = [Voice(0).text_of(data.encode()) for _, _, data in client.rows]
+        pieces = [ChatText(0).text_of(Event(data.encode())) for _, _, data in client.rows]
         assert "".join(pieces) == "".join(answer(ask()["messages"], TOKENS))
         ids = [event_id for _, event_id, _ in client.rows]
         assert len(set(ids)) == len(ids)

@@ -1,6 +1,7 @@
 """The layout: floors, fences and budgets, read from the source."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,8 +113,11 @@ TESTED_IN = {
     "upstream.connection": "upstream.transport",
     "upstream.failures": "upstream.client",
     "upstream.heads": "upstream.transport",
-    "upstream.protocols.complaints": "upstream.protocols.chat",
-    "upstream.protocols.usage": "upstream.protocols.chat",
+    "upstream.protocols.base": "upstream.protocols.table",
+    "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
+    "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
+    "upstream.protocols.refusals": "upstream.client",
+    "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
     "web.event_stream": "web.responses",
     "web.requests": "web.responses",
@@ -342,6 +346,14 @@ def test_only_modules_that_exist_have_their_tests_elsewhere() -> None:
 def test_tests_of_a_package_are_named_after_it(path: Path) -> None:
     *packages, _ = path.relative_to(TESTS).parts
     assert not packages or ".".join(packages) in PACKAGES | {"faults", "hostile", "simulation"}
+
+
+@every_module
+def test_events_are_framed_in_one_place(name: str) -> None:
+    field = re.compile(rb"(^|\n)(data|event|id|retry)?:[ \n]")
+    texts = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
+    framed = [text for text in texts if isinstance(text, bytes) and field.search(text)]
+    assert not framed or name == "sse"
 
 
 @every_module

@@ -7,7 +7,20 @@ from httpx_sse._decoders import SSEDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import HEARTBEAT, OURS, RESERVED, Event, Parser, encode, parse, retry, safe_name
+from gateway.sse import (
+    HEARTBEAT,
+    OURS,
+    RESERVED,
+    Event,
+    Parser,
+    after,
+    comment,
+    encode,
+    lines,
+    parse,
+    retry,
+    safe_name,
+)
 
 LIMIT = 1 << 16
 
@@ -202,6 +215,18 @@ def test_data_of_several_lines_stays_several_lines() -> None:
     assert encode(b"a\n\nb", b"5-1") == b"data: a\ndata: \ndata: b\nid: 5-1\n\n"
 
 
+@pytest.mark.parametrize("name", [b"", b"end"])
+def test_the_lines_of_an_event_lack_its_id_and_its_end(name: bytes) -> None:
+    assert lines(b"a\nb", name) + b"id: 5-1\n\n" == encode(b"a\nb", b"5-1", name)
+    assert fed(lines(b"x", name) + b"\n") == [Event(b"x", name)]
+
+
+def test_what_follows_an_event_begins_after_its_blank_line() -> None:
+    first, second = encode(b"x", b"5-1"), encode(b"id: 5-1", b"5-11")
+    assert after(first + second, b"5-1") == second
+    assert after(first + second, b"5-11") == b""
+
+
 @pytest.mark.parametrize("name", sorted(OURS | RESERVED))
 def test_an_upstreams_name_with_a_meaning_of_ours_or_the_browsers_is_prefixed(name: bytes) -> None:
     assert safe_name(name) == b"upstream-" + name
@@ -221,8 +246,8 @@ def test_the_heartbeat_is_a_comment_and_one_newline() -> None:
     assert HEARTBEAT == b":\n"
 
 
-@pytest.mark.parametrize("ours", [HEARTBEAT, retry(1500)])
-def test_heartbeat_and_retry_are_lines_of_the_block_that_follows(ours: bytes) -> None:
+@pytest.mark.parametrize("ours", [HEARTBEAT, retry(1500), comment(b"why")])
+def test_what_is_no_event_is_a_line_of_the_block_that_follows(ours: bytes) -> None:
     assert ours.count(b"\n") == 1
     assert fed(ours + encode(b"x", b"5-1")) == [Event(b"x", b"", b"5-1")]
 

@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from gateway.errors import Rejected, redacted
+from gateway.errors import redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -115,29 +115,3 @@ class Preset(BaseModel):
         """Yield what is shown of it: no login and no key in its URL."""
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
-
-    def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the completion request to send; raises Rejected where it is not allowed."""
-        request = {**self.defaults, **self._as_seen(body), **self.force}
-        if request.setdefault("stream", True) is not True:
-            raise Rejected("stream_required", 'Leave "stream" out, or set it to true.')
-        if self.models and request.get("model") not in self.models:
-            allowed = ", ".join(self.models)
-            raise Rejected("model_not_allowed", f"Allowed are: {allowed}.")
-        if self.include_usage:
-            options = request.get("stream_options")
-            options = {} if options is None else options
-            if not isinstance(options, dict):
-                raise Rejected("not_an_object", '"stream_options" must be an object.')
-            request["stream_options"] = {"include_usage": True, **options}
-        return request
-
-    def _as_seen(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Leave out other spellings of what is checked or forced here.
-
-        Upstreams written in Go take `MODEL` for `model`, the later of the two: what was allowed
-        would not be what is asked for.
-        """
-        ours = {"stream", "stream_options", "model", *self.force}
-        folded = {name.casefold() for name in ours}
-        return {k: v for k, v in body.items() if k in ours or k.casefold() not in folded}

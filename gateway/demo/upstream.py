@@ -26,6 +26,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.sse import comment, lines
+
 Object = dict[str, Any]
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -187,7 +189,7 @@ class _Ask:
             if fault in ("stall", "cut", "close", "error") and sent >= number:
                 if fault == "stall":
                     await asyncio.Event().wait()  # Until the client's going cancels this.
-                error = b"data: %s\n\n" % _json(_error(500, "The server had an error.")).encode()
+                error = _event(_json(_error(500, "The server had an error.")))
                 yield {"cut": block[: len(block) // 2], "error": error}.get(fault, b"")
                 break
             if is_content:
@@ -233,10 +235,14 @@ class _Ask:
 
 def _block(fault: str, index: int, data: str) -> bytes:
     """Return one event as the fault wants it written."""
-    name = {2: "open", 4: "end"}.get(index, "chunk")
-    lines = (f"event: {name}\n" if fault == "named" else "") + f"data: {data}\n\n"
-    lines += ": keep-alive\n\n" if fault == "comments" else ""
-    return (lines.replace("\n", "\r\n") if fault == "crlf" else lines).encode()
+    name = {2: b"open", 4: b"end"}.get(index, b"chunk")
+    block = _event(data, name if fault == "named" else b"")
+    block += comment(b"keep-alive") + b"\n" if fault == "comments" else b""
+    return block.replace(b"\n", b"\r\n") if fault == "crlf" else block
+
+
+def _event(data: str, name: bytes = b"") -> bytes:
+    return lines(data.encode(), name) + b"\n"
 
 
 async def _gzipped(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

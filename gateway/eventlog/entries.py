@@ -2,13 +2,15 @@
 
 The id of an event is `<epoch>-<seq>`; one entry of the log holds events that arrived together and
 has the id of the last. Within an epoch the seq has no holes, so a reader can tell "nothing yet"
-from "not there any more": what follows a position is known only if the position itself is.
+from "not there any more": what follows an event id is known only if the id itself is.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
+
+from gateway.sse import after
 
 _MAX_ID = 2**63
 
@@ -21,14 +23,14 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "EventId | None":
-        """Return the position that an id names, None if it is not one of ours."""
+        """Return the id that a text is, None if it is not one of ours."""
         epoch, dash, seq = text.partition("-")
         if not (dash and epoch.isdecimal() and seq.isdecimal() and text.isascii()):
             return None
         if len(epoch) > 19 or len(seq) > 19:
             return None
-        position = cls(int(epoch), int(seq))
-        return position if str(position) == text and max(position) < _MAX_ID else None
+        event_id = cls(int(epoch), int(seq))
+        return event_id if str(event_id) == text and max(event_id) < _MAX_ID else None
 
     def __str__(self) -> str:
         return f"{self.epoch}-{self.seq}"
@@ -42,14 +44,13 @@ class EntryBatch(NamedTuple):
     frames: bytes
     state: str = ""
 
-    def after(self, position: EventId) -> bytes:
-        """Return the frames after a position, which may be inside the entry."""
-        if position.epoch != self.last.epoch or position.seq <= self.last.seq - self.number:
+    def after(self, event_id: EventId) -> bytes:
+        """Return the frames after an event id, which may be inside the entry."""
+        if event_id.epoch != self.last.epoch or event_id.seq <= self.last.seq - self.number:
             return self.frames
-        if position >= self.last:
+        if event_id >= self.last:
             return b""
-        _, _, rest = self.frames.partition(b"\nid: %d-%d\n\n" % position)
-        return rest
+        return after(self.frames, b"%d-%d" % event_id)
 
 
 class EntryBatches(Sequence[EntryBatch]):
@@ -115,22 +116,22 @@ class Cursor(NamedTuple):
     after: EventId | None = None
 
 
-def seek(entries: Sequence[EntryBatch], position: EventId, ended: bool) -> Cursor | None:
-    """Return where a reader at `position` goes on, None if the log cannot tell what follows it."""
-    index = bisect_right(entries, position, key=lambda entry: entry.last)
+def seek(entries: Sequence[EntryBatch], event_id: EventId, ended: bool) -> Cursor | None:
+    """Return where a reader at `event_id` goes on, None if the log cannot tell what follows it."""
+    index = bisect_right(entries, event_id, key=lambda entry: entry.last)
     before = entries[index - 1].last if index else None
-    if before == position:
+    if before == event_id:
         return Cursor(index)
     if index < len(entries):
         entry = entries[index]
-        inside = entry.last.seq - entry.number <= position.seq
-        return Cursor(index, position) if inside and entry.last.epoch == position.epoch else None
-    ahead = before is not None and before.epoch == position.epoch
-    return Cursor(index, position) if ahead and not ended else None
+        inside = entry.last.seq - entry.number <= event_id.seq
+        return Cursor(index, event_id) if inside and entry.last.epoch == event_id.epoch else None
+    ahead = before is not None and before.epoch == event_id.epoch
+    return Cursor(index, event_id) if ahead and not ended else None
 
 
 def start_of(entries: Sequence[EntryBatch]) -> EventId:
-    """Return the position before the first event."""
+    """Return the id before the first event's."""
     for entry in entries:
         if entry.number:
             return EventId(entry.last.epoch, entry.last.seq - entry.number)

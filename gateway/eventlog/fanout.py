@@ -108,14 +108,14 @@ class Fanout:
         self._tails.pop(stream_id, None)
 
     async def attach(
-        self, stream_id: str, owner: str, position: EventId | None, subject: str = ""
+        self, stream_id: str, owner: str, event_id: EventId | None, subject: str = ""
     ) -> Viewer:
         """Return a new viewer, to be detached; raises Unavailable if the log cannot be read.
 
         `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is.
         """
         tail = await self._brought_up(stream_id, owner, subject)
-        viewer = Viewer(tail, position)
+        viewer = Viewer(tail, event_id)
         tail.viewers.add(viewer)
         self.viewers += 1
         self._telemetry.viewer_opened()
@@ -124,7 +124,7 @@ class Fanout:
         return viewer
 
     async def _brought_up(self, stream_id: str, owner: str, subject: str) -> Tail:
-        """Return a tail that knows where the log ends: a position is judged by it."""
+        """Return a tail that knows where the log ends: an event id is judged by it."""
         while True:
             new = Tail(stream_id, local=False, subject=subject, pages=self._pages)
             tail = self._tails.get(stream_id) or new

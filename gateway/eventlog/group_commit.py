@@ -121,7 +121,7 @@ class NodeCommitter:
             logger.debug("nothing can be written: %s", error)
             await asyncio.sleep(0.1)
         except Exception:  # Of no log's own; each is in doubt if it was touched.
-            logger.exception("a round of the writer broke")
+            logger.exception("a group commit broke")
             await asyncio.sleep(1)
         finally:
             for each in logs:

@@ -57,7 +57,7 @@ class Pages:
         self._tasks = Tasks()
 
     def get(self, stream_id: str, at: EventId | None) -> Page | None:
-        """Return what is here of a log from a position on."""
+        """Return what is here of a log from an event id on."""
         page = self._kept.get((stream_id, at))
         if page is not None:
             self._kept.move_to_end((stream_id, at))

@@ -19,7 +19,7 @@ _MOST = 500  # Entries fetched at once.
 
 
 class Page(NamedTuple):
-    """A part of a log; first, without frames, what precedes the position asked for, if there is.
+    """A part of a log; first, without frames, what precedes the event id asked for, if any.
 
     If there is more in the log than that, `last` is its last entry, and `base` what precedes it.
     """
@@ -53,14 +53,14 @@ async def read(
 ) -> list[list[EntryBatch]]:
     """Return the next entries of several logs, so many of each at most; raises Unavailable."""
     replies = await store.read(
-        ["XRANGE", log_key(stream_id), f"({position}" if position else "-", "+", "COUNT", count]
-        for stream_id, position, count in zip(stream_ids, after, counts, strict=True)
+        ["XRANGE", log_key(stream_id), f"({event_id}" if event_id else "-", "+", "COUNT", count]
+        for stream_id, event_id, count in zip(stream_ids, after, counts, strict=True)
     )
     return [[_entry(*item) for item in reply] for reply in replies]
 
 
 async def read_page(store: RedisClient, stream_id: str, at: EventId | None) -> Page:
-    """Return a log from a position on, or from its start; raises Unavailable."""
+    """Return a log from an event id on, or from its start; raises Unavailable."""
     args = [str(at) if at else "", PAGE, WEIGHT]
     entries, more, *rest = await store.script("read", [log_key(stream_id)], args, large=True)
     page = Page(EntryBatches(_entry(*each) for each in entries), bool(more))

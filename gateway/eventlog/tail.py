@@ -45,7 +45,7 @@ class Watcher(Protocol):
 class Tail:
     """What is logged so far of one stream; `local` if this replica runs it.
 
-    `base` is the position before the first entry that is here, None if that begins the log.
+    `base` is the event id before the first entry that is here, None if that begins the log.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Tail:
 
     @property
     def last(self) -> EventId | None:
-        """The position after everything known."""
+        """The id of the last event that is known."""
         return self.entries[-1].last if self.entries else None
 
     @property
@@ -85,9 +85,9 @@ class Tail:
         """The size of an entry, as far as one can tell from the last."""
         return len(self.entries.frames(-1)) if self.entries else 0
 
-    def covers(self, position: EventId | None) -> bool:
-        """Whether what follows a position is here, as far as it is known."""
-        return self.base is None or (position is not None and position >= self.base)
+    def covers(self, event_id: EventId | None) -> bool:
+        """Whether what follows an event id is here, as far as it is known."""
+        return self.base is None or (event_id is not None and event_id >= self.base)
 
     def begin(self, page: Page) -> None:
         """Hold the whole log, if the page is that, else its end."""

@@ -35,7 +35,7 @@ class Viewer:
     )
     # fmt: on
 
-    def __init__(self, tail: Tail, position: EventId | None) -> None:
+    def __init__(self, tail: Tail, event_id: EventId | None) -> None:
         self.gone = False
         self.sending_since: float | None = None
         self.abort: Callable[[], None] | None = None
@@ -46,27 +46,27 @@ class Viewer:
         self._spoke = False  # To, since the last tick: a clock costs more than a flag.
         self._heartbeat_due = False
         self._waiter: asyncio.Future[None] | None = None
-        self._wanted = position
+        self._wanted = event_id
         self._gap = False
         self._offset = 0  # Into the entry at the index: of a large one a slice at a time is sent.
         self._page: Page | None = None  # Only as long as something is taken from it.
         self._after: EventId | None = None
-        self._at = position
-        self._go_on(position)
+        self._at = event_id
+        self._go_on(event_id)
 
-    def _go_on(self, position: EventId | None) -> None:
-        """Stand after a position: in the tail, or in a page where the tail has no more of it."""
-        self._at = position
+    def _go_on(self, event_id: EventId | None) -> None:
+        """Stand after an event: in the tail, or in a page where the tail has no more of it."""
+        self._at = event_id
         self._page = None
         self._index, self._after = 0, None
-        self._behind = not self.tail.covers(position)
+        self._behind = not self.tail.covers(event_id)
         self._judged = not self._behind
-        if self._judged and position is not None and position != self.tail.base:
-            self._stand(seek(self.tail.entries, position, self.tail.ended), position)
+        if self._judged and event_id is not None and event_id != self.tail.base:
+            self._stand(seek(self.tail.entries, event_id, self.tail.ended), event_id)
 
-    def _stand(self, cursor: Cursor | None, position: EventId) -> None:
+    def _stand(self, cursor: Cursor | None, event_id: EventId) -> None:
         if cursor is None:
-            self.miss(position)
+            self.miss(event_id)
         else:
             self._index, self._after = cursor
 
@@ -94,7 +94,7 @@ class Viewer:
 
     @property
     def at(self) -> EventId | None:
-        """The position from which on it needs a page."""
+        """The event id from which on it needs a page."""
         return self._at
 
     def turn(self, page: Page) -> None:
@@ -181,7 +181,7 @@ class Viewer:
         return chunk if chunk or not (self._gap and self._source()) else self._collect()
 
     def _skip(self, entry: EntryBatch, after: EventId) -> int:
-        """Return how many bytes of an entry are at or before a position."""
+        """Return how many bytes of an entry are of an event or before it."""
         if entry.last <= after:
             if entry.last == after:
                 self._after = None  # It has caught up; what follows may be of the next epoch.
@@ -193,7 +193,7 @@ class Viewer:
         return len(entry.frames) - len(entry.after(after))
 
     def _judge(self) -> None:
-        """Find the position in the page that was read for it."""
+        """Find its place in the page that was read for it."""
         if self._judged or self._source() is None or self._page is None:
             return
         page, self._judged = self._page, True

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 Ids are explicit, `<epoch>-<seq>`. Redis refuses an id that does not grow, so an append that is
 repeated, or that comes late from an owner whose successor has set the fence `<epoch>-0`, fails by
-itself; and the id of an event is its position in the log, for ever.
+itself; and the id of an event is its place in the log, for ever.
 
 One entry holds the events that arrived together: field = their number, value = their frames, just
 as viewers get them; its id is that of the last one. Within an epoch the seq has no holes.
@@ -141,8 +141,8 @@ class EventLog:
         shown = ends[0] if stored == state else ends[1]
         # Written again, it must be what viewers saw, whatever was cancelled since.
         self._sealed = Seal(last, shown, shown, result)
-        position = EventId(self.epoch, self._seq + shown.number)
-        self.entries.append(EntryBatch(position, shown.number, shown.frames, stored))
+        event_id = EventId(self.epoch, self._seq + shown.number)
+        self.entries.append(EntryBatch(event_id, shown.number, shown.frames, stored))
         self.on_commit()
         await self._wake_watchers()
         return stored
@@ -318,8 +318,8 @@ def _nothing() -> None:
 
 
 def _append(key: bytes, entry: EntryBatch) -> tuple[bytes, ...]:
-    position, number, frames, _ = entry
-    return (b"XADD", key, b"NOMKSTREAM", b"%d-%d" % position, b"%d" % number, frames)
+    event_id, number, frames, _ = entry
+    return (b"XADD", key, b"NOMKSTREAM", b"%d-%d" % event_id, b"%d" % number, frames)
 
 
 def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.runs.records import FINAL, Record
 from gateway.sse import Event
-from gateway.upstream.protocols.chat import CompletionState
+from gateway.upstream.protocols.base import CompletionState
 
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
 MOVES: dict[str, frozenset[str]] = {
@@ -42,32 +42,35 @@ def failure(
     return data if status is None else {**data, "status": status}
 
 
-def natural_ending(reading: CompletionState, *, strayed: bool) -> Ending | None:
+def natural_ending(completion: CompletionState, *, strayed: bool) -> Ending | None:
     """Return the end that an upstream itself came to, None if it was cut off before any.
 
     `strayed`: it sent what is of no event stream. Its error, if it told one, is not for here.
     """
-    if reading.finished:
+    if completion.finished:
         return Ending("done")
-    if reading.broken_off:
-        words = f"The upstream broke the completion off: {reading.finish_reason}."
+    if completion.broken_off:
+        words = f"The upstream broke the completion off: {completion.finish_reason}."
         return Ending("truncated", failure("upstream_broke_off", words, retryable=True))
-    if strayed and reading.empty:
+    if strayed and completion.empty:
         words = "The upstream answered with something else than an event stream."
         return Ending("failed", failure("upstream_not_a_stream", words, retryable=False))
-    if reading.over and reading.empty:
+    if completion.over and completion.empty:
         words = "The upstream ended the stream without an answer."
         return Ending("failed", failure("empty_answer", words, retryable=True))
     return None
 
 
 def ending_events(
-    ending: Ending, reading: CompletionState, attempts: int
+    ending: Ending, completion: CompletionState | None, attempts: int
 ) -> tuple[list[Event], Event, bytes]:
     """Return the last events, the lone `end` if a cancel came first, and the record's result."""
-    # Who finished either told the price or does not count; who was broken off had no time to tell.
-    usage = reading.usage if ending.state == "done" else reading.estimate()
-    result = {"finish_reason": reading.finish_reason, "usage": usage, "attempts": attempts}
+    reason = usage = None
+    if completion is not None:
+        # Who finished told the price or does not count; who was broken off had no time to tell.
+        usage = completion.usage if ending.state == "done" else completion.estimate()
+        reason = completion.finish_reason
+    result = {"finish_reason": reason, "usage": usage, "attempts": attempts}
     last = [Event(_json({"state": ending.state, **result}), b"end")]
     if ending.failure is not None:
         last.insert(0, Event(_json(ending.failure), b"failure"))

@@ -18,7 +18,7 @@ from gateway.runs.run import Run, RunLimits
 from gateway.sse import Event
 from gateway.telemetry.base import Telemetry
 from gateway.upstream.client import UpstreamRequest
-from gateway.upstream.protocols.chat import CompletionState
+from gateway.upstream.protocols.base import CompletionState
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Start:
     events: list[Event] = field(default_factory=list)  # Of ours, logged before anything is asked.
     claimed: float = 0.0  # When it was asked for, if it begins with nothing.
     before: int = 0  # Requests that were sent, or may have been.
-    reading: CompletionState | None = None  # Of an answer that goes on.
+    completion: CompletionState | None = None  # Of an answer that goes on.
     ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
 
 
@@ -95,7 +95,7 @@ class RunRegistry(Mapping[str, Run]):
         tail = self._fanout.own(stream_id, *start.entries)
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
         log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
-        more = (start.before, start.reading)
+        more = (start.before, start.completion)
         run = Run(log, tail, preset, start.request, self._caps, *more)
         if start.events:
             log.append(start.events, ours=True)

@@ -16,6 +16,7 @@ from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.records import Records
 from gateway.runs.repeats import Repeats
+from gateway.sse import encode
 from gateway.store.client import RedisClient
 from gateway.store.keys import (
     asked_key,
@@ -123,14 +124,15 @@ class Rehearsal:
         await self._repeats.find(self._id, EventId(self._epoch, 0))
 
     async def _write(self) -> None:
-        first, second = (str(EventId(self._epoch, number)) for number in (1, 2))
+        ids = first, second, third = [str(EventId(self._epoch, number)) for number in (1, 2, 3)]
+        frames = [encode(b"", each.encode()) for each in ids]
         key = log_key(self._id)
-        await self._store.urgent([["XADD", key, "NOMKSTREAM", first, 1, "data:\n\n"]])
+        await self._store.urgent([["XADD", key, "NOMKSTREAM", first, 1, frames[0]]])
         await self._records.hold(self._id, self._epoch, {"version": 1}, torn="none")
         await self._store.urgent([["XLEN", key]])
-        entry = EntryBatch(EventId(self._epoch, 2), 1, b"data:\n\n")
+        entry = EntryBatch(EventId(self._epoch, 2), 1, frames[1])
         await self._records.append(self._id, first, [entry])
-        end = End("done", str(EventId(self._epoch, 3)), 1, b"event: end\ndata:\n\n")
+        end = End("done", third, 1, frames[2])
         self._seal = Seal(second, end, end, b"{}")
 
     async def _read(self) -> None:

@@ -31,11 +31,11 @@ from gateway.eventlog.tail import Tail
 from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Held
 from gateway.runs.endings import Ending, ending_events, failure, natural_ending
-from gateway.sse import Event, Parser
+from gateway.sse import Event
 from gateway.upstream.client import UpstreamRequest
 from gateway.upstream.messages import said
-from gateway.upstream.protocols.chat import DONE, CompletionState, choices_of, is_whole
-from gateway.upstream.protocols.complaints import ERROR_NAMES, retryable
+from gateway.upstream.protocols.base import CompletionState, Protocol
+from gateway.upstream.protocols.table import protocol_of
 
 logger = logging.getLogger("gateway.runs.run")
 
@@ -43,7 +43,7 @@ logger = logging.getLogger("gateway.runs.run")
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
 _AT_ONCE = 1 << 16  # Bytes: they may be ten thousand events, and other streams wait meanwhile.
 _NOISE = 1 << 20  # Bytes of comments and the like that are read however small a log may be.
-_AFTER_FINISH = 10.0  # Seconds an upstream may take for usage and [DONE] after the finish reason.
+_AFTER_FINISH = 10.0  # Seconds an upstream may take for what it still has to say after the finish.
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Run:
         tail: Tail,
         preset: Preset,
         request: bytes,
-        caps: RunLimits,
+        limits: RunLimits,
         before: int = 0,
-        reading: CompletionState | None = None,
+        completion: CompletionState | None = None,
     ) -> None:
         now = clock.now()
         self.log = log
@@ -83,10 +83,10 @@ class Run:
         self.finished_at: float | None = None
         self.why = ""  # What it was and what came of it, for operators.
         self._request = request
-        self._parser = Parser(caps.event_bytes)
-        self._caps = caps
-        self._reading = reading or CompletionState(choices_of(request))
-        tail.choices = self._reading.choices
+        self._frames = self._protocol.frames(limits.event_bytes)
+        self._limits = limits
+        self._completion = completion or self._protocol.completion(request)
+        tail.choices = self._completion.choices
         self._held = b""  # Read, and not yet looked at.
         self._ending: Ending | None = None
         self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
@@ -116,6 +116,10 @@ class Run:
         return Held(self.subject, self.log.stream_id, len(self._request))
 
     @property
+    def _protocol(self) -> Protocol:
+        return protocol_of(self.preset)
+
+    @property
     def pulling(self) -> bool:
         """Whether it still reads, or waits for, its upstream."""
         return self._pull is not None
@@ -143,23 +147,20 @@ class Run:
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
         attempts = self._before + self._sent
-        events, cancelled, result = ending_events(ending, self._reading, attempts)
+        events, cancelled, result = ending_events(ending, self._completion, attempts)
         return await self.log.seal(ending.state, events, cancelled, result)
 
     def _measure(self) -> str:
         """Say how much it was, for operators: numbers only, whatever the upstream told."""
-        usage = self._reading.estimate() or {}
-        tokens = "+".join(
-            map(_number, (usage.get("prompt_tokens"), usage.get("completion_tokens")))
-        )
-        guess = " (estimated)" if usage.get("estimated") else ""
+        tokens = "+".join(map(_number, self._completion.tokens))
+        guess = " (estimated)" if (self._completion.estimate() or {}).get("estimated") else ""
         return f"{self.log.count} events, {tokens} tokens{guess}"
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""
         if self._ending is None and not self._pulled:
             # What is whole is done; a cancel that was stored has the last word at the seal.
-            self._ending = Ending("done") if self._reading.finished else ending
+            self._ending = Ending("done") if self._completion.finished else ending
             self._stop_pulling()
 
     def _stop_pulling(self) -> None:
@@ -185,7 +186,7 @@ class Run:
     def _silent(self) -> Ending:
         words = f"The upstream was silent for {self._silence:g} seconds."
         stalled = failure("upstream_stalled", words, retryable=True)
-        at_rest = Ending("done") if self._reading.at_rest else Ending("stalled", stalled)
+        at_rest = Ending("done") if self._completion.at_rest else Ending("stalled", stalled)
         return self._natural_end() or at_rest
 
     def _fenced(self) -> None:
@@ -220,56 +221,63 @@ class Run:
 
     async def _attempt(self, ask: UpstreamRequest) -> None:
         self._held = b""
-        self._parser = Parser(self._caps.event_bytes, max(self._caps.log_bytes, _NOISE))
+        noise = max(self._limits.log_bytes, _NOISE)
+        self._frames = self._protocol.frames(self._limits.event_bytes, noise)
         self._heard, self._silence = clock.now(), self.preset.first_byte
         self._sent += 1
         async with ask.ask(self.preset, self._request) as chunks:
             while await chunks.each(self._take):
-                while self._held and not self._reading.closed:
+                while self._held and not self._completion.closed:
                     await self._let_others()
                     self._take(self._held)
-                if self._reading.closed:
+                if self._completion.closed:
                     return
                 await self._wait_for_store()
             if chunks.framed:  # Else nothing tells the end of the body from a cut.
-                self._keep([each for each in self._parser.rest() if _is_whole(each)])
-            self._reading.end(framed=chunks.framed)
+                self._keep([each for each in self._frames.rest() if self._protocol.is_whole(each)])
+            self._completion.end(framed=chunks.framed)
 
     def _take(self, chunk: bytes) -> bool:
         """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
         self._spoke = True
         if len(chunk) > _AT_ONCE or self._held:
             self._held, chunk = chunk[_AT_ONCE:], chunk[:_AT_ONCE]
-        self._keep(self._parser.feed(chunk))
-        if self._parser.odd and not self._reading.closed:
+        self._keep(self._frames.feed(chunk))
+        if self._frames.odd and not self._completion.closed:
             self._look_at_odd()
-        return self._reading.closed or self.log.backlog > BACKLOG or bool(self._held)
+        return self._completion.closed or self.log.backlog > BACKLOG or bool(self._held)
 
     def _look_at_odd(self) -> None:
-        self._parser.odd = False
-        self._reading.hear(self._parser.strays)
-        if self._parser.noisy:
+        self._frames.odd = False
+        self._completion.hear(self._frames.strays)
+        if self._frames.noisy:
             raise _too_large("upstream_noise", "The upstream sends too much that is no event.")
-        if self._parser.overflow:
+        if self._frames.overflow:
             raise _too_large("event_too_large", "An event of the upstream is too large.")
 
     def _keep(self, events: list[Event]) -> None:
-        room = self._caps.log_bytes - self.log.size
+        room = self._limits.log_bytes - self.log.size
         fit = events
         if sum([len(event.data) for event in events]) > room:
             fit = _that_fit(events, room)
         if fit:
             for event in fit:
-                self._reading.see(event)
-            if self._reading.closed:
-                fit = events = _to_the_close(fit)
+                self._completion.see(event)
+            if self._completion.closed:
+                fit = events = self._to_the_close(fit)
             self.log.append(fit)
         if len(fit) < len(events):
             raise _too_large("log_full", "The completion is larger than a stream may be.")
         self._silence = self.preset.stall
-        finished = self._reading.finished  # Not for good: text after it shows that it was none.
+        finished = self._completion.finished  # Not for good: text after it shows that it was none.
         if finished != (self._finished_at is not None):
             self._finished_at = clock.now() if finished else None
+
+    def _to_the_close(self, events: list[Event]) -> list[Event]:
+        """Return what is of the answer: whether more came in the same read is chance."""
+        closes = self._protocol.closes
+        ends = [number for number, event in enumerate(events, 1) if closes(event)]
+        return events[: ends[0]] if ends else events
 
     async def _let_others(self) -> None:
         await asyncio.sleep(0)
@@ -299,27 +307,17 @@ class Run:
 
     def _natural_end(self) -> Ending | None:
         """Return the end that the upstream itself came to, None if it was cut off."""
-        self._parser.abandon()
-        self._reading.hear(self._parser.strays)
-        self._reading.look_back()
-        strayed = bool(self._parser.strays)
-        for event in self._parser.rest():
-            self._reading.suspect(event)
-        if self._reading.error is not None:
-            words = said(self._reading.error, self.preset) or "The upstream reported an error."
-            again = retryable(self._reading.error)
+        self._frames.abandon()
+        self._completion.hear(self._frames.strays)
+        self._completion.look_back()
+        strayed = bool(self._frames.strays)
+        for event in self._frames.rest():
+            self._completion.suspect(event)
+        if self._completion.error is not None:
+            words = said(self._completion.error, self.preset) or "The upstream reported an error."
+            again = self._completion.retryable
             return Ending("failed", failure("upstream_error", words, retryable=again))
-        return natural_ending(self._reading, strayed=strayed)
-
-
-def _to_the_close(events: list[Event]) -> list[Event]:
-    """Return what is of the answer: whether more came in the same read is chance."""
-    ends = [number for number, event in enumerate(events, 1) if event.data.strip() == DONE]
-    return events[: ends[0]] if ends else events
-
-
-def _is_whole(event: Event) -> bool:
-    return is_whole(event.data) or event.name.lower() in ERROR_NAMES
+        return natural_ending(self._completion, strayed=strayed)
 
 
 def _number(value: object) -> str:

@@ -20,7 +20,7 @@ from gateway.eventlog.reader import PAGE, read_page
 from gateway.runs.records import Record
 from gateway.sse import OURS, Event, Parser
 from gateway.store.client import RedisClient
-from gateway.upstream.protocols.chat import CompletionState, Voice
+from gateway.upstream.protocols.table import logged_protocol
 
 _AT_ONCE = 2  # Answers that are worked on at the same time, each of another subject.
 _PAUSE = 0.002  # Seconds of work after which others have their turn.
@@ -31,21 +31,22 @@ _PATIENCE = 3.0  # Seconds that somebody waits for room.
 
 
 class CompletionSnapshot:
-    """What a log tells since its last `reset`: the reading, the text of choice 0, the last id.
+    """What a log tells since its last `reset`: its completion's state and text, the last id.
 
     The text is JSON without its quotes: half a surrogate pair is no UTF-8 by itself.
     """
 
-    def __init__(self, choices: int = 1) -> None:
-        self.reading = CompletionState(choices)
+    def __init__(self, request: bytes = b"") -> None:
+        self._protocol = logged_protocol()
+        self._request = request
+        self.completion = self._protocol.completion(request)
         self.text = bytearray()  # Grows only: who has an older length may go on to read it.
         self.last: EventId | None = None
         self.last_id: str | None = None
         self.count = 0  # The entries it has seen.
         self.asked = clock.now()
         self.lock = asyncio.Lock()
-        self._choices = choices
-        self._voice = Voice()
+        self._answer = self._protocol.text()
         self._since = self.asked
 
     async def see(self, entries: Iterable[EntryBatch]) -> None:
@@ -60,12 +61,12 @@ class CompletionSnapshot:
 
     def _see(self, event: Event) -> None:
         if event.name == b"reset":
-            self.reading, self.text = CompletionState(self._choices), bytearray()
-            self._voice = Voice()
+            self.completion, self.text = self._protocol.completion(self._request), bytearray()
+            self._answer = self._protocol.text()
         elif event.name not in OURS:
-            self.reading.see(event)
-            text = self._voice.text_of(event.data)
-            if self._voice.anew:
+            self.completion.see(event)
+            text = self._answer.text_of(event)
+            if self._answer.anew:
                 self.text = bytearray()
             if text:
                 written = json.dumps(text, ensure_ascii=False)[1:-1]
@@ -78,9 +79,9 @@ class CompletionSnapshot:
             self._since = clock.now()
 
 
-async def snapshot_of(entries: Iterable[EntryBatch], choices: int = 1) -> CompletionSnapshot:
-    """Return what a whole log tells."""
-    answer = CompletionSnapshot(choices)
+async def snapshot_of(entries: Iterable[EntryBatch], request: bytes) -> CompletionSnapshot:
+    """Return what the whole log of a request tells."""
+    answer = CompletionSnapshot(request)
     await answer.see(entries)
     return answer
 

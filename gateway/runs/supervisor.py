@@ -28,10 +28,10 @@ from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Takeover
+from gateway.sse import lines
 from gateway.tasks import Tasks
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
-from gateway.upstream.protocols.chat import CompletionState
 
 logger = logging.getLogger("gateway.runs.supervisor")
 
@@ -148,8 +148,8 @@ class RunSupervisor:
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; returns the state the stream ends with."""
-        _, end, result = ending_events(Ending("cancelled"), CompletionState(), 0)
-        frame = b"event: end\ndata: " + end.data + b"\n"
+        _, end, result = ending_events(Ending("cancelled"), None, 0)
+        frame = lines(end.data, end.name)
         state, owner = await self._records.cancel(record.stream_id, frame, result)
         if owner == self._records.replica and record.stream_id in self._registry:
             self._inbox.cancel([record.stream_id])

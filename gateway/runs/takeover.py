@@ -2,7 +2,7 @@
 
 Taking a stream over fences the dead one's late writes; then its log can be read at leisure. What it
 tells has the last word: `done` if the finish was logged, `cancelled` if a cancel was stored. Any
-other stream goes down a ladder, at most as often as its preset allows deaths:
+other stream recovers by the first step that it can take, as often as its preset allows deaths:
 
 1. An upstream that keeps its answers is re-attached: nothing is lost, and nothing paid again.
 2. `on_crash = "restart"`: it is asked again, after a `reset`. The dead owner's request may have
@@ -35,7 +35,6 @@ from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
 from gateway.upstream.client import Upstream, UpstreamRequest
-from gateway.upstream.protocols.chat import CompletionState, choices_of
 
 logger = logging.getLogger("gateway.runs.takeover")
 
@@ -223,7 +222,7 @@ class Takeover:
         answer = await self._told(record.stream_id, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._beat.replica else None
-        start = preset and self._rung(record, preset, left, answer)
+        start = preset and self._recovery_step(record, preset, left, answer)
         if preset and start and self._registry.begin_if_room(record, preset, start):
             how = "asked again" if start.events else "re-attached"
             logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
@@ -235,16 +234,16 @@ class Takeover:
         self, stream_id: str, entries: list[EntryBatch], request: bytes
     ) -> CompletionSnapshot:
         try:
-            return await snapshot_of(entries, choices_of(request))
+            return await snapshot_of(entries, request)
         except Exception:  # It is somebody else's, and the stream must end all the same.
             logger.exception("%s: what its log tells is not understood", stream_id)
             return CompletionSnapshot()
 
-    def _rung(
+    def _recovery_step(
         self, record: Record, preset: Preset, left: Start, answer: CompletionSnapshot
     ) -> Start | None:
         """Return how a stream goes on, None if it ends."""
-        over = answer.reading.finished or answer.reading.error is not None
+        over = answer.completion.finished or answer.completion.error is not None
         if over or record.cancelled or not left.request:
             return None
         deaths = sum(not entry.number for entry in left.entries) - 1
@@ -252,7 +251,7 @@ class Takeover:
             return None
         if ask := self._rest(record.stream_id, preset, left.entries):
             before = max(0, left.before - 1)  # The request at hand is the one that goes on.
-            return replace(left, before=before, reading=answer.reading, ask=ask)
+            return replace(left, before=before, completion=answer.completion, ask=ask)
         if preset.on_crash != "restart":
             return None
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
@@ -269,12 +268,12 @@ class Takeover:
 
     async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> None:
         stream_id = record.stream_id
-        ending = Ending("done") if answer.reading.finished else _lost()
+        ending = Ending("done") if answer.completion.finished else _lost()
         try:
-            events, end, result = ending_events(ending, answer.reading, record.attempts)
+            events, end, result = ending_events(ending, answer.completion, record.attempts)
         except Exception:
             logger.exception("%s: ends without what its log tells", stream_id)
-            events, end, result = ending_events(ending, CompletionState(), record.attempts)
+            events, end, result = ending_events(ending, None, record.attempts)
         fields = {**fields_of(record), "request": left.request}
         log = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
         try:

@@ -12,15 +12,14 @@ import httpx
 
 from gateway.config.presets import Preset
 from gateway.errors import UpstreamFailure
-from gateway.sse import FRAMES
 from gateway.upstream.codings import compressions, unpacked, unreadable
 from gateway.upstream.connection import fields
 from gateway.upstream.failures import broken, no_stream, not_readable, refused
+from gateway.upstream.protocols.table import protocol_of
 from gateway.upstream.transport import Body, Reply
 
 ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
-_STREAM = "text/event-stream"
 _EMPTY = frozenset({204, 205})
 _BODY_WAIT = 2.0  # Seconds for the body of a refusal.
 _LOOKED_AT = 64 * 1024  # Bytes read of what is no stream, or not known to be one.
@@ -83,37 +82,40 @@ async def _opened(reply: Reply, preset: Preset) -> Chunks:
     if strange:
         raise not_readable(reply.status, strange, preset)
     kinds = [each.partition(";")[0].strip() for each in fields(reply.headers, b"content-type")]
-    is_one = set(kinds) == {_STREAM}
+    protocol = protocol_of(preset)
+    is_one = len(set(kinds)) == 1 and protocol.types.issuperset(kinds)
     if is_one and not codings:
         return Chunks(reply.body)
     try:
-        chunks, first = await _looked_at(reply, codings)
+        chunks, first = await _looked_at(reply, codings, protocol.starts)
     except ERRORS as error:
         raise broken(error) from error
-    if is_one or first.startswith(FRAMES):
+    if is_one or first.startswith(protocol.starts):
         return chunks
     raise no_stream(reply.status, kinds, await _start_of(chunks, preset), preset)
 
 
-async def _looked_at(reply: Reply, codings: list[str]) -> tuple[Chunks, bytes]:
+async def _looked_at(
+    reply: Reply, codings: list[str], starts: tuple[bytes, ...]
+) -> tuple[Chunks, bytes]:
     """Return a body of which nothing is lost, and what it begins with."""
-    raw = await _beginning(reply.body)
+    raw = await _beginning(reply.body, starts)
     begun = _first_line(raw)
-    if not codings or begun.startswith(FRAMES):  # Unpacked on the way, as its head does not say.
+    if not codings or begun.startswith(starts):  # Unpacked on the way, as its head does not say.
         return Chunks(reply.body, None, raw), begun
     plain = unpacked(reply.body, codings, raw)
-    first = await _beginning(plain)
+    first = await _beginning(plain, starts)
     return Chunks(reply.body, plain, first), _first_line(first)
 
 
-async def _beginning(chunks: AsyncIterator[bytes]) -> bytes:
+async def _beginning(chunks: AsyncIterator[bytes], starts: tuple[bytes, ...]) -> bytes:
     """Return what comes until it is known what it is."""
     seen = b""
     async for chunk in chunks:
         seen += chunk
         begun = _first_line(seen)
-        may_be = any(frame.startswith(begun) for frame in FRAMES)
-        if begun.startswith(FRAMES) or not may_be or len(seen) > _LOOKED_AT:
+        may_be = any(each.startswith(begun) for each in starts)
+        if begun.startswith(starts) or not may_be or len(seen) > _LOOKED_AT:
             break
     return seen
 

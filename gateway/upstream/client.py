@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -11,16 +11,13 @@ from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.answers import ERRORS, Chunks, opened
 from gateway.upstream.failures import unanswered
+from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.table import protocol_of
 from gateway.upstream.transport import Body, Message, Reply, Transport
 
 __all__ = ["Asking", "Chunks", "Upstream", "UpstreamRequest"]
 
-_HEADERS = {
-    "Content-Type": "application/json",
-    "Accept": "text/event-stream",
-    "Accept-Encoding": "identity",
-    "User-Agent": "sse-ticket-gateway",
-}
+_HEADS = 256  # Heads of requests that are kept ready.
 
 
 class UpstreamRequest(Protocol):
@@ -35,7 +32,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self._transport = Transport()
-        self._messages: dict[int, tuple[Preset, Message]] = {}  # Of the presets, by identity.
+        self._messages: dict[tuple[Any, ...], Message] = {}
 
     def ask(self, preset: Preset, request: bytes) -> "Asking":
         """Return the context of one request: its body's chunks; raises UpstreamFailure there.
@@ -44,34 +41,35 @@ class Upstream:
         """
         return Asking(self, preset, request)
 
-    async def send(self, preset: Preset, request: bytes) -> Reply:
-        """Send one request; raises UpstreamFailure."""
+    def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
+        """Return the way to an answer's rest, as its protocol knows it; None if there is none."""
+        rest = protocol_of(preset).rest(preset, seen)
+        return None if rest is None else Rest(self, rest)
+
+    async def send(self, preset: Preset, request: bytes | HttpRequest) -> Reply:
+        """Send a prepared request, or one that its protocol made; raises UpstreamFailure."""
         try:
-            return await self._transport.send(self._message(preset), request, preset.connect)
+            return await self._transport.send(*self._message(preset, request), preset.connect)
         except ERRORS as error:
             raise unanswered(error) from error
 
-    def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
-        """Return the way to an answer's rest, at no further price; None if there is none.
-
-        A chat completion is lost with its connection. One that is kept by the upstream, as a
-        background response is, can be gone on with by whoever overrides this: `seen` are its events
-        up to the last one logged, data byte for byte, so its id and the last number are among them.
-        What is yielded must begin with the event after that; what is raised ends the stream.
-        """
-        return None
-
-    def _message(self, preset: Preset) -> Message:
-        known = self._messages.get(id(preset))
+    def _message(self, preset: Preset, request: bytes | HttpRequest) -> tuple[Message, bytes]:
+        if isinstance(request, bytes):
+            request = protocol_of(preset).request(preset, request)
+        head = request[:3]
+        known = self._messages.get(head)
         if known is None:
-            known = self._messages[id(preset)] = preset, Message.of(_request(preset, "POST"))
-        return known[1]
+            if len(self._messages) >= _HEADS:  # A protocol may put what a page says into its URL.
+                self._messages.clear()
+            known = self._messages[head] = Message.of(_without_body(request))
+        return known, request.body
 
     async def reach(self, preset: Preset) -> int:
         """Return the status of a request that asks for nothing; raises UpstreamFailure."""
         try:
             async with asyncio.timeout(preset.connect):
-                sent = Message.of(_request(preset, "OPTIONS"))
+                options = protocol_of(preset).request(preset, b"")._replace(method="OPTIONS")
+                sent = Message.of(_without_body(options))
                 reply = await self._transport.send(sent, b"", preset.connect)
             await reply.body.aclose()
             return reply.status
@@ -83,14 +81,20 @@ class Upstream:
         await self._transport.aclose()
 
 
-def _request(preset: Preset, method: str) -> httpx.Request:
-    headers = httpx.Headers(_HEADERS)
-    if key := preset.api_key.get_secret_value():
-        headers["Authorization"] = f"Bearer {key}"
-    # As bytes: httpx takes a text for ASCII.
-    latin = {name: value.encode("latin-1") for name, value in preset.headers.items()}
-    headers.update({name.encode(): value for name, value in latin.items()})
-    return httpx.Request(method, httpx.URL(preset.url), headers=headers)
+def _without_body(request: HttpRequest) -> httpx.Request:
+    return httpx.Request(request.method, httpx.URL(request.url), headers=[*request.headers])
+
+
+class Rest:
+    """The rest of an answer: what was asked for is sent no more."""
+
+    def __init__(self, upstream: Upstream, rest: HttpRequest) -> None:
+        self._upstream = upstream
+        self._rest = rest
+
+    def ask(self, preset: Preset, request: bytes) -> "Asking":
+        """Return the context of the rest's chunks; raises UpstreamFailure there."""
+        return Asking(self._upstream, preset, self._rest)
 
 
 class Asking:
@@ -102,7 +106,7 @@ class Asking:
 
     __slots__ = ("_body", "_preset", "_request", "_upstream")
 
-    def __init__(self, upstream: Upstream, preset: Preset, request: bytes) -> None:
+    def __init__(self, upstream: Upstream, preset: Preset, request: bytes | HttpRequest) -> None:
         self._upstream = upstream
         self._preset = preset
         self._request = request

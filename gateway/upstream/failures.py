@@ -1,22 +1,11 @@
 """Failures: how an upstream request can end badly, and what a page may be told of it."""
 
-import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-
 import httpx
 
 from gateway.config.presets import Preset
 from gateway.errors import UpstreamFailure
 from gateway.upstream.messages import message_of, said
-from gateway.upstream.protocols.complaints import is_final, passes, stray_complaint
-
-# Refusals before anything was paid for. Other statuses come also from gateways and CDNs that had
-# asked their provider by then: who knows that his do not lists them in `retry_on`.
-SURE = frozenset({429, 503, 529})
-
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
-_DATE = 64  # Characters; all forms are shorter.
+from gateway.upstream.protocols.table import protocol_of
 
 
 def broken(error: Exception) -> UpstreamFailure:
@@ -53,21 +42,16 @@ def unanswered(error: Exception) -> UpstreamFailure:
 
 
 def refused(status: int, headers: httpx.Headers, body: bytes, preset: Preset) -> UpstreamFailure:
-    """Tell a refusal that cannot have been paid for from one that may have been."""
-    # An upstream that knows better says so; that it may be asked again does not make it sure.
-    told = headers.get("x-should-retry", "").strip().lower()
-    sure = (status in SURE or status in preset.retry_on) and told != "false"
-    again = sure or passes(status)
-    if error := stray_complaint(body):
-        again = again and not is_final(error)
+    """Return what becomes of a request that was answered with no success."""
+    told = protocol_of(preset).refused(preset, status, headers.multi_items(), body)
     return UpstreamFailure(
         "upstream_refused",
-        message_of(body, preset) or _answered(status, headers, preset),
+        said(told.words, preset) or _answered(status, headers, preset),
         state="failed",
         status=status,
-        retryable=told == "true" or (told != "false" and again),
-        sure=sure,
-        retry_after=_retry_after(headers),
+        retryable=told.retryable,
+        sure=told.sure,
+        retry_after=told.retry_after,
     )
 
 
@@ -99,26 +83,3 @@ def not_readable(status: int, coding: str, preset: Preset) -> UpstreamFailure:
         state="failed",
         status=status,
     )
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Return the seconds to wait (RFC 9110 §10.2.3: a number or a date), None if not told."""
-    for value in headers.get_list("retry-after-ms"):
-        if _NUMBER.fullmatch(value.strip()):
-            return float(value) / 1000
-    for value in headers.get_list("retry-after"):
-        if _NUMBER.fullmatch(value.strip()):
-            return float(value)
-        if (seconds := _until(value.strip())) is not None:
-            return seconds
-    return None
-
-
-def _until(date: str) -> float | None:
-    """Return the seconds until an HTTP date, all three forms of RFC 9110 §5.6.7."""
-    try:
-        when = parsedate_to_datetime(date[:_DATE])
-        when = when.replace(tzinfo=when.tzinfo or UTC)  # That of asctime has none, and means UTC.
-        return max(0.0, (when - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None

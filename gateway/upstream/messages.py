@@ -30,6 +30,11 @@ def said(value: Any, preset: Preset) -> str:
 
 
 def message_of(body: bytes, preset: Preset) -> str:
+    """Return the words of a refusal's body as a page may have them."""
+    return said(words_of(body), preset)
+
+
+def words_of(body: bytes) -> str:
     """Return the words of a refusal's body: its message, or as it is; "" if it is a web page."""
     body = body.removeprefix(b"\xef\xbb\xbf").lstrip()
     if body.startswith(FRAMES):  # As one that fails after it has decided to stream.
@@ -37,7 +42,7 @@ def message_of(body: bytes, preset: Preset) -> str:
     elif body.startswith(b"<"):
         return ""
     found = _found(_value(body), _DEPTH)
-    return said(body.decode("utf-8", "replace") if found is None else found, preset)
+    return body.decode("utf-8", "replace") if found is None else found
 
 
 def _value(body: bytes) -> Any:

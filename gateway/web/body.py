@@ -9,10 +9,12 @@ do not go on: an upstream that takes the first would be asked for what no preset
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
+from gateway.config.presets import Preset
 from gateway.errors import Rejected
+from gateway.upstream.protocols.table import protocol_of
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
@@ -44,9 +46,9 @@ class Body:
         except (ValueError, RecursionError) as error:
             raise _no_json(error) from None
 
-    def made(self, prepare: Callable[[dict[str, Any]], dict[str, Any]]) -> Asked:
+    def made(self, preset: Preset) -> Asked:
         """Return the request that a preset makes of it; raises Rejected."""
-        asked = prepare(self.values)
+        asked = protocol_of(preset).prepare(preset, self.values)
         try:
             same = _utf8(_SORTED.encode(asked))
             parts = [f"{_ENCODER.encode(name)}:{self._text(name, asked[name])}" for name in asked]

@@ -14,7 +14,8 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
-from gateway.upstream.protocols.chat import Voice
+from gateway.upstream.protocols.base import AnswerText
+from gateway.upstream.protocols.table import logged_protocol
 from gateway.web.responses import STREAM_HEADERS
 
 _MUCH = 8 * 1024  # Bytes after which others have their turn.
@@ -50,7 +51,7 @@ class EventStream:
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
             if self._text:
-                self._plain = PlainText(await self._voice())
+                self._plain = PlainText(await self._answer())
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -63,9 +64,9 @@ class EventStream:
             self._fanout.detach(viewer)
             self._seat()
 
-    async def _voice(self) -> Voice:
+    async def _answer(self) -> AnswerText:
         tail = self._viewer.tail
-        return Voice.after(await self._fanout.begun_with(tail), tail.choices)
+        return logged_protocol().text(await self._fanout.begun_with(tail), tail.choices)
 
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer
@@ -110,8 +111,8 @@ class PlainText:
     one and goes out under its id, so a resume between the two loses neither half.
     """
 
-    def __init__(self, voice: Voice | None = None) -> None:
-        self._voice = voice or Voice(0)
+    def __init__(self, answer: AnswerText) -> None:
+        self._answer = answer
         self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
         self._waiting: Event | None = None
         self._text = ""
@@ -122,7 +123,7 @@ class PlainText:
         for event in self._parser.feed(frames):
             if event.name in OURS:
                 parts += [self._flush(), encode(event.data, event.id, event.name)]
-            elif text := self._voice.text_of(event.data):
+            elif text := self._answer.text_of(event):
                 self._text += text
                 self._waiting = event
                 if not _HALF.search(self._text):

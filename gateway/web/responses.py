@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Rejected, Unavailable
 from gateway.runs.records import Created
-from gateway.sse import retry
+from gateway.sse import comment, retry
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -118,7 +118,7 @@ def rejected(error: Rejected) -> Response:
 def unavailable(error: Unavailable, times: Retry, names_stream: bool) -> Response:
     """Return what will pass: 200 and a retry to an EventSource's GET, 503 or 429 to others."""
     if names_stream:
-        body = times.line() + b": %s\n" % error.code.encode()
+        body = times.line() + comment(error.code.encode())
         response = Response(body, 200)
         response.raw_headers = [
             *STREAM_HEADERS,

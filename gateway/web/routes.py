@@ -117,7 +117,7 @@ class Routes:
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._records.limits.check(subject, claims=not key)
-        made = (await body_of(request, self._settings.max_body)).made(preset.prepare)
+        made = (await body_of(request, self._settings.max_body)).made(preset)
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
@@ -222,8 +222,8 @@ class Routes:
         result = json.loads(record.result) if record.result else {}
         data = {
             "state": state_of(record, answer.last_id is not None),
-            "finish_reason": result.get("finish_reason", answer.reading.finish_reason),
-            "usage": result.get("usage", answer.reading.usage),
+            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
+            "usage": result.get("usage", answer.completion.usage),
             "last_event_id": answer.last_id,
             "attempts": result.get("attempts", record.attempts),
         }

@@ -1,4 +1,4 @@
-"""Presets: what is sent to an upstream, and what is refused before."""
+"""Presets: what may be in one, and what gets into the head of a request."""
 
 from typing import Any
 
@@ -6,105 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.config.presets import Preset
-from gateway.errors import Rejected
-from tests.support import ask
-
-USAGE = {"include_usage": True}
 
 
 def preset(**members: Any) -> Preset:
     """Return a preset of these members."""
     return Preset.model_validate(members)
-
-
-def refused(given: Preset, body: dict[str, Any]) -> str:
-    """Return the code that a request is refused with."""
-    with pytest.raises(Rejected) as caught:
-        given.prepare(body)
-    assert caught.value.status == 400
-    return caught.value.code
-
-
-def test_a_request_is_sent_as_it_is_but_streamed_and_counted() -> None:
-    sent = preset().prepare(ask("Hi", temperature=0.5))
-    assert sent == {**ask("Hi", temperature=0.5), "stream": True, "stream_options": USAGE}
-
-
-def test_the_callers_body_is_not_changed() -> None:
-    body = ask(stream_options={"x": 1})
-    preset(force={"user": "u"}).prepare(body)
-    assert body == ask(stream_options={"x": 1})
-
-
-def test_defaults_fill_what_is_missing_only() -> None:
-    sent = preset(defaults={"model": "m", "seed": 7}).prepare(ask())
-    assert (sent["model"], sent["seed"]) == ("pretend", 7)
-
-
-def test_a_null_of_the_caller_is_not_missing() -> None:
-    assert preset(defaults={"seed": 7}).prepare(ask(seed=None))["seed"] is None
-
-
-def test_force_wins_over_caller_and_defaults() -> None:
-    forcing = preset(defaults={"seed": 1}, force={"seed": 2, "model": "cheap"})
-    sent = forcing.prepare(ask(seed=3))
-    assert (sent["model"], sent["seed"]) == ("cheap", 2)
-
-
-def test_a_listed_model_passes() -> None:
-    assert preset(models=["a", "pretend"]).prepare(ask())["model"] == "pretend"
-
-
-@pytest.mark.parametrize("model", ["other", "Pretend", "", None, 5, ["pretend"]])
-def test_a_model_that_is_not_listed_is_refused(model: Any) -> None:
-    assert refused(preset(models=["pretend"]), ask() | {"model": model}) == "model_not_allowed"
-
-
-def test_a_missing_model_is_refused_where_models_are_listed() -> None:
-    assert refused(preset(models=["pretend"]), {"messages": []}) == "model_not_allowed"
-
-
-def test_the_list_judges_the_model_that_will_be_asked() -> None:
-    forcing = preset(models=["cheap"], force={"model": "cheap"})
-    assert forcing.prepare(ask())["model"] == "cheap"
-
-
-def test_a_refusal_names_the_models_allowed() -> None:
-    with pytest.raises(Rejected, match="a, b"):
-        preset(models=["a", "b"]).prepare(ask())
-
-
-def test_stream_true_may_be_said() -> None:
-    assert preset().prepare(ask(stream=True))["stream"] is True
-
-
-@pytest.mark.parametrize("stream", [False, None, 0, 1, "true"])
-def test_anything_but_a_stream_is_refused(stream: Any) -> None:
-    assert refused(preset(), ask(stream=stream)) == "stream_required"
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_the_caller_may_say_whether_to_count(wanted: bool) -> None:
-    sent = preset().prepare(ask(stream_options={"include_usage": wanted}))
-    assert sent["stream_options"] == {"include_usage": wanted}
-
-
-def test_other_stream_options_are_kept() -> None:
-    sent = preset().prepare(ask(stream_options={"include_obfuscation": False}))
-    assert sent["stream_options"] == {"include_usage": True, "include_obfuscation": False}
-
-
-def test_null_stream_options_are_none() -> None:
-    assert preset().prepare(ask(stream_options=None))["stream_options"] == USAGE
-
-
-def test_a_preset_may_leave_counting_out() -> None:
-    assert "stream_options" not in preset(include_usage=False).prepare(ask())
-
-
-@pytest.mark.parametrize("options", ["x", 5, [1], True, [], "", 0, False])
-def test_stream_options_that_are_no_object_are_refused(options: Any) -> None:
-    assert refused(preset(), ask(stream_options=options)) == "not_an_object"
 
 
 @pytest.mark.parametrize(

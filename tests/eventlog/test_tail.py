@@ -633,7 +633,7 @@ async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows
 async def test_what_is_read_while_a_run_begins_here_is_not_shown_twice(
     shared_redis: RedisServer,
 ) -> None:
-    """A read was under way when the run began: Redis has an entry that has not landed yet."""
+    """A read was under way when the run began: Redis has an entry that is not acknowledged yet."""
     async with elsewhere(shared_redis.url) as there:
         await there.write(fence())
         await there.attach()
@@ -662,16 +662,16 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
 ) -> None:
     """Else it hears of nothing new but once a second. The old owner's last words come along."""
     async with elsewhere(any_redis_url) as there:
-        old, heir = await there.claim(), _records(there.store)
+        old, successor = await there.claim(), _records(there.store)
         one = await there.attach()
         assert ids(one) == []
-        told = asyncio.create_task(_watch(there.store, heir.replica))
+        told = asyncio.create_task(_watch(there.store, successor.replica))
         record = await old.read(there.stream_id)
         assert record is not None
         await there.write(*[entry(1, 1, epoch=record.epoch)] * unread)
-        await heir.takeover(there.stream_id, old.replica, "nonce")
+        await successor.takeover(there.stream_id, old.replica, "nonce")
         assert there.stream_id in await asyncio.wait_for(told, 5)
-        assert there.fanout.owners() == {heir.replica: [there.stream_id]}
+        assert there.fanout.owners() == {successor.replica: [there.stream_id]}
         assert len(ids(one)) == unread
 
 

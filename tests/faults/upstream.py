@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gateway.upstream.failures import SURE
+from gateway.upstream.protocols.refusals import SURE
 from tests.faults.schedule import Answer
 from tests.support import until
 

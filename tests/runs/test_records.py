@@ -166,10 +166,10 @@ async def test_a_claim_is_repeated_only_by_its_own_attempt(store: RedisClient, o
 
 async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: RedisClient) -> None:
     """What it named is off all lists: should it die now, nobody would find the stream."""
-    late, heir = replica(store), replica(store)
+    late, successor = replica(store), replica(store)
     stream_id = await cached(late)
     before = await found(late, stream_id)
-    assert await heir.takeover(stream_id, late.replica, new_id()) is None
+    assert await successor.takeover(stream_id, late.replica, new_id()) is None
     assert (await late.claim(stream_id, "nonce", before.buried)).verdict == "unnamed"
     after = await found(late, stream_id)
     assert after.state == "cached"
@@ -225,10 +225,10 @@ async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: Redi
     assert claim.epoch > far
     epochs, owner = [claim.epoch], records
     for _ in range(3):
-        heir = replica(store)
-        taken = await heir.takeover(stream_id, owner.replica, "n")
+        successor = replica(store)
+        taken = await successor.takeover(stream_id, owner.replica, "n")
         epochs.append(taken or 0)
-        owner = heir
+        owner = successor
     assert epochs == sorted(set(epochs))
 
 
@@ -238,21 +238,21 @@ async def test_epochs_grow_also_when_clock_and_record_have_gone_back(store: Redi
 async def test_a_stream_is_taken_from_the_owner_that_was_seen_and_from_no_other(
     store: RedisClient,
 ) -> None:
-    owner, heir = replica(store), replica(store)
+    owner, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
-    assert await heir.takeover(stream_id, "another", "n") is None
-    taken = await heir.takeover(stream_id, owner.replica, "n")
+    assert await successor.takeover(stream_id, "another", "n") is None
+    taken = await successor.takeover(stream_id, owner.replica, "n")
     assert taken is not None
     assert taken > epoch
-    assert (await found(owner, stream_id)).owner == heir.replica
+    assert (await found(owner, stream_id)).owner == successor.replica
     assert await replica(store).takeover(stream_id, owner.replica, "n") is None
 
 
 async def test_a_takeover_fences_the_late_writes_of_the_old_owner(store: RedisClient) -> None:
-    owner, heir = replica(store), replica(store)
+    owner, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
     await append(store, stream_id, f"{epoch}-1")
-    taken = await heir.takeover(stream_id, owner.replica, "n")
+    taken = await successor.takeover(stream_id, owner.replica, "n")
     with pytest.raises(Unavailable):
         await append(store, stream_id, f"{epoch}-2")
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{taken}-0"]
@@ -263,11 +263,11 @@ async def test_a_takeover_fences_the_late_writes_of_the_old_owner(store: RedisCl
 
 
 async def test_a_takeover_repeated_by_its_own_attempt_is_one(store: RedisClient) -> None:
-    owner, heir = replica(store), replica(store)
+    owner, successor = replica(store), replica(store)
     stream_id, _ = await claimed(owner)
-    first = await heir.takeover(stream_id, owner.replica, "nonce")
+    first = await successor.takeover(stream_id, owner.replica, "nonce")
     assert first is not None
-    assert await heir.takeover(stream_id, owner.replica, "nonce") == first
+    assert await successor.takeover(stream_id, owner.replica, "nonce") == first
     assert len(await log_ids(store, stream_id)) == 2
 
 
@@ -417,13 +417,13 @@ async def test_a_hold_tells_the_last_entry_and_appends_nothing_to_a_log_that_is_
 
 
 async def test_a_hold_never_takes_back_what_another_owns(store: RedisClient) -> None:
-    owner, heir = replica(store), replica(store)
+    owner, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(owner)
-    taken = await heir.takeover(stream_id, owner.replica, "n")
+    taken = await successor.takeover(stream_id, owner.replica, "n")
     await store.call("DEL", record_key(stream_id))  # The fence in the log still tells.
     with pytest.raises(Fenced):
         await owner.hold(stream_id, epoch, restored())
-    await heir.hold(stream_id, taken or 0, restored())
+    await successor.hold(stream_id, taken or 0, restored())
     await store.call("DEL", log_key(stream_id))  # And so does the record.
     with pytest.raises(Fenced):
         await owner.hold(stream_id, epoch, restored())
@@ -446,32 +446,32 @@ async def test_a_hold_puts_what_a_younger_claim_of_an_older_epoch_left_out_of_th
 
 async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: RedisClient) -> None:
     """Redis forgot a takeover, and the dead owner, who came back, wrote on."""
-    old, heir = replica(store), replica(store)
+    old, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
     await append(store, stream_id, f"{epoch}-1")
     inherited = await read_all(store, stream_id)
     await append(store, stream_id, f"{epoch}-2")
     mine = epoch + 1000
     with pytest.raises(EarlierNeeded, match=rf"^{epoch}-2$"):
-        await heir.hold(stream_id, mine, restored(), None)
-    assert (await found(heir, stream_id)).owner == old.replica
-    assert await heir.hold(stream_id, mine, restored(), inherited) == f"{mine}-0"
+        await successor.hold(stream_id, mine, restored(), None)
+    assert (await found(successor, stream_id)).owner == old.replica
+    assert await successor.hold(stream_id, mine, restored(), inherited) == f"{mine}-0"
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{mine}-0"]
     assert (await read_all(store, stream_id))[:2] == inherited
-    assert await heir.hold(stream_id, mine, restored(), None) == f"{mine}-0"
+    assert await successor.hold(stream_id, mine, restored(), None) == f"{mine}-0"
 
 
 async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
     store: RedisClient,
 ) -> None:
-    old, heir = replica(store), replica(store)
+    old, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
     inherited = await read_all(store, stream_id)
     await old.seal(stream_id, epoch, ending(epoch))
     for before in (None, inherited):
         with pytest.raises(Fenced):
-            await heir.hold(stream_id, epoch + 1000, restored(), before)
-    assert (await found(heir, stream_id)).state == "done"
+            await successor.hold(stream_id, epoch + 1000, restored(), before)
+    assert (await found(successor, stream_id)).state == "done"
 
 
 async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: RedisClient) -> None:
@@ -575,7 +575,7 @@ async def test_presence_is_seen_by_others_until_it_runs_out(store: RedisClient) 
     "step", ["cached", "claimed", "cancelled", "taken", "held", "sealed", "cancelled at once"]
 )
 async def test_every_key_has_a_ttl_after_every_script(store: RedisClient, step: str) -> None:
-    records, heir = replica(store), replica(store)
+    records, successor = replica(store), replica(store)
     stream_id = await cached(records)
     if step == "cancelled at once":
         await records.cancel(stream_id, b"", b"")
@@ -584,7 +584,7 @@ async def test_every_key_has_a_ttl_after_every_script(store: RedisClient, step: 
         if step == "cancelled":
             await records.cancel(stream_id, b"", b"")
         if step == "taken":
-            await heir.takeover(stream_id, records.replica, "n")
+            await successor.takeover(stream_id, records.replica, "n")
         if step == "held":
             await store.call("DEL", record_key(stream_id), log_key(stream_id))
             await records.hold(stream_id, epoch, restored())

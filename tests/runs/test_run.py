@@ -18,7 +18,7 @@ from gateway.config.presets import Preset
 from gateway.runs.endings import MOVES, Ending, ending_events, failure
 from gateway.runs.records import FINAL
 from gateway.sse import Event
-from gateway.upstream.protocols.chat import CompletionState
+from gateway.upstream.protocols.chat_state import ChatState
 from tests.support import (
     OK,
     WHOLE,
@@ -693,9 +693,9 @@ def test_every_end_can_be_reached_and_done_only_by_a_stream() -> None:
     assert [state for state, moves in MOVES.items() if "expired" in moves] == ["cached"]
 
 
-def reading(*data: bytes) -> CompletionState:
+def told_by(*data: bytes) -> ChatState:
     """Return what these events tell."""
-    seen = CompletionState()
+    seen = ChatState()
     for each in data:
         seen.see(Event(each))
     return seen
@@ -703,7 +703,7 @@ def reading(*data: bytes) -> CompletionState:
 
 def test_the_end_is_last_and_a_failure_comes_before_it() -> None:
     told = failure("upstream_cut", "It broke.", retryable=True, status=502)
-    events, _, _ = ending_events(Ending("truncated", told), reading(chunk("Hi")), 2)
+    events, _, _ = ending_events(Ending("truncated", told), told_by(chunk("Hi")), 2)
     assert [event.name for event in events] == [b"failure", b"end"]
     assert json.loads(events[0].data) == told
     facts = {"finish_reason": None, "usage": {"completion_tokens": 1, "estimated": True}}
@@ -715,7 +715,7 @@ def test_a_failure_has_a_status_only_where_there_is_one() -> None:
 
 
 def test_a_clean_end_has_no_failure_and_the_record_says_the_same() -> None:
-    events, cancelled, result = ending_events(Ending("done"), reading(STOP, b"[DONE]"), 1)
+    events, cancelled, result = ending_events(Ending("done"), told_by(STOP, b"[DONE]"), 1)
     facts = {"finish_reason": "stop", "usage": None, "attempts": 1}
     assert [event.name for event in events] == [b"end"]
     assert json.loads(events[0].data) == {"state": "done", **facts}
@@ -725,10 +725,10 @@ def test_a_clean_end_has_no_failure_and_the_record_says_the_same() -> None:
 
 @pytest.mark.parametrize("state", sorted(FINAL - {"done"}))
 def test_an_end_that_broke_off_estimates_what_was_paid_and_says_so(state: str) -> None:
-    events, cancelled, result = ending_events(Ending(state), reading(chunk("a"), chunk("b")), 1)
+    events, cancelled, result = ending_events(Ending(state), told_by(chunk("a"), chunk("b")), 1)
     for told in (events[-1].data, cancelled.data, result):
         assert json.loads(told)["usage"] == {"completion_tokens": 2, "estimated": True}
-    events, _, _ = ending_events(Ending(state), reading(), 1)
+    events, _, _ = ending_events(Ending(state), told_by(), 1)
     assert json.loads(events[-1].data)["usage"] is None
 
 
@@ -750,5 +750,5 @@ async def test_what_broke_off_and_was_paid_tells_an_estimate_to_viewers_and_reco
 
 def test_every_last_event_is_one_line() -> None:
     told = failure("x", "two\nlines\r\u2028", retryable=True)
-    events, cancelled, _ = ending_events(Ending("failed", told), reading(), 1)
+    events, cancelled, _ = ending_events(Ending("failed", told), told_by(), 1)
     assert all(event.data.isascii() and b"\n" not in event.data for event in [*events, cancelled])

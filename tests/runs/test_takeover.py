@@ -19,7 +19,9 @@ from gateway.eventlog.reader import read_all
 from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, record_key
-from gateway.upstream.client import Chunks, Upstream, UpstreamRequest
+from gateway.upstream.protocols import table
+from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.chat import Chat
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
 from tests.runs.test_supervisor import ends, know_scripts, script_is
 from tests.support import (
@@ -94,12 +96,10 @@ async def owner(redis_url: str, upstream_url: str, folder: Path) -> AsyncIterato
         yield started
 
 
-def heir(
-    redis_url: str, upstream_url: str, using: Upstream | None = None, **more: Any
-) -> AbstractAsyncContextManager[Served]:
+def heir(redis_url: str, upstream_url: str, **more: Any) -> AbstractAsyncContextManager[Served]:
     """Run a replica in this process that asks again after a death."""
     given = {"presets": RESTART, "redis_url": redis_url, "upstream_url": upstream_url, "grace": 9}
-    return running(using, **{**given, **more})
+    return running(**{**given, **more})
 
 
 async def via(there: Process, url: str, count: int = 1) -> Transcript:
@@ -586,28 +586,20 @@ def _marks(event: asyncio.Event) -> Any:
 # Re-attached
 
 
-class Kept(Upstream):
-    """An upstream that numbers its events and keeps them: what is after one can be had again."""
+class Kept(Chat):
+    """The chat of an upstream that numbers its events and keeps them: one may ask for the rest."""
 
-    def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
         """Go on after the last event that has a number."""
         numbers = [json.loads(event.data)["number"] for event in seen]
-        return Rest(self, numbers[-1]) if numbers else None
+        there = f"{preset.url}/rest?after={numbers[-1]}" if numbers else ""
+        return HttpRequest("GET", there, self.request(preset, b"").headers) if numbers else None
 
 
-class Rest:
-    """The events after a number."""
-
-    def __init__(self, upstream: Upstream, number: int) -> None:
-        self._upstream = upstream
-        self._number = number
-
-    @asynccontextmanager
-    async def ask(self, preset: Preset, request: bytes) -> AsyncIterator[Chunks]:
-        """Ask for them; the request was sent before."""
-        there = preset.model_copy(update={"url": f"{preset.url}/rest?after={self._number}"})
-        async with self._upstream.ask(there, b"") as chunks:
-            yield chunks
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every preset speak such a chat."""
+    monkeypatch.setattr(table, "PROTOCOLS", {table.DEFAULT: Kept()})
 
 
 def numbered(number: int, text: str, finish: str | None = None, index: int = 0) -> bytes:
@@ -629,6 +621,7 @@ async def keeps(call: Call) -> None:
         await call.left.wait()
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("on_crash", ["interrupt", "restart"])
 async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is_lost_or_paid_again(
     own_redis: RedisServer, tmp_path: Path, on_crash: str
@@ -636,7 +629,7 @@ async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is
     presets = {"default": Preset.model_validate({"on_crash": on_crash})}
     async with (
         scripted(keeps) as upstream,
-        heir(own_redis.url, upstream.url, Kept(), presets=presets) as b,
+        heir(own_redis.url, upstream.url, presets=presets) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket(ask(n=2))
@@ -648,10 +641,12 @@ async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is
         # Also the choice that had finished before counts: without it this would be truncated.
         assert (before.end["state"], before.end["attempts"]) == ("done", 1)
         assert (await b.completion(url))["text"] == "Hello"
+        assert upstream.calls[-1].head.startswith(b"GET ")
         paid = [call for call in upstream.calls if b"/rest" not in call.head]
         assert (len(paid), len(upstream.calls)) == (1, 2)
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("seen", [[], LOST])
 async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
     own_redis: RedisServer, tmp_path: Path, seen: list[bytes]
@@ -659,7 +654,7 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
     """Nothing is known of it, or what is known cannot be understood, which raises."""
     async with (
         scripted(in_turn(says(*seen))) as upstream,
-        heir(own_redis.url, upstream.url, Kept()) as b,
+        heir(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()

@@ -19,7 +19,7 @@ def sent(text: str | bytes, **members: Any) -> bytes:
 def asked(text: str | bytes, **members: Any) -> Asked:
     """Return what a preset of these members makes of a body."""
     preset = Preset.model_validate({"include_usage": False, **members})
-    return Body(text.encode() if isinstance(text, str) else text).made(preset.prepare)
+    return Body(text.encode() if isinstance(text, str) else text).made(preset)
 
 
 def refused(text: str | bytes, **members: Any) -> str:

@@ -13,6 +13,7 @@ import pytest
 from starlette.requests import Request
 
 from gateway.errors import REJECTED, TOO_MANY, UNAVAILABLE, Rejected, Unavailable
+from gateway.upstream.protocols.chat_text import ChatText
 from gateway.web.event_stream import PlainText
 from gateway.web.requests import accepts, last_event_id
 from gateway.web.responses import Retry, nothing_more, rejected, reply, unavailable
@@ -312,7 +313,7 @@ async def test_text_of_an_unknown_position_begins_with_a_gap() -> None:
     ],
 )
 def test_text_of_one_event(data: bytes, text: bytes | None) -> None:
-    frames = PlainText().frames(b"data: " + data + b"\nid: 1-1\n\n")
+    frames = PlainText(ChatText(0)).frames(b"data: " + data + b"\nid: 1-1\n\n")
     lines = [] if text is None else text.split(b"\n")
     block = b"".join(b"data: " + line + b"\n" for line in lines) + b"id: 1-1\n\n"
     assert frames == (block if lines else b"")
@@ -320,7 +321,7 @@ def test_text_of_one_event(data: bytes, text: bytes | None) -> None:
 
 def test_events_of_ours_pass_text_untouched() -> None:
     ours = b'event: failure\ndata: {"a":1}\nid: 1-1\n\nevent: end\ndata: {}\nid: 1-2\n\n'
-    assert PlainText().frames(ours) == ours
+    assert PlainText(ChatText(0)).frames(ours) == ours
 
 
 # Accept, Last-Event-ID

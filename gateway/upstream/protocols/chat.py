@@ -1,349 +1,102 @@
-"""Chat: what the events of a streamed chat completion tell. Pure.
-
-The bytes go to the viewers untouched. What is read from them is the end, the errors and the price,
-and only from events whose bytes say that they hold one: no JSON is decoded for the rest.
-
-The end of a connection is not the end of a completion. Whole is what has a finish reason for each
-choice that was asked for; at `[DONE]`, or at an end of the body that HTTP vouches for, for each
-choice that was seen, as some servers ignore `n`. Some send a reason with every event: where text
-comes after one, they prove nothing any more, and only `[DONE]` or such an end does. `[DONE]` after
-text, with no reason at all, is the server's own word; with nothing before it there is no answer.
-"""
+"""Chat: OpenAI's chat completions, and what the field has made of them. Pure."""
 
 import json
-import re
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gateway.sse import Event
-from gateway.upstream.protocols import complaints
-from gateway.upstream.protocols.usage import Usage
+from gateway.config.presets import Preset
+from gateway.errors import Rejected
+from gateway.sse import FRAMES, Event, Parser
+from gateway.upstream.protocols.base import HttpRequest, Refusal
+from gateway.upstream.protocols.chat_chunks import DONE, decoded
+from gateway.upstream.protocols.chat_state import ChatState
+from gateway.upstream.protocols.chat_text import ChatText
+from gateway.upstream.protocols.complaints import ERROR_NAMES
+from gateway.upstream.protocols.refusals import judged
 
-DONE = b"[DONE]"
-BROKEN_OFF = frozenset(  # Reasons that finish nothing.
-    {"insufficient_system_resource", "abort", "aborted", "cancelled", "canceled", "interrupted"}
-    | {"timeout", "user_cancel"}
-)
-
-_tells = re.compile(rb'"(?:finish_reason|usage|errors?)"\s*(?::\s*[^\sn]|[,}\]])').search
-_says = re.compile(rb'"(?:content|text)"\s*:\s*"[^"]').search
-_speaks = re.compile(rb'"(?:\w*(?:[mM]essage|msg)|errors?|detail|description|reason)"').search
-_TEXT = re.compile(rb'"(?:content|text|refusal|response)"')
-_ERROR = re.compile(r"error|errored|failed|failure|error_.*|.*_error", re.IGNORECASE | re.DOTALL)
-_NO_REASON = frozenset({"", "null", "none", "nil", "undefined"})
-_NO_ANSWER = frozenset({"id", "object", "created", "model", "type", "usage"})
-_NOTHING = frozenset({b"", b"{}", b"null", b'""'})
-_TEXTS = frozenset({"text", "output_text", "refusal"})
-_SHORT = 128  # Bytes that `[DONE]` and the white space around it may have.
-_EARLY = 4  # Events that are looked at once more where `[DONE]` comes soon after them.
-_ROUNDS = 8  # Times that some more are looked at where the first ones were none of an answer.
-_MOST = 1000  # Choices of which note is taken.
-_LOOKED_AT = 200  # Events in which a choice 0 is looked for.
-_REASON = 100  # Characters of a finish reason: it goes into `end` and the record, as a usage does:
-
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)  # NaN would not be JSON for a page.
-_PATIENT = json.JSONDecoder(
-    parse_constant=lambda _: None, parse_int=lambda digits: int(digits) if len(digits) < 20 else 0
+_HEADERS = (
+    (b"Content-Type", b"application/json"),
+    (b"Accept", b"text/event-stream"),
+    (b"Accept-Encoding", b"identity"),
+    (b"User-Agent", b"sse-ticket-gateway"),
 )
 
 
-class CompletionState:
-    """What a streamed chat completion has told so far."""
+class Chat:
+    """Chat completions, streamed as server-sent events."""
 
-    def __init__(self, choices: int = 1) -> None:
-        self._usage = Usage()
-        self.error: dict[str, Any] | None = None
-        self.finished = False  # Whether the upstream said that the completion is whole.
-        self.closed = False  # Whether `[DONE]` came: what follows is not of the answer.
-        self.over = False  # Whether the stream ended of its own accord.
-        self.pieces = 0
-        self.choices = choices
-        self._reasons: dict[int, str] = {}  # The last of each choice that told one.
-        # Choices; no sets, as empty ones take 300 bytes more of each stream.
-        self._unfinished: dict[int, None] = {}  # Those seen without one, or with text since.
-        self._broken: dict[int, None] = {}  # Those whose reason says the opposite.
-        self._went_on = False  # Whether text came after a finish.
-        self._reads_all = choices > 1  # Which choice is an event of?
-        self._early: list[bytes] | None = []  # The first events, if none of an answer was seen.
-        self._rounds = 0  # How often there were some more.
-        self._last = b""
+    types = frozenset({"text/event-stream"})
+    starts: tuple[bytes, ...] = FRAMES
 
-    @property
-    def usage(self) -> dict[str, Any] | None:
-        """What it told of the price."""
-        return self._usage.told
+    def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the completion request to send; raises Rejected where it is not allowed."""
+        request = {**preset.defaults, **_as_seen(preset, body), **preset.force}
+        if request.setdefault("stream", True) is not True:
+            raise Rejected("stream_required", 'Leave "stream" out, or set it to true.')
+        if preset.models and request.get("model") not in preset.models:
+            allowed = ", ".join(preset.models)
+            raise Rejected("model_not_allowed", f"Allowed are: {allowed}.")
+        if preset.include_usage:
+            options = request.get("stream_options")
+            options = {} if options is None else options
+            if not isinstance(options, dict):
+                raise Rejected("not_an_object", '"stream_options" must be an object.')
+            request["stream_options"] = {"include_usage": True, **options}
+        return request
 
-    @property
-    def finish_reason(self) -> str | None:
-        """The reason of choice 0, or of the first one that there is."""
-        seen = self._reasons.keys() | self._unfinished.keys()
-        return self._reasons.get(min(seen)) if seen else None
+    def request(self, preset: Preset, body: bytes) -> HttpRequest:
+        """Return what is sent: the key as a bearer token, unless the preset's headers say more."""
+        ours = list(_HEADERS)
+        if key := preset.api_key.get_secret_value():
+            ours.append((b"Authorization", f"Bearer {key}".encode()))
+        given = [(name.encode(), value.encode("latin-1")) for name, value in preset.headers.items()]
+        names = {name.lower() for name, _ in given}
+        kept = [each for each in ours if each[0].lower() not in names]
+        return HttpRequest("POST", preset.url, (*kept, *given), body)
 
-    @property
-    def broken_off(self) -> bool:
-        """Whether a choice was finished by a reason that says the opposite."""
-        return bool(self._broken)
+    def frames(self, limit: int, noise: int | None = None) -> Parser:
+        """Return the parser of an event stream."""
+        return Parser(limit, noise)
 
-    @property
-    def at_rest(self) -> bool:
-        """Whether each choice finished last: after a long silence nothing more is to come."""
-        finished = len(self._reasons) >= self.choices and not self._unfinished
-        return finished and self.error is None and not self.broken_off
+    def completion(self, body: bytes = b"") -> ChatState:
+        """Return the state of an answer with as many choices as were asked for."""
+        wanted = json.loads(body or b"{}").get("n")
+        return ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing of an answer came."""
-        return self._early is not None and not any(map(_is_of_answer, self._early))
+    def is_whole(self, event: Event) -> bool:
+        """Whether it is `[DONE]`, or JSON to its last brace, or an error by its name."""
+        whole = self.closes(event) or bool(decoded(event.data))
+        return whole or event.name.lower() in ERROR_NAMES
 
-    @property
-    def _in_mid_answer(self) -> bool:
-        """Whether what came before the last event is a chat without any reason, or nothing."""
-        nothing = self._early is not None and not any(map(_is_of_answer, self._early[:-1]))
-        return not self._reasons and (bool(self.pieces) or nothing)
+    def closes(self, event: Event) -> bool:
+        """Whether it is `[DONE]`."""
+        return event.data.strip() == DONE
 
-    def see(self, event: Event) -> None:
-        """Take note of one event."""
-        data, name, _ = event
-        if len(data) < _SHORT and data.strip() == DONE:
-            self.closed = True
-            self.end(framed=True)
-            return
-        self.pieces += b'"content"' in data
-        if self._reads_all or _tells(data):
-            self._suspect(self._last)
-            self._read(decoded(data), len(data))
-            if data.startswith(b"["):
-                self.hear(data)  # Gemini's errors come in a list.
-        if self._early is not None:
-            self._early = self._and(data)
-        if name and name.lower() in complaints.ERROR_NAMES:
-            self._fail(complaints.named_complaint(decoded(data), data))
-        self._last = b"" if b'"choices"' in data else data  # Of a chat nobody looks back at it.
+    def text(self, begun: Iterable[Event] = (), choices: int = 1) -> ChatText:
+        """Return the text of choice 0, or of the lowest that such a beginning shows."""
+        return ChatText.after(begun, choices)
 
-    def _and(self, data: bytes) -> list[bytes] | None:
-        assert self._early is not None
-        if any(b'"delta"' in each and _says(each) for each in self._early):
-            return None  # Nothing is kept of what begins as nearly all do.
-        if len(self._early) < _EARLY:
-            return [*self._early, data]
-        self._rounds += 1
-        if self._rounds > _ROUNDS or any(map(_says, self._early)) or not self.empty:
-            return None  # Most are at once, and nothing was decoded.
-        return [data]
+    def refused(
+        self, preset: Preset, status: int, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> Refusal:
+        """Judge by the status, by what OpenAI's headers add to it, and by an error in the body."""
+        return judged(preset, status, headers, body)
 
-    def hear(self, strays: bytes | bytearray) -> None:
-        """Take note of what came outside of all events: it may be the JSON of an error."""
-        by_reason = self.finished and self._reasons  # A `[DONE]` alone does not outweigh it.
-        if strays and not by_reason and (error := complaints.stray_complaint(strays)):
-            self.finished = False
-            self._fail(error)
-
-    def end(self, *, framed: bool) -> None:
-        """Take note of the end: HTTP vouches that nothing is missing if it is `framed`."""
-        self.look_back()
-        self.over = self.over or framed
-        if self.closed:
-            told = not self._unfinished.keys() - self._reasons.keys()
-            said = told if self._reasons else not self.empty
-        else:
-            said = bool(self._reasons) and not self._unfinished and (framed or not self._went_on)
-        if said and self.error is None and not self.broken_off:
-            self.finished = True
-
-    def suspect(self, event: Event) -> None:
-        """Take an event that was cut off for an error, if it is one: it is not for anyone else."""
-        self._suspect(event.data)
-        if event.name.lower() in complaints.ERROR_NAMES and is_whole(event.data):
-            self._fail(complaints.named_complaint(decoded(event.data), event.data))
-
-    def _suspect(self, data: bytes) -> None:
-        if b'"choices"' in data or not _speaks(data):
-            return
-        if error := complaints.complaint(decoded(data)):
-            self._fail(error)
-
-    def look_back(self) -> None:
-        """Take the last event for an error if it looks like one: nothing came after it."""
-        chunk = decoded(self._last)
-        if error := complaints.complaint(chunk) or (
-            complaints.last_words(chunk) if self._in_mid_answer else None
-        ):
-            self._fail(error)
-
-    def _read(self, chunk: dict[str, Any], size: int) -> None:
-        choices = _choices_of(chunk)
-        self._usage.see([*(each for _, each in choices), chunk.get("x_groq"), chunk], size)
-        if error := complaints.complaint(chunk):  # Before the reasons: it may stand beside one.
-            self._fail(error)
-        if self.closed:
-            return
-        for index, choice in choices:
-            known = index in self._reasons or index in self._unfinished
-            if known or len(self._reasons) + len(self._unfinished) < _MOST:
-                self._note(index, choice)
-        self.finished = self.at_rest and not self._went_on
-
-    def _note(self, index: int, choice: dict[str, Any]) -> None:
-        reason = _reason(choice)
-        if index in self._reasons and _says_something(choice):
-            self._went_on = True
-            self._unfinished[index] = None
-        elif self.finished and index in self._reasons:
-            return  # It is whole, whatever reason is told once more.
-        if reason is not None:
-            if _ERROR.fullmatch(reason):  # Some say so instead of an error object.
-                self._fail({})
-            self._reasons[index] = reason
-            if reason.lower() in BROKEN_OFF:
-                self._broken[index] = None
-            else:
-                self._broken.pop(index, None)
-            self._reads_all = True  # What follows is little, or shows that this was no finish.
-            self._unfinished.pop(index, None)
-        elif index not in self._reasons:
-            self._unfinished[index] = None
-
-    def _fail(self, error: dict[str, Any]) -> None:
-        if not self.finished and not self.error:  # After a clean finish nothing can undo it.
-            self.error = error
-
-    def estimate(self) -> dict[str, Any] | None:
-        """Return the usage, or a guess where the upstream never told it: a piece is a token."""
-        if self.usage is not None or not self.pieces:
-            return self.usage
-        return {"completion_tokens": self.pieces, "estimated": True}
-
-
-class Voice:
-    """Whose text the answer is: that of choice 0, or of the lowest where none has that number."""
-
-    def __init__(self, index: int | None = None) -> None:
-        self.anew = False  # Whether the last text begins it anew: that before was of another one.
-        self._index = index  # The lowest seen so far.
-        self._has_deltas = False
-
-    @classmethod
-    def after(cls, events: Iterable[Event], choices: int = 1) -> "Voice":
-        """Return the one that speaks in a stream which began with these events."""
-        voice = cls(0 if choices > 1 else None)
-        for event in islice(events, _LOOKED_AT):
-            if voice._index == 0 and voice._has_deltas:
-                break
-            voice._look(decoded(event.data))
-        return voice
-
-    def text_of(self, data: bytes) -> str:
-        """Return the text that an event adds to the answer; "" for anything else."""
-        self.anew = False
-        if self._index == 0 and not _TEXT.search(data):
-            return ""
-        chunk = decoded(data)
-        if "choices" not in chunk:
-            return _string(chunk.get("response"))  # Workers AI.
-        choices = self._look(chunk)
-        return "".join([self._text(choice) for index, choice in choices if index == self._index])
-
-    def _look(self, chunk: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-        choices = _choices_of(chunk)
-        lowest = min((index for index, _ in choices), default=self._index)
-        if lowest is not None and (self._index is None or lowest < self._index):
-            self.anew, self._index = self._index is not None, lowest
-        self._has_deltas |= any(isinstance(choice.get("delta"), dict) for _, choice in choices)
-        return choices
-
-    def _text(self, choice: dict[str, Any]) -> str:
-        text = _said(choice.get("delta")) or _string(choice.get("text"))
-        # Beside or after deltas a message repeats what they said.
-        return text if text or self._has_deltas else _said(choice.get("message"))
-
-
-def decoded(data: bytes) -> dict[str, Any]:
-    """Return a JSON object, {} for whatever else the bytes are."""
-    text = data.decode("utf-8", "replace")
-    try:
-        chunk = _DECODER.decode(text)
-    except RecursionError:
-        return {}
-    except ValueError:  # It may be a number with more digits than Python reads.
-        try:
-            chunk = _PATIENT.decode(text)
-        except (ValueError, RecursionError):
-            return {}
-    return chunk if isinstance(chunk, dict) else {}
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether nothing can be missing at the end of an event's data."""
-    return data.strip() == DONE or bool(decoded(data))
-
-
-def choices_of(request: bytes) -> int:
-    """Return how many choices a completion request asks for."""
-    wanted = json.loads(request or b"{}").get("n")
-    return wanted if isinstance(wanted, int) and wanted > 0 else 1
-
-
-def _choices_of(chunk: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """Return the choices of an event with their numbers; a number that is none is their place."""
-    choices = chunk.get("choices")
-    if not isinstance(choices, list):
-        return []
-    found = [each for each in choices if isinstance(each, dict)]
-    return [(_index(each.get("index"), place), each) for place, each in enumerate(found)]
-
-
-def _index(index: Any, place: int) -> int:
-    if isinstance(index, str) and index.isascii() and index.isdecimal() and len(index) < 10:
-        return int(index)
-    if isinstance(index, float) and index.is_integer():
-        return int(index)
-    return index if isinstance(index, int) and not isinstance(index, bool) else place
-
-
-def _reason(choice: dict[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or reason.strip().lower() in _NO_REASON:
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return None: a chat completion is lost with its connection."""
         return None
-    return reason[:_REASON]
+
+    def stop(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return None: a closed connection stops it."""
+        return None
 
 
-def _says_something(choice: dict[str, Any]) -> bool:
-    """Whether a choice has anything of an answer: text, thoughts, a call of a tool."""
-    for name in ("delta", "message"):
-        said = choice.get(name)
-        if isinstance(said, dict) and any(said[key] for key in said if key != "role"):
-            return True
-    return bool(choice.get("text"))
+def _as_seen(preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
+    """Leave out other spellings of what is checked or forced here.
 
-
-def _is_of_answer(data: bytes) -> bool:
-    """Whether an event has anything of an answer; what is of no known shape has."""
-    chunk = decoded(data)
-    if "choices" in chunk:
-        return any(_says_something(choice) for _, choice in _choices_of(chunk))
-    return bool(chunk.keys() - _NO_ANSWER) if chunk else data.strip() not in _NOTHING
-
-
-def _said(message: Any) -> str:
-    """Return the text of a delta or a message; a refusal is one."""
-    if not isinstance(message, dict):
-        return ""
-    content = message.get("content")
-    if not isinstance(content, str):
-        parts = content if isinstance(content, list) else [content]
-        content = "".join(map(_part, parts))
-    return content + _string(message.get("refusal"))
-
-
-def _part(part: Any) -> str:
-    """Return the text of a part that is one, and no thought, image or call."""
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict) or str(part.get("type", "text")) not in _TEXTS:
-        return ""
-    return _string(part.get("text")) or _string(part.get("refusal"))
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    Upstreams written in Go take `MODEL` for `model`, the later of the two: what was allowed would
+    not be what is asked for.
+    """
+    ours = {"stream", "stream_options", "model", *preset.force}
+    folded = {name.casefold() for name in ours}
+    return {k: v for k, v in body.items() if k in ours or k.casefold() not in folded}

@@ -1,0 +1,179 @@
+"""Protocols: how an upstream is asked, and what its answer tells; one implementation a provider.
+
+Nothing outside this package knows a provider's JSON, headers or statuses. What is here is pure: no
+I/O, no clock, and requests are values. The bytes of an answer are never changed: a protocol reads
+them, and whoever runs the stream logs and shows them as they came.
+
+To add a protocol:
+
+1. Write `protocols/NAME.py` with a class that has what `Protocol` lists, and beside it, if they do
+   not fit there, the classes that its methods return: a `CompletionState`, an `AnswerText` and,
+   where the answer is no event stream, `Frames`. Nothing is to be inherited; mypy compares.
+2. Add an instance of it to `table.PROTOCOLS`, under the name that a preset says. An instance holds
+   no state of a stream: one serves all.
+3. Put its tests in `tests/upstream/protocols/test_NAME.py`; `test_table.py` there plays what holds
+   for all with each protocol of the table. Tell `tests/test_layout.py` where its modules are
+   tested, and the docs its name.
+
+Shared by all who need it: `complaints` (errors in whatever shape), `usage` (bounded as a page may
+see it), `refusals` (which statuses are sure, how long to wait) and `gateway.sse.Parser` (`Frames`).
+
+`see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
+of an error or of the price must not be decoded: let a regular expression look first.
+"""
+
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from gateway.config.presets import Preset
+from gateway.sse import Event
+
+
+class HttpRequest(NamedTuple):
+    """What is sent to an upstream; its length is added to the headers, and its host if missing."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes = b""
+
+
+class Refusal(NamedTuple):
+    """What an answer without a stream tells; `words` are as they came, and may quote our keys."""
+
+    words: str  # "" if it has none.
+    sure: bool  # Whether nothing can have been paid for, so that asking again is safe.
+    retryable: bool  # Whether a new ticket may fare better.
+    retry_after: float | None  # Seconds, None if it does not say.
+
+
+class Frames(typing.Protocol):
+    """The bytes of one answer, cut into events however they come."""
+
+    overflow: bool  # An event is too large; none after it is returned.
+    noisy: bool  # Too much came that is no event.
+    strays: bytes | bytearray  # The start of what is of no event: it may be an error.
+    odd: bool  # Set with any of these; whoever has looked at them takes it back.
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events that this chunk completes."""
+
+    def rest(self) -> list[Event]:
+        """Return what was left incomplete, once."""
+
+    def abandon(self) -> None:
+        """Look for strays in what was left incomplete."""
+
+
+class CompletionState(typing.Protocol):
+    """What a streamed completion has told so far."""
+
+    choices: int  # Answers that were asked for.
+    error: dict[str, Any] | None  # What the upstream complained of, its words as `message`.
+    finished: bool  # Whether the upstream said that the completion is whole.
+    closed: bool  # Whether nothing that follows is of the answer: it is read no further.
+    over: bool  # Whether the stream ended of its own accord.
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """What it told of the price, as it told it; bounded."""
+
+    @property
+    def tokens(self) -> tuple[Any, Any]:
+        """Tokens of the prompt and of the answer, estimated if need be; whatever was told."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first answer ended, in the upstream's word; None if it did not say."""
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether its reason says that it did not finish."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether a long silence means that nothing more is to come."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of an answer came."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking again may mend the error."""
+
+    def see(self, event: Event) -> None:
+        """Take note of one event, as it comes or from the log, where its name may be prefixed."""
+
+    def hear(self, strays: bytes | bytearray) -> None:
+        """Take note of what came outside of all events: it may be an error."""
+
+    def suspect(self, event: Event) -> None:
+        """Take an event that was cut off for an error, if it is one: it is not for anyone else."""
+
+    def look_back(self) -> None:
+        """Take the last event for an error if it looks like one: nothing came after it."""
+
+    def end(self, *, framed: bool) -> None:
+        """Take note of the end: HTTP vouches that nothing is missing if it is `framed`."""
+
+    def estimate(self) -> dict[str, Any] | None:
+        """Return the usage, or a guess with `estimated` where the upstream never told it."""
+
+
+class AnswerText(typing.Protocol):
+    """The plain text of one answer, event by event."""
+
+    anew: bool  # Whether the last text begins it anew: that before was of another answer.
+
+    def text_of(self, event: Event) -> str:
+        """Return the text that an event adds to the answer; "" if it adds none."""
+
+
+class Protocol(typing.Protocol):
+    """How one kind of upstream is asked and understood."""
+
+    types: frozenset[str]  # Content types that are a stream, in lower case.
+    starts: tuple[bytes, ...]  # What a stream begins with, where its type is lost or wrong.
+
+    def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the request that a preset makes of a page's; raises Rejected.
+
+        The values of `body` are neither changed nor copied: their text is sent as it came.
+        """
+
+    def request(self, preset: Preset, body: bytes) -> HttpRequest:
+        """Return what is sent for a prepared request; of no body what `gateway check` sends."""
+
+    def frames(self, limit: int, noise: int | None = None) -> Frames:
+        """Return what cuts an answer into events of `limit` bytes, with `noise` between them."""
+
+    def completion(self, body: bytes = b"") -> CompletionState:
+        """Return the state of an answer to a prepared request, with nothing seen."""
+
+    def is_whole(self, event: Event) -> bool:
+        """Whether an event is complete whose end is that of a framed body."""
+
+    def closes(self, event: Event) -> bool:
+        """Whether nothing after this event is of the answer."""
+
+    def text(self, begun: Iterable[Event] = (), choices: int = 1) -> AnswerText:
+        """Return the text of an answer from here on; it began with these events."""
+
+    def refused(
+        self, preset: Preset, status: int, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> Refusal:
+        """Judge an answer that is no success; `headers` in lower case, `body` its beginning."""
+
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return what asks for an answer's rest, at no further price; None if it is lost.
+
+        For an upstream that keeps its answers, as background responses are. `seen` are the events
+        up to the last one logged, data byte for byte, so the answer's id and the last number are
+        among them. What is answered must begin with the event after that; a refusal ends the
+        stream. What is raised is logged, and taken for None.
+        """
+
+    def stop(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return what tells the upstream to stop; None where closing the connection does."""

@@ -1,0 +1,71 @@
+"""What holds for every protocol: each of the table is asked the same."""
+
+import pytest
+
+from gateway.config.presets import Preset
+from gateway.sse import Event
+from gateway.upstream.protocols.base import Protocol
+from gateway.upstream.protocols.table import DEFAULT, PROTOCOLS, logged_protocol, protocol_of
+from tests.support import ask
+
+PRESET = Preset.model_validate({"url": "http://u/v1", "api_key": "sk-1", "retry_on": [500]})
+
+each = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+
+
+def test_a_preset_and_a_log_that_name_none_speak_the_same() -> None:
+    assert protocol_of(PRESET) is logged_protocol() is PROTOCOLS[DEFAULT]
+
+
+@each
+def test_what_is_sent_can_stand_in_a_head_and_says_what_is_understood(protocol: Protocol) -> None:
+    sent = protocol.request(PRESET, b"{}")
+    lines = [part for header in sent.headers for part in header]
+    assert not any(b"\r" in part or b"\n" in part for part in lines)
+    accepted = {value.decode() for name, value in sent.headers if name.lower() == b"accept"}
+    assert accepted & protocol.types
+    assert any(b"sk-1" in part for part in [*lines, sent.url.encode()])
+
+
+@each
+def test_a_page_s_body_is_neither_changed_nor_copied(protocol: Protocol) -> None:
+    body = ask("Hi")
+    prepared = protocol.prepare(PRESET, body)
+    assert body == ask("Hi")
+    assert all(prepared[name] is body[name] for name in body)
+
+
+@each
+def test_nothing_seen_is_no_answer_and_no_text(protocol: Protocol) -> None:
+    completion = protocol.completion()
+    assert (completion.finished, completion.closed, completion.over) == (False, False, False)
+    assert (completion.error, completion.usage, completion.finish_reason) == (None, None, None)
+    assert (completion.estimate(), completion.empty, completion.choices) == (None, True, 1)
+    completion.end(framed=True)
+    assert (completion.finished, completion.over) == (False, True)
+    assert protocol.text().text_of(Event(b"")) == ""
+
+
+@each
+def test_an_event_larger_than_the_limit_is_told(protocol: Protocol) -> None:
+    frames = protocol.frames(100)
+    assert frames.feed(b"x" * 99) == []
+    assert not frames.overflow
+    frames.feed(b"x" * 99)
+    assert (frames.overflow, frames.odd) == (True, True)
+
+
+@each
+@pytest.mark.parametrize(
+    ("status", "sure"), [(429, True), (503, True), (529, True), (500, True), (502, False)]
+)
+def test_sure_is_a_refusal_before_anything_was_paid_or_one_that_a_preset_lists(
+    protocol: Protocol, status: int, sure: bool
+) -> None:
+    assert protocol.refused(PRESET, status, [], b"").sure == sure
+
+
+@each
+def test_of_an_answer_that_nothing_is_known_of_there_is_no_rest(protocol: Protocol) -> None:
+    assert protocol.rest(PRESET, []) is None
+    assert protocol.stop(PRESET, []) is None
