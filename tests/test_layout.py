@@ -116,6 +116,7 @@ TESTED_IN = {
     "upstream.protocols.base": "upstream.protocols.table",
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
+    "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
@@ -264,6 +265,15 @@ def test_packages_import_each_other_in_no_circle() -> None:
 def test_what_others_wrote_stays_behind_its_fence(name: str) -> None:
     foreign = {each.split(".")[0] for each in imports(name)} - STANDARD - {"gateway"}
     assert {each for each in foreign if name not in FENCES.get(each, set())} == set()
+
+
+@every_module
+def test_what_a_provider_sends_is_known_to_its_protocol_alone(name: str) -> None:
+    protocols = {each for each in ours(name) if each.startswith("upstream.protocols.")}
+    if not name.startswith("upstream.protocols."):
+        assert protocols <= {
+            f"upstream.protocols.{each}" for each in ("base", "table", "error_text")
+        }
 
 
 @pytest.mark.parametrize("library", FENCES)
