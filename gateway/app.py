@@ -79,7 +79,7 @@ class Gateway:
             telemetry=telemetry,
         )
         self.upstream = upstream or Upstream()
-        self.replica = RunSupervisor(
+        self.supervisor = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
             self.fanout,
@@ -94,7 +94,7 @@ class Gateway:
             self.tickets,
             self.records,
             self.fanout,
-            self.replica,
+            self.supervisor,
             authenticator(settings),
             telemetry,
         )
@@ -123,19 +123,19 @@ class Gateway:
 
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""
-        logger.info("draining %d run(s)", len(self.replica.active))
-        await self.replica.drain(self.settings.drain)
+        logger.info("draining %d run(s)", len(self.supervisor.active))
+        await self.supervisor.drain(self.settings.drain)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the replica; at the end runs are drained, unless the server has done so before."""
-        self.replica.start()
+        self.supervisor.start()
         try:
             yield
         finally:
-            if not self.replica.draining:
-                await self.replica.drain(self.settings.drain)
-            await self.replica.stop()
+            if not self.supervisor.draining:
+                await self.supervisor.drain(self.settings.drain)
+            await self.supervisor.stop()
             await self.fanout.stop()
             await self.upstream.close()
             await self.store.close()

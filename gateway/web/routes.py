@@ -51,14 +51,14 @@ class Routes:
         tickets: Tickets,
         records: Records,
         fanout: Fanout,
-        replica: RunSupervisor,
+        supervisor: RunSupervisor,
         authenticator: Authenticator,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
         self.retry = Retry(settings.shortest_grace)
-        self.replica = replica
-        self._redemption = replica.redemption
+        self._supervisor = supervisor
+        self._redemption = supervisor.redemption
         self._tickets = tickets
         self._mount = Mount(settings.public_url, settings.prefix)
         self._repeats = Repeats(records)
@@ -99,7 +99,7 @@ class Routes:
 
     def _methods(self, **calls: Call) -> ASGIApp:
         return Methods(
-            self.origins, self.retry, lambda: self.replica.draining, self._telemetry, **calls
+            self.origins, self.retry, lambda: self._supervisor.draining, self._telemetry, **calls
         )
 
     # Tickets
@@ -111,7 +111,7 @@ class Routes:
         name = request.path_params.get("preset", "default")
         preset = self._preset(name)
         at_once = accepts(request)[0]
-        if at_once and self.replica.draining:
+        if at_once and self._supervisor.draining:
             raise Unavailable("draining")
         key = idempotency_key(request)
         position = EventId.parse(last_event_id(request)) if at_once else None
@@ -208,7 +208,7 @@ class Routes:
         self.origins.check(request.headers)
         subject = await self._subject(request)
         record = await self._redemption.record(self._ticket(request), subject)
-        state = await self.replica.cancel(record)
+        state = await self._supervisor.cancel(record)
         if state == "missing":
             raise Rejected("log_expired")
         return reply({"state": state})
@@ -237,7 +237,7 @@ class Routes:
 
     async def ready(self, request: Request) -> AnyResponse:
         """GET /readyz: able to serve."""
-        if self.replica.draining:
+        if self._supervisor.draining:
             raise Unavailable("draining")
         await can_store(self._records)
         return reply({"status": "ready"})

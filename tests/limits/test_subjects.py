@@ -473,7 +473,7 @@ async def test_who_starts_as_many_at_once_as_it_may_is_not_refused(
             urls = [await gate.ticket() for _ in range(12)]
             got = await asyncio.gather(*(after(n / 1000, gate.read(u)) for n, u in enumerate(urls)))
             assert all(each.end["state"] == "done" for each in got)
-            await until(lambda: counts == {} and not gate.gateway.replica.active)
+            await until(lambda: counts == {} and not gate.gateway.supervisor.active)
 
 
 async def after(seconds: float, read: Coroutine[Any, Any, Transcript]) -> Transcript:

@@ -82,9 +82,9 @@ async def test_a_refusal_is_heard_of_with_its_code() -> None:
     async with heard(whole) as (gate, said):
         assert (await gate.http.post("/tickets", json=ask())).status_code == 401
         assert (await gate.http.get("/nowhere")).status_code == 404
-        gate.gateway.replica.draining = True
+        gate.gateway.supervisor.draining = True
         assert (await gate.http.get("/readyz")).status_code == 503
-        gate.gateway.replica.draining = False
+        gate.gateway.supervisor.draining = False
     codes = ("not_authenticated", "not_found", "draining")
     assert said == [("refused", code) for code in codes]
 
