@@ -111,6 +111,11 @@ class Run:
         return bytes(self.log.fields["subject"]).decode()
 
     @property
+    def asked(self) -> str:
+        """What a repeat of its request finds it by, "" where none can."""
+        return str(self.log.fields.get("asked", ""))
+
+    @property
     def held(self) -> Held:
         """What it holds of what is its subject's."""
         return Held(self.subject, self.log.stream_id, len(self._request))

@@ -237,7 +237,7 @@ class RunSupervisor:
 
     def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
         at = self._records.store.marker_of
-        asked = {each: run.log.fields.get("asked", "") for each, run in self._registry.items()}
+        asked = {each: run.asked for each, run in self._registry.items()}
         return {each: name for each, name in asked.items() if name and at(name) in markers}
 
     def _doubt(self, runs: Iterable[Run]) -> None:
