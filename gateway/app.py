@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.loading import authenticator
+from gateway.auth.tickets import Tickets
 from gateway.config import settings as settings_
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
@@ -20,6 +21,7 @@ from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.routes import Routes
 
@@ -41,10 +43,16 @@ class Front:
 class Gateway:
     """One replica: `app` is the ASGI application, whose lifespan is `running`."""
 
-    def __init__(self, settings: Settings, upstream: Upstream | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        upstream: Upstream | None = None,
+        telemetry: Telemetry = NO_TELEMETRY,
+    ) -> None:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
+        self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self.store = RedisClient(settings.redis_url)
         self.name = new_id()
         self.records = Records(
@@ -68,9 +76,10 @@ class Gateway:
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
             replay_bytes=settings.replay_bytes,
+            telemetry=telemetry,
         )
         self.upstream = upstream or Upstream()
-        self.replica = RunSupervisor(
+        self.supervisor = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
             self.fanout,
@@ -78,9 +87,16 @@ class Gateway:
             settings.preset,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
             _sweep_interval(settings),
+            telemetry=telemetry,
         )
         self.routes = Routes(
-            settings, self.store, self.records, self.fanout, self.replica, authenticator(settings)
+            settings,
+            self.tickets,
+            self.records,
+            self.fanout,
+            self.supervisor,
+            authenticator(settings),
+            telemetry,
         )
         self.app = self.with_routes([])
 
@@ -97,21 +113,29 @@ class Gateway:
         """Return the same for a server that asks for nothing else of it."""
         return Front(self.with_routes(more), self.routes.exact())
 
+    def cut(self, ticket: str) -> int:
+        """Cut off the viewers of a ticket's stream, as a bad line would; return how many.
+
+        Raises Rejected if it is no ticket.
+        """
+        tail = self.fanout.get(self.tickets.verify(ticket).stream_id)
+        return tail.drop() if tail else 0
+
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""
-        logger.info("draining %d run(s)", len(self.replica.active))
-        await self.replica.drain(self.settings.drain)
+        logger.info("draining %d run(s)", len(self.supervisor.active))
+        await self.supervisor.drain(self.settings.drain)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the replica; at the end runs are drained, unless the server has done so before."""
-        self.replica.start()
+        self.supervisor.start()
         try:
             yield
         finally:
-            if not self.replica.draining:
-                await self.replica.drain(self.settings.drain)
-            await self.replica.stop()
+            if not self.supervisor.draining:
+                await self.supervisor.drain(self.settings.drain)
+            await self.supervisor.stop()
             await self.fanout.stop()
             await self.upstream.close()
             await self.store.close()

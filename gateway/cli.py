@@ -136,8 +136,7 @@ def demo_(port: int, **flags: str | None) -> None:
 
         def cut(ticket: str) -> int:
             with suppress(Rejected):
-                tail = gateway.fanout.get(gateway.routes.tickets.verify(ticket).stream_id)
-                return tail.drop() if tail else 0
+                return gateway.cut(ticket)
             return 0
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))

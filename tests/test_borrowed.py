@@ -20,10 +20,12 @@ from tests.support import RedisServer
 from tests.test_layout import BORROWED
 
 SEEN_IN = {"python": "3.11", "uvicorn": "0.54", "redis": "8.1"}
-PROJECT = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[
+    "project"
+]
 
 
-@pytest.mark.parametrize("library", SEEN_IN.keys() - {"python"})
+@pytest.mark.parametrize("library", sorted(SEEN_IN.keys() - {"python"}))
 def test_nothing_older_than_what_was_looked_at_is_allowed(library: str) -> None:
     needs = next(each for each in PROJECT["dependencies"] if each.startswith(library))
     assert f">={SEEN_IN[library]}," in needs

@@ -138,8 +138,8 @@ async def test_what_ended_is_freed_at_once_however_it_ended() -> None:
         ends = ["done", "cancelled", "truncated"]
         urls = [await served.ticket(ask(how)) for how in ends]
         reading = [asyncio.create_task(served.read(url)) for url in urls]
-        await until(lambda: len(served.gateway.replica.active) == 3)
-        logs = [weakref.ref(run.log) for run in served.gateway.replica.active]
+        await until(lambda: len(served.gateway.supervisor.active) == 3)
+        logs = [weakref.ref(run.log) for run in served.gateway.supervisor.active]
         gc.disable()
         try:
             go.set()

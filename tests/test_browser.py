@@ -254,7 +254,7 @@ async def test_a_bare_eventsource_that_is_sent_away_resumes_without_loss(
     async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
         page, url = await started(context, gateway)
         await page.wait_for_function("got.length === 20")
-        ticket = gateway.gateway.routes.tickets.verify(url.partition("ticket=")[2])
+        ticket = gateway.gateway.tickets.verify(url.partition("ticket=")[2])
         tail = gateway.gateway.fanout.get(ticket.stream_id)
         assert tail is not None
         assert tail.drop() == 1

@@ -299,7 +299,7 @@ async def test_fetch_event_source_that_posts_and_is_cut_again_and_again_pays_onc
 
 def drop(gateway: Served, stream: str) -> None:
     """Send a stream's viewers away, as a deploy would."""
-    ticket = gateway.gateway.routes.tickets.verify(stream.partition("ticket=")[2])
+    ticket = gateway.gateway.tickets.verify(stream.partition("ticket=")[2])
     tail = gateway.gateway.fanout.get(ticket.stream_id)
     assert tail is not None
     assert tail.drop() == 1

@@ -59,7 +59,7 @@ async def shared(upstream: ScriptedUpstream) -> AsyncIterator[Served]:
 async def gate(shared: Served, upstream: ScriptedUpstream) -> AsyncIterator[Served]:
     """The gateway, for a test in which nothing may be started."""
     yield shared
-    assert shared.gateway.replica.active == []
+    assert shared.gateway.supervisor.active == []
     assert upstream.calls == [], "something was started"
 
 

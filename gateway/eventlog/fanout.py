@@ -25,6 +25,7 @@ from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
 from gateway.store.per_node import PerNodeTasks
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 
 POLL = 1.0  # Seconds between reads of a stream that is run elsewhere, if nobody wakes us.
 
@@ -45,6 +46,7 @@ class Fanout:
         heartbeat: float,
         write_timeout: float,
         replay_bytes: int = 64 << 20,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self._store = store
         self._source = source
@@ -52,6 +54,7 @@ class Fanout:
         # The sweep that looks comes every quarter: twice may pass before it sees a silence.
         self._heartbeat = heartbeat * 0.5
         self._write_timeout = write_timeout
+        self._telemetry = telemetry
         self._tails: dict[str, Tail] = {}
         self._pages = Pages(store, replay_bytes)
         self._fetchers = PerNodeTasks(self._fetcher)
@@ -115,6 +118,7 @@ class Fanout:
         viewer = Viewer(tail, event_id)
         tail.viewers.add(viewer)
         self.viewers += 1
+        self._telemetry.viewer_opened()
         if self.closing:
             viewer.leave()
         return viewer
@@ -139,6 +143,7 @@ class Fanout:
         tail.viewers.discard(viewer)
         tail.idle_since = clock.now()
         self.viewers -= 1
+        self._telemetry.viewer_closed()
         if tail.owner and not tail.local and not tail.viewers:
             self._fetcher_of(tail.stream_id).leave(tail.stream_id)
 

@@ -16,6 +16,7 @@ from gateway.limits.subjects import Limits
 from gateway.runs.records import Record, fields_of
 from gateway.runs.run import Run, RunLimits
 from gateway.sse import Event
+from gateway.telemetry.base import Telemetry
 from gateway.upstream.client import UpstreamRequest
 from gateway.upstream.protocols.base import CompletionState
 
@@ -31,7 +32,7 @@ class Start:
     claimed: float = 0.0  # When it was asked for, if it begins with nothing.
     before: int = 0  # Requests that were sent, or may have been.
     completion: CompletionState | None = None  # Of an answer that goes on.
-    ask: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
+    rest: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
 
 
 class RunRegistry(Mapping[str, Run]):
@@ -42,16 +43,18 @@ class RunRegistry(Mapping[str, Run]):
         fanout: Fanout,
         writer: GroupCommit,
         limits: Limits,
-        caps: RunLimits,
+        run_limits: RunLimits,
         live: Callable[[Run, Start], object],
+        telemetry: Telemetry,
     ) -> None:
-        self.most = caps.streams
+        self.most = run_limits.streams
         self.count = 0  # Of the active ones: counting them at every request would take too long.
         self._fanout = fanout
         self._writer = writer
         self._limits = limits
-        self._caps = caps
+        self._run_limits = run_limits
         self._live = live
+        self._telemetry = telemetry
         self._runs: dict[str, Run] = {}
 
     def __getitem__(self, stream_id: str) -> Run:
@@ -93,7 +96,7 @@ class RunRegistry(Mapping[str, Run]):
         fields = {**fields_of(record), "request": start.request, "attempts": start.before + 1}
         log = self._writer.open(stream_id, start.epoch, tail.entries, fields)
         more = (start.before, start.completion)
-        run = Run(log, tail, preset, start.request, self._caps, *more)
+        run = Run(log, tail, preset, start.request, self._run_limits, *more)
         if start.events:
             log.append(start.events, ours=True)
         if before := self._runs.get(stream_id):
@@ -101,6 +104,7 @@ class RunRegistry(Mapping[str, Run]):
         self._runs[stream_id] = run
         self.count += 1
         self._limits.streams.take(record.subject)
+        self._telemetry.run_began(record.preset)
         self._live(run, start)
 
     def begin_if_room(self, record: Record, preset: Preset, start: Start) -> bool:
@@ -110,13 +114,14 @@ class RunRegistry(Mapping[str, Run]):
         self.begin(record, preset, start)
         return True
 
-    def ended(self, run: Run) -> None:
-        """Count a run no more; of all calls the first counts."""
+    def ended(self, run: Run, state: str = "") -> None:
+        """Count a run no more, with the state that is stored; of all calls the first counts."""
         if run.finished_at is not None:
             return
         run.finished_at = clock.now()
         self.count -= 1
         self._limits.streams.give(run.subject)
+        self._telemetry.run_ended(run.log.fields["preset"], state)
         if not run.log.fenced:  # Else it counts as another's.
             self._limits.ended(run.subject, run.log.stream_id)
 

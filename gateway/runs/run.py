@@ -111,6 +111,11 @@ class Run:
         return bytes(self.log.fields["subject"]).decode()
 
     @property
+    def asked(self) -> str:
+        """What a repeat of its request finds it by, "" where none can."""
+        return str(self.log.fields.get("asked", ""))
+
+    @property
     def held(self) -> Held:
         """What it holds of what is its subject's."""
         return Held(self.subject, self.log.stream_id, len(self._request))
@@ -124,13 +129,15 @@ class Run:
         """Whether it still reads, or waits for, its upstream."""
         return self._pull is not None
 
-    async def main(self, ask: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]) -> str:
+    async def main(
+        self, source: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
+    ) -> str:
         """Pull, then seal; return the state stored. Raises Fenced."""
         broken: Exception | None = None
         if self._ending is None:
             self._pull = task = asyncio.current_task()
             try:
-                await self._attempts(ask, permit)
+                await self._attempts(source, permit)
                 if self._stopped:
                     await asyncio.sleep(0)  # The cancelling that is due must not hit the seal.
             except asyncio.CancelledError:
@@ -193,12 +200,12 @@ class Run:
         self._stop_pulling()
 
     async def _attempts(
-        self, ask: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
+        self, source: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
     ) -> None:
         while True:
             await permit(self)
             try:
-                await self._attempt(ask)
+                await self._attempt(source)
                 return
             except UpstreamFailure as failed:
                 pause = self._pause(failed)
@@ -219,13 +226,13 @@ class Run:
             pause = min(0.5 * 2 ** (self._sent - 1), 8.0)
         return pause if pause <= self.preset.retry_after_max else None
 
-    async def _attempt(self, ask: UpstreamRequest) -> None:
+    async def _attempt(self, source: UpstreamRequest) -> None:
         self._held = b""
         noise = max(self._limits.log_bytes, _NOISE)
         self._frames = self._protocol.frames(self._limits.event_bytes, noise)
         self._heard, self._silence = clock.now(), self.preset.first_byte
         self._sent += 1
-        async with ask.ask(self.preset, self._request) as chunks:
+        async with source.ask(self.preset, self._request) as chunks:
             while await chunks.each(self._take):
                 while self._held and not self._completion.closed:
                     await self._let_others()

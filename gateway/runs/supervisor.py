@@ -30,6 +30,7 @@ from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Takeover
 from gateway.tasks import Tasks
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 
 logger = logging.getLogger("gateway.runs.supervisor")
@@ -40,7 +41,11 @@ _LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": loggi
 
 
 class RunSupervisor:
-    """The runs of this process; `start`, `drain` and `stop` are its life."""
+    """The runs of this process; `start`, `drain` and `stop` are its life.
+
+    One idea: what a run needs from its claim to its seal is joined here, and only here do the parts
+    of it meet.
+    """
 
     def __init__(
         self,
@@ -49,8 +54,10 @@ class RunSupervisor:
         fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
-        caps: RunLimits,
+        run_limits: RunLimits,
         interval: float,
+        *,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.draining = False
         self._records = records
@@ -61,7 +68,9 @@ class RunSupervisor:
         self._interval = interval  # Seconds between two sweeps.
         self._tasks = Tasks()
         self._writer = GroupCommit(records.store, records)
-        self._registry = RunRegistry(fanout, self._writer, records.limits, caps, self._begin)
+        self._registry = RunRegistry(
+            fanout, self._writer, records.limits, run_limits, self._begin, telemetry
+        )
         parts = (records, beat, self._writer, fanout, upstream, presets)
         self._takeover = Takeover(*parts, self._registry)
         self._claims = Claims(records, beat, self._registry, self._tasks, self._lost)
@@ -120,8 +129,8 @@ class RunSupervisor:
         stream_id = run.log.stream_id
         try:
             permit = partial(self._ownership.permit, start.claimed)
-            state = await run.main(start.ask or self._upstream, permit)
-            self._registry.ended(run)  # Before anything that waits: who saw it may begin another.
+            state = await run.main(start.rest or self._upstream, permit)
+            self._registry.ended(run, state)  # Before any wait: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
             await self._leave(stream_id)
@@ -222,7 +231,7 @@ class RunSupervisor:
 
     def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
         at = self._records.store.marker_of
-        asked = {each: run.log.fields.get("asked", "") for each, run in self._registry.items()}
+        asked = {each: run.asked for each, run in self._registry.items()}
         return {each: name for each, name in asked.items() if name and at(name) in markers}
 
     def _doubt(self, runs: Iterable[Run]) -> None:

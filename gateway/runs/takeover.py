@@ -249,9 +249,9 @@ class Takeover:
         deaths = sum(not entry.number for entry in left.entries) - 1
         if deaths > preset.crash_restarts:
             return None
-        if ask := self._rest(record.stream_id, preset, left.entries):
+        if rest := self._rest(record.stream_id, preset, left.entries):
             before = max(0, left.before - 1)  # The request at hand is the one that goes on.
-            return replace(left, before=before, completion=answer.completion, ask=ask)
+            return replace(left, before=before, completion=answer.completion, rest=rest)
         if preset.on_crash != "restart":
             return None
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")

@@ -12,18 +12,16 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from gateway.config.presets import Preset
 from gateway.errors import one_line
-from gateway.sse import FRAMES, parse
+from gateway.upstream.protocols.error_text import words_in, words_of
 
 _SECRET = 8  # Characters; what is shorter is a word.
 _LONGEST = 500  # Characters that a page gets to see.
 _LOOKED_AT = 4096  # Characters of which they are made; no key can be cut in two before that.
-_DEPTH = 6  # Objects in objects.
-_NAMES = ("error", "message", "detail", "msg", "errors", "error_description")
 
 
 def said(value: Any, preset: Preset) -> str:
     """Return the words in a decoded error of any shape; "" if there are none."""
-    words = _found(value, _DEPTH) or ""
+    words = words_in(value) or ""
     for secret in _secrets(preset):
         words = words.replace(secret, "***")
     return one_line(words[:_LOOKED_AT])[:_LONGEST]
@@ -32,38 +30,6 @@ def said(value: Any, preset: Preset) -> str:
 def message_of(body: bytes, preset: Preset) -> str:
     """Return the words of a refusal's body as a page may have them."""
     return said(words_of(body), preset)
-
-
-def words_of(body: bytes) -> str:
-    """Return the words of a refusal's body: its message, or as it is; "" if it is a web page."""
-    body = body.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if body.startswith(FRAMES):  # As one that fails after it has decided to stream.
-        body = b"\n".join([event.data for event in parse(body + b"\n\n")])
-    elif body.startswith(b"<"):
-        return ""
-    found = _found(_value(body), _DEPTH)
-    return body.decode("utf-8", "replace") if found is None else found
-
-
-def _value(body: bytes) -> Any:
-    """Return the JSON value that a body, or its first line, is; None if it is none."""
-    for each in (body, body.partition(b"\n")[0]):
-        try:
-            return json.loads(each)
-        except (ValueError, RecursionError):
-            continue
-    return None
-
-
-def _found(value: Any, depth: int) -> str | None:
-    """Return the words of an error, None if nothing in it looks like any."""
-    if isinstance(value, str):
-        return value
-    if not depth or not isinstance(value, (dict, list)):
-        return None
-    inner = value if isinstance(value, list) else [value.get(name) for name in _NAMES]
-    words = [words for each in inner if (words := _found(each, depth - 1)) is not None]
-    return next((each for each in words if each), words[0] if words else None)
 
 
 def _secrets(preset: Preset) -> list[str]:

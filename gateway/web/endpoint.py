@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Rejected, Unavailable
+from gateway.telemetry.base import Telemetry
 from gateway.web.event_stream import EventStream
 from gateway.web.origins import Origins
 from gateway.web.requests import accepts
@@ -25,11 +26,17 @@ class Methods:
     """One URL: what answers each of its methods."""
 
     def __init__(
-        self, origins: Origins, retry: Retry, draining: Callable[[], bool], **calls: Call
+        self,
+        origins: Origins,
+        retry: Retry,
+        draining: Callable[[], bool],
+        telemetry: Telemetry,
+        **calls: Call,
     ) -> None:
         self._origins = origins
         self._retry = retry
         self._draining = draining
+        self._telemetry = telemetry
         self._calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,17 +52,22 @@ class Methods:
         except ClientDisconnect:
             return None
         except Rejected as error:
-            answer = rejected(error)
+            answer = self._rejected(error)
         except Unavailable as error:
             names_stream = request.method == "GET" and accepts(request)[0]
+            self._telemetry.refused(error.code)
             answer = unavailable(error, self._retry, names_stream)
         except Exception:
             logger.exception("%s %s broke", request.method, request.url.path)
-            answer = rejected(Rejected("internal"))
+            answer = self._rejected(Rejected("internal"))
         answer.raw_headers += self._origins.cors(request.headers)
         if self._draining():
             answer.raw_headers.append((b"connection", b"close"))
         return answer
+
+    def _rejected(self, error: Rejected) -> Response:
+        self._telemetry.refused(error.code)
+        return rejected(error)
 
     async def _dispatch(self, request: Request) -> AnyResponse:
         if request.method == "OPTIONS":

@@ -25,7 +25,7 @@ from gateway.runs.rehearsal import can_store
 from gateway.runs.repeats import Repeats, asked
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
-from gateway.store.client import RedisClient
+from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.web.body import Asked
 from gateway.web.endpoint import AnyResponse, Call, Methods
 from gateway.web.event_stream import EventStream
@@ -48,26 +48,27 @@ class Routes:
     def __init__(
         self,
         settings: Settings,
-        store: RedisClient,
+        tickets: Tickets,
         records: Records,
         fanout: Fanout,
-        replica: RunSupervisor,
+        supervisor: RunSupervisor,
         authenticator: Authenticator,
+        telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         self.origins = Origins(settings.allowed_origins, settings.public_url)
         self.retry = Retry(settings.shortest_grace)
-        self.replica = replica
-        self._redemption = replica.redemption
-        self._cancellation = replica.cancellation
-        self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
+        self._supervisor = supervisor
+        self._redemption = supervisor.redemption
+        self._cancellation = supervisor.cancellation
+        self._tickets = tickets
         self._mount = Mount(settings.public_url, settings.prefix)
         self._repeats = Repeats(records)
         self._settings = settings
-        self._store = store
         self._records = records
         self._fanout = fanout
-        self._answers = CompletionSnapshots(store, fanout, settings.replay_bytes // 2)
+        self._answers = CompletionSnapshots(records.store, fanout, settings.replay_bytes // 2)
         self._authenticator = authenticator
+        self._telemetry = telemetry
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
@@ -98,7 +99,9 @@ class Routes:
         return self._methods(**dict.fromkeys(methods, nowhere))
 
     def _methods(self, **calls: Call) -> ASGIApp:
-        return Methods(self.origins, self.retry, lambda: self.replica.draining, **calls)
+        return Methods(
+            self.origins, self.retry, lambda: self._supervisor.draining, self._telemetry, **calls
+        )
 
     # Tickets
 
@@ -109,7 +112,7 @@ class Routes:
         name = request.path_params.get("preset", "default")
         preset = self._preset(name)
         at_once = accepts(request)[0]
-        if at_once and self.replica.draining:
+        if at_once and self._supervisor.draining:
             raise Unavailable("draining")
         key = idempotency_key(request)
         position = EventId.parse(last_event_id(request)) if at_once else None
@@ -129,12 +132,12 @@ class Routes:
             created = await self._records.create(stream_id, subject, name, *made)
         if created.digest != made.digest:
             raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
-        ticket = self.tickets.issue(stream_id, subject, created.issued)
+        ticket = self._tickets.issue(stream_id, subject, created.issued)
         url = self._stream_url(request, ticket)
         if at_once:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
-            return await self._open_at(url, request, self.tickets.verify(ticket), subject)
+            return await self._open_at(url, request, self._tickets.verify(ticket), subject)
         return issued(ticket, url, created)
 
     async def _keyed(self, stream_id: str, subject: str, preset: str, made: Asked) -> Created:
@@ -165,9 +168,9 @@ class Routes:
     async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> AnyResponse:
         """Go on with the stream that a request has begun; never begin another."""
         record = await self._redemption.of_repeat(begun, digest)
-        ticket = self.tickets.issue(begun, subject, record.issued)
+        ticket = self._tickets.issue(begun, subject, record.issued)
         url = self._stream_url(request, ticket)
-        return await self._open_at(url, request, self.tickets.verify(ticket), subject)
+        return await self._open_at(url, request, self._tickets.verify(ticket), subject)
 
     def _stream_url(self, request: Request, ticket: str) -> str:
         return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
@@ -232,7 +235,7 @@ class Routes:
 
     async def ready(self, request: Request) -> AnyResponse:
         """GET /readyz: able to serve."""
-        if self.replica.draining:
+        if self._supervisor.draining:
             raise Unavailable("draining")
         await can_store(self._records)
         return reply({"status": "ready"})
@@ -252,4 +255,4 @@ class Routes:
         return preset
 
     def _ticket(self, request: Request) -> Ticket:
-        return self.tickets.verify(request.query_params.get("ticket", ""))
+        return self._tickets.verify(request.query_params.get("ticket", ""))

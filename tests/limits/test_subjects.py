@@ -373,7 +373,7 @@ async def test_what_a_key_has_begun_is_found_also_where_there_is_no_room(redis_u
         key = {"Idempotency-Key": new_id()}
         first = await post(gate, BODY, **key)
         got = await gate.read(first.json()["stream_url"])
-        stream_id = gate.gateway.routes.tickets.verify(first.json()["ticket"]).stream_id
+        stream_id = gate.gateway.tickets.verify(first.json()["ticket"]).stream_id
         counts = ("HEXISTS", subject_keys("alice")[0], stream_id)
 
         async def is_free() -> bool:
@@ -412,7 +412,7 @@ async def test_what_nobody_redeemed_in_time_counts_no_more(redis_url: str) -> No
         urls = await filled(gate)
         await until(lambda: takes_another(gate))
         records = gate.gateway.records
-        stream_id = gate.gateway.routes.tickets.verify(urls[0].partition("=")[2]).stream_id
+        stream_id = gate.gateway.tickets.verify(urls[0].partition("=")[2]).stream_id
         assert await records.read(stream_id) is None
         answer = await gate.http.get(urls[0], headers={**gate.cookie(), **STREAM})
         assert (answer.status_code, answer.json()["code"]) == (410, "ticket_expired")
@@ -473,7 +473,7 @@ async def test_who_starts_as_many_at_once_as_it_may_is_not_refused(
             urls = [await gate.ticket() for _ in range(12)]
             got = await asyncio.gather(*(after(n / 1000, gate.read(u)) for n, u in enumerate(urls)))
             assert all(each.end["state"] == "done" for each in got)
-            await until(lambda: counts == {} and not gate.gateway.replica.active)
+            await until(lambda: counts == {} and not gate.gateway.supervisor.active)
 
 
 async def after(seconds: float, read: Coroutine[Any, Any, Transcript]) -> Transcript:

@@ -71,7 +71,7 @@ async def cancel(gate: Served, url: str, look: asyncio.Task[Transcript]) -> Tran
 
 def the_run(gate: Served) -> Run:
     """Return the only run."""
-    (run,) = gate.gateway.replica.active
+    (run,) = gate.gateway.supervisor.active
     return run
 
 
@@ -128,7 +128,7 @@ async def test_a_cancel_while_connecting_is_effective() -> None:
         async with running(upstream_url=url, drain=0.2) as gate:
             stream = await gate.ticket()
             look = start(gate, stream)
-            await until(lambda: gate.gateway.replica.active and the_run(gate).pulling)
+            await until(lambda: gate.gateway.supervisor.active and the_run(gate).pulling)
             got = await cancel(gate, stream, look)
     assert (got.names, got.end["state"]) == (["end"], "cancelled")
 
@@ -153,7 +153,7 @@ async def test_a_cancel_of_a_run_that_waits_for_the_store_is_effective(
     limits = {"max_log": 1 << 28, "lease": 10, "grace": 30}
     async with gateway(endless(), redis_url=own_redis.url, **limits) as (gate, upstream):
         look = start(gate, await gate.ticket())
-        await until(lambda: gate.gateway.replica.active and the_run(gate).log.entries[1:])
+        await until(lambda: gate.gateway.supervisor.active and the_run(gate).log.entries[1:])
         own_redis.pause()
         await until(lambda: the_run(gate)._silence is None, "it waits for the store")
         assert the_run(gate).log.backlog < 3 * BACKLOG
@@ -170,7 +170,7 @@ async def test_a_cancel_that_a_slow_store_takes_late_is_effective(own_redis: Red
     async with gateway(endless(), redis_url=own_redis.url, **limits) as (gate, upstream):
         url = await gate.ticket()
         look = start(gate, url)
-        await until(lambda: gate.gateway.replica.active and the_run(gate).log.entries[1:])
+        await until(lambda: gate.gateway.supervisor.active and the_run(gate).log.entries[1:])
         own_redis.pause()
         deletes = [await gate.http.delete(url, headers=gate.cookie())]
         own_redis.resume()
@@ -195,7 +195,7 @@ async def test_a_cancel_between_the_claim_and_the_run_leaves_nothing_running(
             await until(lambda url=url: deleted(gate, url))  # type: ignore[misc]
             assert (await asyncio.wait_for(look, 2)).end["state"] == "cancelled"
         await until(lambda: all(call.left.is_set() for call in upstream.calls), "", 1)
-        assert gate.gateway.replica.active == []
+        assert gate.gateway.supervisor.active == []
 
 
 async def test_a_cancel_while_the_end_is_on_its_way_has_one_outcome(redis_url: str) -> None:
@@ -210,7 +210,7 @@ async def test_a_cancel_while_the_end_is_on_its_way_has_one_outcome(redis_url: s
     async with gateway(script, redis_url=redis_url) as (gate, _):
         urls = [await gate.ticket() for _ in range(12)]
         looks = [start(gate, url) for url in urls]
-        await until(lambda: len(gate.gateway.replica.active) == len(urls))
+        await until(lambda: len(gate.gateway.supervisor.active) == len(urls))
         go.set()
         deletes = (gate.http.delete(url, headers=gate.cookie()) for url in urls)
         answers = await asyncio.gather(*deletes)

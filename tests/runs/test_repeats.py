@@ -171,7 +171,7 @@ async def gone(gate: Served, *keys: str) -> bool:
 async def remembers(gate: Served) -> None:
     """Make a store one that has not come back lately, to the replica as well."""
     await gate.gateway.store.call("SET", MARKER, 1, "PX", 60_000)
-    beat = gate.gateway.replica._beat
+    beat = gate.gateway.supervisor._beat
     seen = {beat.renewed}
     while len(seen) < 3:  # The first may have looked before.
         await until(lambda: beat.renewed not in seen, "the beat is renewed")
@@ -181,7 +181,7 @@ async def remembers(gate: Served) -> None:
 def stream_of(gate: Served, got: Transcript) -> str:
     """Return the id of the stream that a POST was answered with."""
     ticket = got.headers["content-location"].partition("ticket=")[2]
-    return gate.gateway.routes.tickets.verify(ticket).stream_id
+    return gate.gateway.tickets.verify(ticket).stream_id
 
 
 async def test_nobody_goes_on_with_what_was_another_ones_or_another_request() -> None:

@@ -246,7 +246,7 @@ async def test_a_claim_that_was_given_up_leaves_no_name_on_the_list(own_redis: R
         names = runs_key(served.gateway.name)
         proxy.judge = lambda data: 0 if names.encode() in data and b"SADD" in data else None
         await served.read(url)
-        await until(lambda: not served.gateway.replica._claims, "the claim is given up")
+        await until(lambda: not served.gateway.supervisor._claims, "the claim is given up")
         assert await direct.call("SCARD", names) == 1
         proxy.judge = lambda _: None
 
@@ -495,7 +495,7 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
     async with behind_a_proxy(own_redis, presets=finish) as (_, _upstream, proxy, zombie):
         url = await zombie.ticket()
         await start(zombie, url)
-        (run,) = zombie.gateway.replica.active
+        (run,) = zombie.gateway.supervisor.active
         stream_id, epoch, heir = run.log.stream_id, run.log.epoch + 5, "heir"
         direct = RedisClient(own_redis.url)
         proxy.judge = lambda data: LOSE_REQUEST if is_hold(data) else None
@@ -554,7 +554,7 @@ async def test_a_stream_that_nobody_names_is_ended_by_whoever_looks(
     async with running(redis_url=own_redis.url) as served:
         url = await served.ticket()
         gateway = served.gateway
-        stream_id = gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+        stream_id = gateway.tickets.verify(url.partition("=")[2]).stream_id
         times: dict[str, Any] = {"start_by": 60, "log_ttl": 600, "max_run": 600, "lease": 1}
         owner = gateway.name if whose == "ours" else "gone"
         assert (await Records(gateway.store, owner, **times).claim(stream_id, "n")).epoch
@@ -755,7 +755,7 @@ async def test_a_completion_that_was_finished_is_done_also_at_the_deadline(
     ):
         url = await served.ticket()
         await served.read(url, enough=lambda got: len(got.events) == 2)
-        await served.gateway.replica.drain(0.2)
+        await served.gateway.supervisor.drain(0.2)
         assert await state_of(served, url) == "done"
 
 
@@ -766,7 +766,7 @@ async def test_who_is_left_at_the_deadline_is_ended_by_its_owner(redis_url: str)
     ):
         url = await served.ticket()
         await start(served, url)
-        await served.gateway.replica.drain(0.2)
+        await served.gateway.supervisor.drain(0.2)
         got = await served.completion(url)
         assert (got["state"], got["text"]) == ("interrupted", "Hel")
 
@@ -830,9 +830,9 @@ async def test_stopping_ends_also_a_task_that_missed_its_first_cancel() -> None:
 
     gateway = Gateway(settings())
     async with gateway.running():
-        task = gateway.replica._tasks.spawn(deaf())
+        task = gateway.supervisor._tasks.spawn(deaf())
         await asyncio.sleep(0)
-        stopping = asyncio.create_task(gateway.replica.stop())
+        stopping = asyncio.create_task(gateway.supervisor.stop())
         await asyncio.wait_for(missed.wait(), 2)
         await asyncio.wait_for(stopping, 5)
     assert task.cancelled()

@@ -414,7 +414,7 @@ async def test_a_replica_that_is_leaving_lets_another_one_ask_again(
     ):
         url = await staying.ticket()
         await via(a, url)
-        await leaving.gateway.replica.drain(0.1)
+        await leaving.gateway.supervisor.drain(0.1)
         a.signal(signal.SIGKILL)
         asked_again(await staying.read(url))
         record = await staying.gateway.records.read(id_of(url))
@@ -454,7 +454,7 @@ async def test_what_was_asked_again_is_ended_by_its_owner_at_the_deadline_of_a_d
         await via(a, url)
         a.signal(signal.SIGKILL)
         await b.read(url, enough=lambda got: len(got.events) == 5)
-        await b.gateway.replica.drain(0.2)
+        await b.gateway.supervisor.drain(0.2)
         told = await b.completion(url)
         assert (told["state"], told["attempts"], told["text"]) == ("interrupted", 2, "lost words ")
         await asyncio.wait_for(upstream.calls[1].left.wait(), 1)

@@ -113,7 +113,7 @@ class Scene:
             prompt = new_id()
             url = await self.owner.ticket({"messages": [{"role": "user", "content": prompt}]})
             ticket = url.partition("ticket=")[2]
-            stream_id = self.owner.gateway.routes.tickets.verify(ticket).stream_id
+            stream_id = self.owner.gateway.tickets.verify(ticket).stream_id
             if self.cluster.shard_of(record_key(stream_id)) == shard:
                 return OnShard(url, stream_id, prompt)
 
@@ -484,7 +484,7 @@ async def test_the_streams_of_a_dead_replica_end_also_while_a_master_is_away(
                 while len(set(streams.values())) < 3 or len(streams) < 9:
                     answer = await http.post("/tickets", json=ask(), headers=heir.cookie())
                     url, ticket = answer.json()["stream_url"], answer.json()["ticket"]
-                    stream_id = heir.gateway.routes.tickets.verify(ticket).stream_id
+                    stream_id = heir.gateway.tickets.verify(ticket).stream_id
                     streams[url] = cluster.shard_of(record_key(stream_id))
                     await read(http, url, headers=heir.cookie(), enough=_begun)
                 cluster.masters[0].kill()

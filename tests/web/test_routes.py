@@ -77,7 +77,7 @@ class Held:
 
 def stream_id_of(gate: Served, url: str) -> str:
     """Return the id of the stream that a ticket's URL names."""
-    return gate.gateway.routes.tickets.verify(url.partition("=")[2]).stream_id
+    return gate.gateway.tickets.verify(url.partition("=")[2]).stream_id
 
 
 def events(number: int) -> Any:
@@ -885,10 +885,10 @@ async def is_gone(gate: Served, url: str) -> bool:
 async def test_a_replica_that_drains_starts_no_stream_but_still_gives_tickets() -> None:
     async with gateway() as (gate, upstream):
         url = await gate.ticket()
-        gate.gateway.replica.draining = True
+        gate.gateway.supervisor.draining = True
         await later(gate, url, "draining")
         posts = [await gate.post(), await gate.post(**STREAM)]
-        gate.gateway.replica.draining = False
+        gate.gateway.supervisor.draining = False
     assert [each.status_code for each in posts] == [201, 503]
     assert upstream.calls == []
 

@@ -15,8 +15,9 @@ To add a protocol:
    for all with each protocol of the table. Tell `tests/test_layout.py` where its modules are
    tested, and the docs its name.
 
-Shared by all who need it: `complaints` (errors in whatever shape), `usage` (bounded as a page may
-see it), `refusals` (which statuses are sure, how long to wait) and `gateway.sse.Parser` (`Frames`).
+Shared by all who need it: `complaints` and `error_text` (errors in whatever shape), `usage`
+(bounded as a page may see it), `refusals` (which statuses are sure, how long to wait), and
+`gateway.sse.Parser` as `Frames`.
 
 `see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
 of an error or of the price must not be decoded: let a regular expression look first.

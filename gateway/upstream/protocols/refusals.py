@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from gateway.config.presets import Preset
-from gateway.upstream.messages import words_of
 from gateway.upstream.protocols.base import Refusal
 from gateway.upstream.protocols.complaints import is_final, passes, stray_complaint
+from gateway.upstream.protocols.error_text import words_of
 
 # Refusals before anything was paid for. Other statuses come also from gateways and CDNs that had
 # asked their provider by then: who knows that his do not lists them in `retry_on`.

@@ -1,0 +1,1 @@
+"""What is told of a replica to those who watch it."""
