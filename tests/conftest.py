@@ -8,6 +8,16 @@ import pytest
 from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
 
+# Their gateways are processes of their own: tracing the crowd in this one would only slow it.
+CROWDS = {"test_attacks", "test_bounds", "test_faults", "test_rolling", "test_schedules"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure no coverage in tests that look at other processes."""
+    for item in items:
+        if item.path.stem in CROWDS:
+            item.add_marker(pytest.mark.no_cover)
+
 
 @pytest.fixture
 def anyio_backend() -> str:

@@ -20,6 +20,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
 _NEXT = re.compile(r"[ \t\n\r]*([,}])[ \t\n\r]*")
 _PLAIN = re.compile(r'"([^"\\\x00-\x1f]*)"' + _COLON.pattern)  # As nearly all names are.
+_DEEP = 200  # Each Python has a bound of its own: a replica must be able to read what another took.
 _MANY = 500  # No request has as many members; each costs more here than in a parser written in C.
 
 
@@ -43,6 +44,8 @@ class Body:
                 if number > _MANY:
                     self.values, self._texts = _decoded(text), {}
                     break
+            if text.count("{") + text.count("[") > _DEEP and _is_deep(self.values):
+                raise ValueError(f"it is nested more than {_DEEP} deep")
         except (ValueError, RecursionError) as error:
             raise _no_json(error) from None
 
@@ -98,6 +101,20 @@ def _named(text: str, at: int) -> tuple[str, int]:
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
     return found.end() if found else at
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_DEEP):
+        level = [
+            each
+            for parent in level
+            for each in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(each, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _decoded(text: str) -> Any:

@@ -170,3 +170,22 @@ async def test_a_request_reaches_its_upstream_as_it_came(redis_url: str) -> None
         answer = await gate.http.post("/tickets", content=f"{body}}}".encode(), headers=headers)
         assert (await gate.read(answer.json()["stream_url"])).end["state"] == "done"
     assert upstream.calls[0].body == f'{body},"stream_options":{{"include_usage":true}}}}'.encode()
+
+
+@pytest.mark.parametrize("nest", ['{{"a":{}}}', "[{}]", '[1,{{"b":[[{}]]}}]'])
+def test_every_python_takes_bodies_of_the_same_depth(nest: str) -> None:
+    """3.13 took ten times what 3.11 could read: a redeemed ticket broke its run."""
+    deep = "[]"
+    for _ in range(45):
+        deep = nest.format(deep)
+    assert sent(f'{{"stream":true,"a":{deep}}}')
+    for _ in range(200):
+        deep = nest.format(deep)
+    assert refused(f'{{"a":{deep}}}') == "not_json"
+
+
+def test_the_deepest_body_has_two_hundred_levels() -> None:
+    for levels, fits in ((199, True), (200, False)):
+        text = f'{{"a":{"[" * levels}{"]" * levels},"stream":true}}'
+        assert bool(sent(text)) if fits else refused(text) == "not_json"
+    assert sent(f'{{"a":[{"[]," * 999}[]],"stream":true}}')  # Wide is not deep.
