@@ -86,5 +86,4 @@ class Routes:
         return self._methods(**dict.fromkeys(methods, nowhere))
 
     def _methods(self, **calls: Call) -> ASGIApp:
-        parts = (self._origins, self._retry, self._draining, self._telemetry)
-        return Methods(*parts, **calls)
+        return Methods(self._origins, self._retry, self._draining, self._telemetry, **calls)
