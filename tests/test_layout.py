@@ -51,6 +51,7 @@ FENCES: dict[str, set[str]] = {
     "pydantic_settings": {"config.settings"},
     "starlette": {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
+        *("web.health", "web.streams", "web.tickets"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
@@ -120,6 +121,9 @@ TESTED_IN = {
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
+    "web.health": "web.routes",
+    "web.streams": "web.routes",
+    "web.tickets": "web.routes",
     "web.event_stream": "web.responses",
     "web.requests": "web.responses",
 }

@@ -1,4 +1,4 @@
-"""Endpoint: one URL's methods, and the one place where errors become answers."""
+"""Endpoint: one URL's methods, who may ask, and the one place where errors become answers."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -7,11 +7,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.auth.base import Authenticator
 from gateway.errors import Rejected, Unavailable
 from gateway.telemetry.base import Telemetry
 from gateway.web.event_stream import EventStream
 from gateway.web.origins import Origins
-from gateway.web.requests import accepts
+from gateway.web.requests import accepts, cookies_of
 from gateway.web.responses import LongReply, Retry, rejected, unavailable
 
 logger = logging.getLogger("gateway.web.endpoint")
@@ -20,6 +21,30 @@ AnyResponse = Response | LongReply | EventStream
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
+
+
+class Guards:
+    """What is asked of every caller first: from which page, and who; both raise Rejected."""
+
+    def __init__(self, origins: Origins, authenticator: Authenticator) -> None:
+        self._origins = origins
+        self._authenticator = authenticator
+
+    async def caller(self, request: Request) -> str:
+        """Return the subject who asks, from a page of ours or from none."""
+        self._origins.check(request.headers)
+        return await self._subject(request)
+
+    async def viewer(self, request: Request) -> str:
+        """Return the same of who opens a stream: no image, no typed-in link, no prefetch does."""
+        self._origins.check_stream(request.headers)
+        return await self._subject(request)
+
+    async def _subject(self, request: Request) -> str:
+        subject = await self._authenticator.subject(request.headers, cookies_of(request))
+        if subject is None:
+            raise Rejected("not_authenticated", "Log in, then try again.")
+        return subject
 
 
 class Methods:

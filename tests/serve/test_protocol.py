@@ -313,19 +313,17 @@ async def test_bodies_in_crumbs_wait_for_each_other_and_nobody_waits_for_them() 
     crumbs = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     async with running() as served, AsyncExitStack() as stack:
         lines = [await stack.enter_async_context(line(served.url)) for _ in range(12)]
-        parsed: list[float] = []
+        served_between = 0
         for _, writer in lines:
             writer.write(post(served, length="Transfer-Encoding: chunked") + crumbs)
         answers = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in lines]
         async with line(served.url) as (reader, writer):
             while not all(each.done() for each in answers):
-                begun = time.process_time()
                 writer.write(get("/healthz"))
                 await reader.readuntil(b'"ok"}')
-                parsed.append(time.process_time() - begun)
+                served_between += 1
         assert {(await each)[:13] for each in answers} == {b"HTTP/1.1 201 "}
-        assert len(parsed) > len(lines)  # One got in between, again and again.
-        assert max(parsed) < sum(parsed) / 4
+        assert served_between > 2 * len(lines)  # Each has far more turns than that.
 
 
 def test_more_than_may_wait_for_its_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,80 @@
+"""Streams: what may be asked with a ticket: the stream, its end, the answer so far."""
+
+import json
+
+from starlette.requests import Request
+
+from gateway.auth.tickets import Ticket, Tickets
+from gateway.config.settings import Settings
+from gateway.errors import Rejected
+from gateway.eventlog.fanout import Fanout
+from gateway.runs.cancellation import Cancellation
+from gateway.runs.endings import state_of
+from gateway.runs.redemption import NothingMore, Redemption
+from gateway.runs.snapshot import CompletionSnapshots
+from gateway.web.endpoint import AnyResponse, Guards
+from gateway.web.event_stream import EventStream
+from gateway.web.requests import accepts, last_event_id
+from gateway.web.responses import LongReply, Retry, nothing_more, reply
+
+
+class StreamEndpoints:
+    """One stream, as its owner asks for it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        guards: Guards,
+        tickets: Tickets,
+        redemption: Redemption,
+        cancellation: Cancellation,
+        snapshots: CompletionSnapshots,
+        fanout: Fanout,
+    ) -> None:
+        self._guards = guards
+        self._tickets = tickets
+        self._redemption = redemption
+        self._cancellation = cancellation
+        self._snapshots = snapshots
+        self._fanout = fanout
+        self._retry = Retry(settings.shortest_grace)
+        self._write_timeout = settings.write_timeout
+
+    async def stream(self, request: Request) -> AnyResponse:
+        """GET /stream: redeem a ticket, or go on with its stream."""
+        subject = await self._guards.viewer(request)
+        if not accepts(request)[1]:
+            raise Rejected("not_acceptable", "Send Accept: text/event-stream.")
+        return await self.open(request, self._ticket(request), subject)
+
+    async def open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
+        """Answer with a ticket's stream, from where its caller left it."""
+        opened = await self._redemption.open(ticket, subject, last_event_id(request))
+        if isinstance(opened, NothingMore):
+            return nothing_more()
+        text = request.query_params.get("format") == "text"
+        return EventStream(self._fanout, opened, self._retry.line(), text=text)
+
+    async def cancel(self, request: Request) -> AnyResponse:
+        """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
+        subject = await self._guards.caller(request)
+        record = await self._redemption.record(self._ticket(request), subject)
+        return reply({"state": await self._cancellation.cancel(record)})
+
+    async def completion(self, request: Request) -> AnyResponse:
+        """GET /completion: the answer so far, as one object."""
+        subject = await self._guards.caller(request)
+        record = await self._redemption.record(self._ticket(request), subject)
+        answer = await self._snapshots.of(record)
+        result = json.loads(record.result) if record.result else {}
+        data = {
+            "state": state_of(record, answer.last_id is not None),
+            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
+            "usage": result.get("usage", answer.completion.usage),
+            "last_event_id": answer.last_id,
+            "attempts": result.get("attempts", record.attempts),
+        }
+        return LongReply(data, "text", answer.text, self._write_timeout)
+
+    def _ticket(self, request: Request) -> Ticket:
+        return self._tickets.verify(request.query_params.get("ticket", ""))

@@ -1,0 +1,142 @@
+"""Tickets: a completion request is stored, and its ticket given; or its stream, at once.
+
+What a caller sends again must begin nothing anew: a key names the stream, and a `Last-Event-ID` one
+that the same request has begun.
+"""
+
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.auth.tickets import Ticket, Tickets
+from gateway.config.presets import Preset
+from gateway.config.settings import Settings
+from gateway.errors import Rejected, Unavailable
+from gateway.eventlog.entries import EventId
+from gateway.runs.records import Created, Records
+from gateway.runs.redemption import Redemption
+from gateway.runs.repeats import Repeats, asked
+from gateway.web.body import Asked
+from gateway.web.endpoint import AnyResponse, Guards
+from gateway.web.mount import Mount
+from gateway.web.requests import (
+    accepts,
+    body_of,
+    idempotency_key,
+    idempotent_stream_id,
+    last_event_id,
+)
+from gateway.web.responses import issued
+from gateway.web.streams import StreamEndpoints
+
+
+class TicketEndpoints:
+    """Where completions are asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        guards: Guards,
+        tickets: Tickets,
+        records: Records,
+        redemption: Redemption,
+        streams: StreamEndpoints,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._mount = Mount(settings.public_url, settings.prefix)
+        self._guards = guards
+        self._tickets = tickets
+        self._records = records
+        self._limits = records.limits
+        self._repeats = Repeats(records)
+        self._redemption = redemption
+        self._streams = streams
+        self._draining = draining
+
+    async def create(self, request: Request) -> AnyResponse:
+        """POST /tickets: cache a request and return its ticket, or the stream itself."""
+        subject = await self._guards.caller(request)
+        name = request.path_params.get("preset", "default")
+        preset = self._preset(name)
+        at_once = accepts(request)[0]
+        if at_once and self._draining():
+            raise Unavailable("draining")
+        key = idempotency_key(request)
+        position = EventId.parse(last_event_id(request)) if at_once else None
+        if at_once and position is None:
+            self._limits.check(subject, claims=not key)
+        made = (await body_of(request, self._settings.max_body)).made(preset)
+        stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
+        if position is not None:
+            request_name = asked(subject, name, made.digest)
+            begun = stream_id if key else await self._repeats.find(request_name, position)
+            return await self._repeat(request, begun, subject, made.digest)
+        if key:
+            created = await self._keyed(stream_id, subject, name, made)
+        elif at_once:
+            created = await self._begun(request, stream_id, subject, name, made)
+        else:
+            created = await self._records.create(stream_id, subject, name, *made)
+        if created.digest != made.digest:
+            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
+        ticket = self._tickets.issue(stream_id, subject, created.issued)
+        url = self._stream_url(request, ticket)
+        if at_once:
+            if key and await request.is_disconnected():  # Without one it was looked at before.
+                raise ClientDisconnect  # Nobody else could find what would be paid for.
+            return await self._open_at(url, request, self._tickets.verify(ticket), subject)
+        return issued(ticket, url, created)
+
+    async def _keyed(self, stream_id: str, subject: str, preset: str, made: Asked) -> Created:
+        """Store a request, or find what its key has begun: that needs no room."""
+        try:
+            return await self._records.create(stream_id, subject, preset, *made)
+        except Unavailable as error:
+            known = await self._records.created(stream_id) if error.of_room else None
+            if known is None:
+                raise
+            return known
+
+    async def _begun(
+        self, request: Request, stream_id: str, subject: str, preset: str, made: Asked
+    ) -> Created:
+        """Store a request that begins at once, so that a repeat of it finds the stream."""
+        name = asked(subject, preset, made.digest)
+        more = await self._repeats.remember(name, stream_id)
+        try:
+            created = await self._records.create(stream_id, subject, preset, *made, more)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            return created
+        except (Unavailable, ClientDisconnect):
+            await self._repeats.forget(name, stream_id)
+            raise
+
+    async def _repeat(self, request: Request, begun: str, subject: str, digest: str) -> AnyResponse:
+        """Go on with the stream that a request has begun; never begin another."""
+        record = await self._redemption.of_repeat(begun, digest)
+        ticket = self._tickets.issue(begun, subject, record.issued)
+        url = self._stream_url(request, ticket)
+        return await self._open_at(url, request, self._tickets.verify(ticket), subject)
+
+    def _stream_url(self, request: Request, ticket: str) -> str:
+        return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
+
+    async def _open_at(
+        self, url: str, request: Request, ticket: Ticket, subject: str
+    ) -> AnyResponse:
+        """Open a stream for a caller who does not know its URL yet."""
+        try:
+            answer = await self._streams.open(request, ticket, subject)
+        except Unavailable as error:  # Its claim may go on, and be paid for: it must be found.
+            error.headers["Content-Location"] = url
+            raise
+        answer.raw_headers.append((b"content-location", url.encode()))
+        return answer
+
+    def _preset(self, name: str) -> Preset:
+        preset = self._settings.preset(name)
+        if preset is None:
+            raise Rejected("preset_not_found")
+        return preset
