@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from gateway import clock
 from gateway.errors import Unavailable
+from gateway.membership.failure_detector import FailureDetector, deaths
 from gateway.store.client import RedisClient
 from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import BEATS, DAY, cancels_key, inbox, naming, runs_key
@@ -44,49 +45,29 @@ class QuorumCopy:
         self.tag = tag
         self._store = store
         self._replica = replica
-        self._lease = lease
         self._count = 0
-        self.answers = False  # As far as is known: one that fails tells of no death.
         self._busy = False
-        self.renewed = float("-inf")  # When the last renewal that it answered was begun.
-        self._held_since = float("inf")  # Since when the lease was valid at every moment.
-        self._answered = float("-inf")
-        self._latest: dict[str, bytes] = {}
-        self._seen: dict[str, tuple[bytes, float]] = {}
-
-    @property
-    def lease_valid(self) -> bool:
-        """Whether nobody can read a death in it yet, with a margin for the send."""
-        return self._within(clock.now())
-
-    def _within(self, moment: float) -> bool:
-        return moment - self.renewed < self._lease * 0.6
-
-    def lease_held_since(self, since: float) -> bool:
-        """Whether nobody can have read a death in it since a moment."""
-        return self._held_since <= since and self.lease_valid
+        self.answers = False  # As far as is known: one that fails tells of no death.
+        self.detector = FailureDetector(lease)
 
     async def renew(self, running: Collection[str]) -> list[str]:
         """Raise the counter, name the streams run; return what to cancel. Raises Unavailable."""
         if self._busy:
             raise Unavailable("store_unavailable", "The last renewal is not answered yet.")
-        started = clock.now()
-        if started - self.renewed > self._lease * 2 / 3:
-            self._seen.clear()  # Who did not look for long did not see the others stand still.
+        begun = clock.now()
+        self.detector.begin(begun)
         self._busy = True
         try:
             beats, cancels = await self._renew(running)
         except BaseException:
             self.answers = False
-            self._seen.clear()
+            self.detector.failed()
             raise
         finally:
             self._busy = False
         self.answers = True
-        if not self._within(now := clock.now()):
-            self._held_since = now
-        self.renewed, self._answered = started, now
-        self._latest = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
+        counters = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
+        self.detector.answered(begun, clock.now(), counters)
         return [each.decode() for each in cancels]
 
     async def _renew(self, running: Collection[str]) -> tuple[list[bytes], list[bytes]]:
@@ -102,37 +83,6 @@ class QuorumCopy:
         writes += [["PEXPIRE", self.runs, DAY], ["PEXPIRE", self.cancels, DAY]]
         beats, cancels, *_ = await self._store.urgent(reads + writes)
         return beats, cancels
-
-    @property
-    def named(self) -> Iterable[str]:
-        """The replicas it has."""
-        return self._latest
-
-    def suspects(self, names: Iterable[str]) -> set[str]:
-        """Return which of these stood still for a lease; one that it has not stands still too.
-
-        It counts from the answer that told to the question of a later one: counted from question
-        to question a slow answer would shorten the lease.
-        """
-        seen, self._seen = self._seen, {}
-        still: set[str] = set()
-        for name in names:
-            count = self._latest.get(name, b"")
-            before, since = seen.get(name, (count, self._answered))
-            since = since if before == count else self._answered
-            self._seen[name] = (count, since)
-            if self.renewed - since >= self._lease:
-                still.add(name)
-        return still
-
-    def count_of(self, name: str) -> bytes | None:
-        """Return the counter that stands still, b"" for none, or None if it may not stand still."""
-        count, since = self._seen.get(name, (None, 0.0))
-        return count if self.renewed - since >= self._lease else None
-
-    def forget(self, name: str) -> None:
-        """Begin anew with a replica."""
-        self._seen.pop(name, None)
 
 
 class Heartbeat:
@@ -150,16 +100,20 @@ class Heartbeat:
     @property
     def lease_valid(self) -> bool:
         """Whether nobody can have declared this replica dead yet."""
-        return sum(copy.lease_valid for copy in self._copies) >= self._quorum.size
+        now = clock.now()
+        valid = (copy.detector.lease_valid(now) for copy in self._copies)
+        return sum(valid) >= self._quorum.size
 
     def lease_held_since(self, since: float) -> bool:
         """Whether nobody can have declared this replica dead since a moment."""
-        return sum(copy.lease_held_since(since) for copy in self._copies) >= self._quorum.size
+        now = clock.now()
+        held = (copy.detector.lease_held_since(since, now) for copy in self._copies)
+        return sum(held) >= self._quorum.size
 
     @property
     def renewed(self) -> float:
         """When the last renewal was begun that a quorum answered."""
-        return sorted(copy.renewed for copy in self._copies)[-self._quorum.size]
+        return sorted(copy.detector.renewed for copy in self._copies)[-self._quorum.size]
 
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Unavailable.
@@ -169,10 +123,9 @@ class Heartbeat:
         """
         answers = await self._ask(lambda copy: copy.renew(running))
         forgot = await self._data_loss.renew()
-        copies = [copy for copy in self._copies if copy.answers]
-        names = {*owners, *(name for copy in copies for name in copy.named)} - {self.replica}
-        votes = [copy.suspects(names) for copy in copies]
-        dead = [name for name in names if sum(name in v for v in votes) >= self._quorum.size]
+        heard = [copy.detector for copy in self._copies if copy.answers]
+        names = {*owners, *(name for each in heard for name in each.named)} - {self.replica}
+        dead = deaths(heard, names, self._quorum.size)
         return News(dead, list({each for asked in answers for each in asked}), forgot)
 
     async def register(self, stream_id: str) -> None:
@@ -217,7 +170,7 @@ class Heartbeat:
         async def left(copy: QuorumCopy) -> Any:
             reads = [["SMEMBERS", runs_key(dead, copy.tag)], ["HGET", copy.beats, dead]]
             members, count = await self._store.calls(reads)
-            if (count or b"") != copy.count_of(dead):
+            if (count or b"") != copy.detector.count_of(dead):
                 raise _alive()
             return members
 
@@ -239,14 +192,14 @@ class Heartbeat:
         self, copy: QuorumCopy, dead: str, how: str, stream_ids: Collection[str] = ()
     ) -> list[bytes]:
         keys = [copy.beats, runs_key(dead, copy.tag), cancels_key(dead, copy.tag)]
-        if (count := copy.count_of(dead)) is None:
+        if (count := copy.detector.count_of(dead)) is None:
             raise _alive()
         left: list[bytes] | None
         left = await self._store.script("evict", keys, [dead, count, how, *stream_ids])
         if left is None:
             raise _alive()
         if how and not left:
-            copy.forget(dead)
+            copy.detector.forget(dead)
         return left
 
     async def stop(self) -> None:
