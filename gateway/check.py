@@ -9,7 +9,7 @@ from gateway.config.settings import Settings
 from gateway.errors import GatewayError, SettingsError, Unavailable, redacted, with_cause
 from gateway.runs.rehearsal import Rehearsal
 from gateway.store.client import RedisClient
-from gateway.store.keys import BEATS, new_id
+from gateway.store.keys import HEARTBEATS, new_id
 from gateway.store.node import Node
 from gateway.store.pools import Address
 from gateway.store.topology import SLOTS, ClusterTopology
@@ -148,7 +148,7 @@ async def _cluster(store: RedisClient, cluster: ClusterTopology) -> list[Verdict
         if not replicas:
             words = f"{master.name}: has no replica: while it is away its streams wait"
             found.append(Verdict("warning", "redis", words + await _of_all(master)))
-    copies = [cluster.node_for(BEATS + tag) for tag in store.quorum_tags]
+    copies = [cluster.node_for(HEARTBEATS + tag) for tag in store.quorum_tags]
     for node in {each for each in copies if copies.count(each) > len(copies) // 2}:
         words = f"{node.name}: has most copies of the beats: while it is away no stream begins"
         found.append(Verdict("warning", "redis", words))

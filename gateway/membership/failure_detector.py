@@ -32,7 +32,7 @@ class FailureDetector:
             self._seen.clear()
 
     def failed(self) -> None:
-        """Count anew: nobody knows whether a renewal that failed would have told of a beat."""
+        """Count anew: nobody knows whether a renewal that failed would have told of a heartbeat."""
         self._seen.clear()
 
     def answered(self, begun: float, now: float, counters: Mapping[str, bytes]) -> None:

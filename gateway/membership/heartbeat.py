@@ -20,7 +20,7 @@ from gateway.errors import Unavailable
 from gateway.membership.failure_detector import FailureDetector, deaths
 from gateway.store.client import RedisClient
 from gateway.store.data_loss import DataLossDetector
-from gateway.store.keys import BEATS, DAY, cancels_key, inbox, naming, runs_key
+from gateway.store.keys import DAY, HEARTBEATS, cancels_key, inbox, naming, runs_key
 from gateway.store.quorum import Quorum
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class QuorumCopy:
     """One copy of what the replicas tell of each other; `lease` is in seconds."""
 
     def __init__(self, store: RedisClient, replica: str, lease: float, tag: str) -> None:
-        self.beats = BEATS + tag
+        self.heartbeats = HEARTBEATS + tag
         self.runs = runs_key(replica, tag)
         self.cancels = cancels_key(replica, tag)
         self.tag = tag
@@ -58,7 +58,7 @@ class QuorumCopy:
         self.detector.begin(begun)
         self._busy = True
         try:
-            beats, cancels = await self._renew(running)
+            heartbeats, cancels = await self._renew(running)
         except BaseException:
             self.answers = False
             self.detector.failed()
@@ -66,23 +66,23 @@ class QuorumCopy:
         finally:
             self._busy = False
         self.answers = True
-        counters = dict(zip(map(bytes.decode, beats[::2]), beats[1::2], strict=True))
+        counters = dict(zip(map(bytes.decode, heartbeats[::2]), heartbeats[1::2], strict=True))
         self.detector.answered(begun, clock.now(), counters)
         return [each.decode() for each in cancels]
 
     async def _renew(self, running: Collection[str]) -> tuple[list[bytes], list[bytes]]:
         self._count += 1
-        reads: list[list[Any]] = [["HGETALL", self.beats], ["SMEMBERS", self.cancels]]
+        reads: list[list[Any]] = [["HGETALL", self.heartbeats], ["SMEMBERS", self.cancels]]
         writes: list[list[Any]] = [
-            ["HSET", self.beats, self._replica, self._count],
-            ["PEXPIRE", self.beats, DAY],
+            ["HSET", self.heartbeats, self._replica, self._count],
+            ["PEXPIRE", self.heartbeats, DAY],
         ]
         if running:
             writes.append(["SADD", self.runs, *running])
-        # At every beat: where these were made, the connection may have broken before the TTL.
+        # At every heartbeat: where these were made, the connection may have broken before the TTL.
         writes += [["PEXPIRE", self.runs, DAY], ["PEXPIRE", self.cancels, DAY]]
-        beats, cancels, *_ = await self._store.urgent(reads + writes)
-        return beats, cancels
+        heartbeats, cancels, *_ = await self._store.urgent(reads + writes)
+        return heartbeats, cancels
 
 
 class Heartbeat:
@@ -118,7 +118,7 @@ class Heartbeat:
     async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
         """Raise the counter, name the running streams, look at the others; raises Unavailable.
 
-        `owners` run streams that are watched here: they are dead too if Redis forgot their beat
+        `owners` run streams that are watched here: they are dead too if Redis forgot their count
         and they never bring it back.
         """
         answers = await self._ask(lambda copy: copy.renew(running))
@@ -168,7 +168,7 @@ class Heartbeat:
         """
 
         async def left(copy: QuorumCopy) -> Any:
-            reads = [["SMEMBERS", runs_key(dead, copy.tag)], ["HGET", copy.beats, dead]]
+            reads = [["SMEMBERS", runs_key(dead, copy.tag)], ["HGET", copy.heartbeats, dead]]
             members, count = await self._store.calls(reads)
             if (count or b"") != copy.detector.count_of(dead):
                 raise _alive()
@@ -191,7 +191,7 @@ class Heartbeat:
     async def _evict(
         self, copy: QuorumCopy, dead: str, how: str, stream_ids: Collection[str] = ()
     ) -> list[bytes]:
-        keys = [copy.beats, runs_key(dead, copy.tag), cancels_key(dead, copy.tag)]
+        keys = [copy.heartbeats, runs_key(dead, copy.tag), cancels_key(dead, copy.tag)]
         if (count := copy.detector.count_of(dead)) is None:
             raise _alive()
         left: list[bytes] | None
@@ -208,7 +208,7 @@ class Heartbeat:
         me = self.replica
         await self._ask(
             lambda copy: self._store.calls(
-                [["HDEL", copy.beats, me], ["DEL", copy.runs], ["DEL", copy.cancels]]
+                [["HDEL", copy.heartbeats, me], ["DEL", copy.runs], ["DEL", copy.cancels]]
             ),
             all_of_them=True,
         )

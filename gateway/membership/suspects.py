@@ -11,10 +11,10 @@ _MOST = 10_000  # Streams; whoever looks at one beyond that is welcome to look a
 
 
 class Suspects:
-    """The owners seen in records, each with its streams, for `patience` seconds after a look."""
+    """The owners seen in records, each with its streams, for `kept` seconds after a look."""
 
-    def __init__(self, patience: float, watched: Callable[[], dict[str, list[str]]]) -> None:
-        self._patience = patience
+    def __init__(self, kept: float, watched: Callable[[], dict[str, list[str]]]) -> None:
+        self._kept = kept
         self._watched = watched
         self._seen: dict[str, tuple[str, float]] = {}
 
@@ -22,7 +22,7 @@ class Suspects:
         """Remember who is said to run a stream."""
         self._seen.pop(stream_id, None)  # So that the oldest looks come first.
         if len(self._seen) < _MOST:
-            self._seen[stream_id] = owner, asyncio.get_running_loop().time() + self._patience
+            self._seen[stream_id] = owner, asyncio.get_running_loop().time() + self._kept
 
     def owners(self) -> Mapping[str, list[str]]:
         """Return the owners of all that was looked at lately, or is watched, with the streams."""

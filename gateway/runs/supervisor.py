@@ -105,7 +105,7 @@ class RunSupervisor:
     def _saw(self, record: Record) -> None:
         """Note what somebody looked at: whoever looks at a stream without a living owner ends it.
 
-        Its owner may be this replica, which does not know: then it is adopted.
+        Its owner may be this replica, which does not know: then it is reclaimed.
         """
         if record.running and record.owner != self._records.replica:
             self._suspects.note(record.stream_id, record.owner)
@@ -116,7 +116,7 @@ class RunSupervisor:
         return stream_id in self._registry or stream_id in self._claims
 
     def _lost(self, stream_id: str) -> None:
-        """Let the next adoption end what was perhaps claimed here, and has no run."""
+        """Let the next reclaiming end what was perhaps claimed here, and has no run."""
         self._fanout.disown(stream_id)
         self._takeover.orphan(stream_id)
 
@@ -144,7 +144,7 @@ class RunSupervisor:
             self._registry.ended(run)
 
     async def _let_go(self, run: Run) -> None:
-        """Follow a stream that is another one's; adoption ends what Redis says is ours."""
+        """Follow a stream that is another one's; reclaiming ends what Redis says is ours."""
         self._registry.let_go(run)
         await self._takeover.follow(run.log.stream_id)
 
@@ -209,7 +209,7 @@ class RunSupervisor:
                     logger.warning("the store came back without its memory")
                     self._doubt(self._in_datasets(news.forgot))
                     self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
-                self._bury(news.dead, owners)
+                self._evict(news.dead, owners)
                 pause = self._beat.interval
             except Unavailable as error:
                 logger.debug("the beat is not renewed: %s", error)
@@ -217,13 +217,13 @@ class RunSupervisor:
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
 
-    def _bury(self, dead: Iterable[str], owners: Mapping[str, list[str]]) -> None:
+    def _evict(self, dead: Iterable[str], owners: Mapping[str, list[str]]) -> None:
         if self.draining:
-            return  # Who leaves adopts nothing.
-        if self._takeover.adoption_due:
-            self._tasks.spawn(self._takeover.adopt(self._holds))
+            return  # Who leaves takes nothing over.
+        if self._takeover.reclaim_due:
+            self._tasks.spawn(self._takeover.reclaim(self._holds))
         for name in dead:
-            self._tasks.spawn(self._takeover.bury(name, owners.get(name, [])))
+            self._tasks.spawn(self._takeover.evict(name, owners.get(name, [])))
 
     def _in_datasets(self, datasets: Collection[str]) -> list[Run]:
         at = self._records.store.dataset_key_of

@@ -61,75 +61,75 @@ class Takeover:
         self._upstream = upstream
         self._presets = presets
         self._registry = registry
-        self._burying: set[str] = set()
-        self._inheriting: set[str] = set()
+        self._evicting: set[str] = set()
+        self._taking_over: set[str] = set()
         self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
         self._generation = 0
         self._orphans: set[str] = set()
-        self._adopting = 0
+        self._reclaiming = 0
 
     @property
     def busy(self) -> bool:
         """Whether streams are being taken over, or may have to be: others must find them then."""
-        return bool(self._burying or self._adopting) or self.adoption_due
+        return bool(self._evicting or self._reclaiming) or self.reclaim_due
 
     @property
-    def adoption_due(self) -> bool:
-        """Whether streams may name this replica that it does not know: it broke off while burying,
+    def reclaim_due(self) -> bool:
+        """Whether streams may name this replica that it does not know: an eviction broke off,
         or a connection is a new one, and may lead to a server that knows less."""
         stale = self._generation != self._records.store.generation
-        return not self._burying and (stale or bool(self._orphans))
+        return not self._evicting and (stale or bool(self._orphans))
 
     def orphan(self, stream_id: str) -> None:
-        """Look at the next adoption whether a stream names this replica that does not run it."""
+        """Look at the next reclaiming whether a stream names this replica that does not run it."""
         self._orphans.add(stream_id)
 
-    async def bury(self, dead: str, watched: list[str]) -> None:
+    async def evict(self, dead: str, watched: list[str]) -> None:
         """Take over what a dead replica named as run by it, and what is watched here of it."""
-        if dead in self._burying:
+        if dead in self._evicting:
             return
-        self._burying.add(dead)
+        self._evicting.add(dead)
         try:
             named = await self._beat.left_by(dead)
-            if named:  # Else it was buried before, and somebody has looked at a stream of it since.
+            if named:  # Else it was evicted, and somebody has looked at a stream of it since.
                 logger.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
             left = [*{*named, *watched}]
-            await self._by_home(left, partial(self._inherit_some, dead))
+            await self._by_node(left, partial(self._take_over_some, dead))
             while left := await self._beat.evict(dead):
-                await self._by_home(left, partial(self._inherit_some, dead))
+                await self._by_node(left, partial(self._take_over_some, dead))
         except Exception as error:
-            _complain(f"{dead} is not buried yet", error)
+            _complain(f"{dead} is not evicted yet", error)
             self._generation = -1  # It may live after all; what was taken from it is ours now.
         finally:
-            self._burying.discard(dead)
+            self._evicting.discard(dead)
 
-    async def _by_home(
+    async def _by_node(
         self, stream_ids: list[str], work: Callable[[list[str]], Awaitable[None]]
     ) -> None:
         """Do so for each server's streams: one that is away must not hold up what others have."""
-        homes = self._records.store.by_node(stream_ids)
-        for failed in await asyncio.gather(*map(work, homes), return_exceptions=True):
+        groups = self._records.store.by_node(stream_ids)
+        for failed in await asyncio.gather(*map(work, groups), return_exceptions=True):
             if failed is not None:
                 raise failed
 
-    async def _inherit_some(self, dead: str, stream_ids: list[str]) -> None:
+    async def _take_over_some(self, dead: str, stream_ids: list[str]) -> None:
         broken: list[BaseException] = []  # One that breaks must not keep the others from an end.
         for start in range(0, len(stream_ids), _AT_ONCE):
             batch = stream_ids[start : start + _AT_ONCE]
-            inherits = (self._inherit(each, dead) for each in batch)
-            results = await asyncio.gather(*inherits, return_exceptions=True)
+            tries = (self._take_over(each, dead) for each in batch)
+            results = await asyncio.gather(*tries, return_exceptions=True)
             failed = [result for result in results if result is not None]
-            # A burial that breaks off goes on from here; and one that lives keeps the rest.
-            took = [each for each, result in zip(batch, results, strict=True) if result is None]
-            if took:
-                await self._beat.taken_over(dead, took)
+            # An eviction that breaks off goes on from here; and one that lives keeps the rest.
+            taken = [each for each, result in zip(batch, results, strict=True) if result is None]
+            if taken:
+                await self._beat.taken_over(dead, taken)
             broken.extend(failed)
             if any(isinstance(each, Unavailable) for each in failed):
                 break
         if broken:
             raise broken[0]
 
-    async def _inherit(self, stream_id: str, dead: str) -> None:
+    async def _take_over(self, stream_id: str, dead: str) -> None:
         """Take one stream over, and run it here or seal it; raises Unavailable."""
         tail = self._fanout.get(stream_id)
         if tail is not None and tail.local and not tail.ended:
@@ -141,10 +141,10 @@ class Takeover:
                     "store_unavailable", "This replica has yet to hear that it lost it"
                 )
             return
-        if stream_id in self._inheriting:
+        if stream_id in self._taking_over:
             # In the name of another one who is dead: only Redis can tell whose it was.
             raise Unavailable("store_unavailable", "It is being taken over already")
-        self._inheriting.add(stream_id)
+        self._taking_over.add(stream_id)
         self._broken_off[stream_id] = dead
         try:
             await self._beat.register(stream_id)
@@ -157,40 +157,40 @@ class Takeover:
                 await self._beat.unregister(stream_id)
             self._broken_off.pop(stream_id, None)
         finally:
-            self._inheriting.discard(stream_id)
+            self._taking_over.discard(stream_id)
 
-    async def adopt(self, held: Callable[[str], bool]) -> None:
+    async def reclaim(self, held: Callable[[str], bool]) -> None:
         """End what names this replica as its owner and is not `held` by it.
 
         A failover may lose the end of a stream that was forgotten here since. Its owner lives, so
-        nobody else would ever take it over. What a dead one ran goes on, if its burial broke off;
+        nobody else would ever take it over. What a dead one ran goes on, if an eviction broke off;
         nothing else does: nobody died, so nothing is to be paid again.
         """
         self._generation = self._records.store.generation
         orphans, self._orphans = self._orphans, set()
-        self._adopting += 1
+        self._reclaiming += 1
         try:
             named = {*await self._beat.streams_of(self._beat.replica), *orphans}
-            await self._by_home([*named], partial(self._adopt_some, held))
-            if not self._burying:
+            await self._by_node([*named], partial(self._reclaim_some, held))
+            if not self._evicting:
                 self._broken_off.clear()
         except Exception as error:
             _complain("what was lost here is not ended yet", error)
             self._generation = -1
             self._orphans |= orphans
         finally:
-            self._adopting -= 1
+            self._reclaiming -= 1
 
-    async def _adopt_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
+    async def _reclaim_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
         me = self._beat.replica
         for stream_id in stream_ids:
             record = None if held(stream_id) else await self._records.read(stream_id)
             if held(stream_id):
                 continue
-            if stream_id in self._inheriting:
+            if stream_id in self._taking_over:
                 self.orphan(stream_id)  # In a dead one's name, who may not have run it.
             elif _is_of(record, me):
-                await self._inherit(stream_id, self._broken_off.get(stream_id, me))
+                await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
                 await self._beat.unregister(stream_id)  # As of a claim that was given up.
 
@@ -201,7 +201,7 @@ class Takeover:
             self._follow(stream_id, record)
             if _is_of(record, self._beat.replica):
                 self.orphan(stream_id)  # Its run broke.
-            elif stream_id not in self._inheriting:
+            elif stream_id not in self._taking_over:
                 await self._beat.unregister(stream_id)  # Else it stays on the list for ever.
         except Exception as error:
             _complain(f"{stream_id} is not followed yet", error)

@@ -1,8 +1,8 @@
 """Data loss: since when each Redis server remembers.
 
 Each server holds a dataset id: its time when that was set. It is set once, and kept alive by the
-beats of all replicas; one that is another than before tells that a server lost all that it had. In
-a Cluster one may do so alone.
+heartbeats of all replicas; one that is another than before tells that a server lost all that it
+had. In a Cluster one may do so alone.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from gateway.errors import Unavailable
 from gateway.store.client import RedisClient
 from gateway.store.keys import DAY
 
-_WAIT = 0.05  # Of a lease: a server that is slow must not hold up the beat.
+_WAIT = 0.05  # Of a lease: a server that is slow must not hold up the heartbeat.
 
 
 class DataLossDetector:

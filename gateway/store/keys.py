@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 DATASET_ID = "gw:marker"  # With the tag of a server.
-BEATS = "gw:beats"  # With the tag of a quorum copy.
+HEARTBEATS = "gw:beats"  # With the tag of a quorum copy.
 
 DAY = 86_400_000  # In milliseconds, as all times here.
-_NAMED = 1 << 32  # More than any count of beats.
+_NAMED = 1 << 32  # More than any count of heartbeats.
 
 
 def new_id() -> str:
@@ -68,15 +68,15 @@ def subject_keys(subject: str) -> tuple[str, str]:
 def naming(replica: str, stream_id: str, copy: str) -> list[list[Any]]:
     """Return the commands that let others find a stream should this replica die.
 
-    They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
-    it comes first: where the rest breaks off, an eviction finds a list that has no TTL yet. It is a
-    sign of life like the beat, by another number than any of those: what is named while an eviction
-    is under way stays on the list.
+    They see who has a heartbeat: a Redis that has just forgotten it must not wait for the next one.
+    So it comes first: where the rest breaks off, an eviction finds a list that has no TTL yet. It
+    is a sign of life like the heartbeat, by another number than any of those: what is named while
+    an eviction is under way stays on the list.
     """
-    beats, runs = BEATS + copy, runs_key(replica, copy)
+    heartbeats, runs = HEARTBEATS + copy, runs_key(replica, copy)
     return [
-        ["HINCRBY", beats, replica, _NAMED],
-        ["PEXPIRE", beats, DAY],
+        ["HINCRBY", heartbeats, replica, _NAMED],
+        ["PEXPIRE", heartbeats, DAY],
         ["SADD", runs, stream_id],
         ["PEXPIRE", runs, DAY],
     ]

@@ -1,6 +1,6 @@
 """Node: one Redis server, or an embedded one, and the connections to it.
 
-There are four, however many viewers: for the log and the beat, which must not wait behind a rush;
+There are four, however many viewers: for log and heartbeat, which must not wait behind a rush;
 for everything short; for reading logs; and the inbox.
 """
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.store.client import RedisClient
-from gateway.store.keys import BEATS, cancels_key, inbox, new_id, runs_key
+from gateway.store.keys import HEARTBEATS, cancels_key, inbox, new_id, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
 
@@ -18,15 +18,15 @@ LEASE = 0.4
 
 @pytest.fixture
 async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
-    """Both stores, one after the other; what earlier tests left there is buried."""
+    """Both stores, one after the other; what earlier tests left there is evicted."""
     opened = RedisClient(any_redis_url)
-    await opened.calls(["DEL", BEATS + tag] for tag in opened.quorum_tags)
+    await opened.calls(["DEL", HEARTBEATS + tag] for tag in opened.quorum_tags)
     yield opened
     await opened.close()
 
 
-def beat(store: RedisClient, lease: float = LEASE) -> Heartbeat:
-    """Return the beat of a new replica."""
+def heartbeat(store: RedisClient, lease: float = LEASE) -> Heartbeat:
+    """Return the heartbeat of a new replica."""
     return Heartbeat(store, new_id(), lease)
 
 
@@ -47,13 +47,13 @@ async def seen_dead(watcher: Heartbeat, name: str, owners: Collection[str] = ())
 async def test_a_replica_that_stands_still_for_a_lease_is_dead_and_not_before(
     store: RedisClient,
 ) -> None:
-    still, watcher = beat(store), beat(store)
+    still, watcher = heartbeat(store), heartbeat(store)
     await still.renew([], [])
     assert LEASE <= await seen_dead(watcher, still.replica) < LEASE + 1
 
 
 async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: RedisClient) -> None:
-    alive, watcher = beat(store), beat(store)
+    alive, watcher = heartbeat(store), heartbeat(store)
     end = now() + 3 * LEASE
     while now() < end:
         await alive.renew([], [])
@@ -62,7 +62,7 @@ async def test_a_replica_that_beats_lives_however_long_it_is_watched(store: Redi
 
 
 async def test_one_beat_starts_the_count_anew(store: RedisClient) -> None:
-    slow, watcher = beat(store), beat(store)
+    slow, watcher = heartbeat(store), heartbeat(store)
     await slow.renew([], [])
     begun = now()
     while now() - begun < LEASE * 0.8:
@@ -73,7 +73,7 @@ async def test_one_beat_starts_the_count_anew(store: RedisClient) -> None:
 
 
 async def test_nobody_declares_itself_dead(store: RedisClient) -> None:
-    alone = beat(store, 0.01)
+    alone = heartbeat(store, 0.01)
     end = now() + 0.1
     while now() < end:
         assert alone.replica not in (await alone.renew([], [alone.replica])).dead
@@ -81,7 +81,7 @@ async def test_nobody_declares_itself_dead(store: RedisClient) -> None:
 
 async def test_two_looks_a_lease_apart_prove_nothing(store: RedisClient) -> None:
     """Who was paused itself, maybe with its whole host, did not see the others stand still."""
-    other, watcher = beat(store, 0.2), beat(store, 0.2)
+    other, watcher = heartbeat(store, 0.2), heartbeat(store, 0.2)
     await other.renew([], [])
     await watcher.renew([], [])
     await until(lambda: not watcher.lease_valid)
@@ -92,7 +92,7 @@ async def test_two_looks_a_lease_apart_prove_nothing(store: RedisClient) -> None
 
 async def test_a_failed_call_starts_the_count_anew(own_redis: RedisServer) -> None:
     store = RedisClient(own_redis.url)
-    still, watcher = beat(store, 2.5), beat(store, 2.5)
+    still, watcher = heartbeat(store, 2.5), heartbeat(store, 2.5)
     await still.renew([], [])
     await watcher.renew([], [])
     own_redis.pause()
@@ -110,7 +110,7 @@ async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_
     direct = RedisClient(own_redis.url)
     async with proxied(own_redis) as proxy:
         store = RedisClient(proxy.url)
-        alive, watcher = beat(direct, 1), beat(store, 1)
+        alive, watcher = heartbeat(direct, 1), heartbeat(store, 1)
         await watcher.renew([], [])
         proxy.answering.clear()
         look = asyncio.create_task(watcher.renew([], []))
@@ -129,16 +129,16 @@ async def test_a_look_whose_answer_is_late_proves_nothing_about_the_time_before_
 async def test_an_owner_that_redis_forgot_is_found_by_those_who_watch_its_streams(
     store: RedisClient,
 ) -> None:
-    watcher, ghost = beat(store), new_id()
+    watcher, ghost = heartbeat(store), new_id()
     assert ghost not in (await watcher.renew([], [])).dead
     assert await seen_dead(watcher, ghost, [ghost]) >= LEASE
 
 
 async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: RedisClient) -> None:
-    owner, watcher = beat(store), beat(store)
+    owner, watcher = heartbeat(store), heartbeat(store)
     await owner.renew([], [])
     await watcher.renew([], [owner.replica])
-    await store.calls(["DEL", BEATS + tag] for tag in store.quorum_tags)
+    await store.calls(["DEL", HEARTBEATS + tag] for tag in store.quorum_tags)
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [owner.replica])).dead == []
@@ -147,7 +147,7 @@ async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: RedisCli
 
 
 async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: RedisClient) -> None:
-    leaving, watcher = beat(store), beat(store)
+    leaving, watcher = heartbeat(store), heartbeat(store)
     await leaving.renew(["stream"], [])
     await leaving.ask_to_cancel("stream", leaving.replica)
     await watcher.renew([], [])
@@ -155,25 +155,25 @@ async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: RedisClien
     for tag in store.quorum_tags:
         for key in (runs_key(leaving.replica, tag), cancels_key(leaving.replica, tag)):
             assert await store.call("EXISTS", key) == 0
-        assert await store.call("HEXISTS", BEATS + tag, leaving.replica) == 0
+        assert await store.call("HEXISTS", HEARTBEATS + tag, leaving.replica) == 0
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [])).dead == []
         await asyncio.sleep(0.01)
 
 
-async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: RedisClient) -> None:
-    still, watcher = beat(store), beat(store)
+async def test_a_dead_replica_that_was_evicted_is_dead_no_more(store: RedisClient) -> None:
+    still, watcher = heartbeat(store), heartbeat(store)
     await still.renew(["stream"], [])
     await seen_dead(watcher, still.replica)
     assert await watcher.left_by(still.replica) == ["stream"]
     await watcher.taken_over(still.replica, ["stream"])
 
-    async def is_buried() -> bool:
+    async def is_evicted() -> bool:
         """Whether no quorum copy names it any more: one of three may have heard it late."""
         return await watcher.evict(still.replica) == []
 
-    await until(is_buried, "it is buried")
+    await until(is_evicted, "it is evicted")
     assert (await watcher.renew([], [])).dead == []
     assert await watcher.streams_of(still.replica) == []
 
@@ -182,7 +182,7 @@ async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(
     store: RedisClient,
 ) -> None:
     """Its successor may have stood still itself since; what it runs now is not for it."""
-    paused, successor = beat(store), beat(store)
+    paused, successor = heartbeat(store), heartbeat(store)
     await paused.renew(["stream"], [])
     await seen_dead(successor, paused.replica)
     await paused.renew(["stream", "new"], [])
@@ -192,7 +192,7 @@ async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(
 
 async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: RedisClient) -> None:
     """Else nobody would find a stream that it goes on with, should it die again."""
-    paused, successor = beat(store), beat(store)
+    paused, successor = heartbeat(store), heartbeat(store)
     await paused.renew(["stream"], [])
     await seen_dead(successor, paused.replica)
     await successor.left_by(paused.replica)
@@ -205,9 +205,9 @@ async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: RedisClient
     assert await seen_dead(successor, paused.replica) >= LEASE
 
 
-async def test_a_burial_is_not_over_while_a_stream_is_named(store: RedisClient) -> None:
+async def test_an_eviction_is_not_over_while_a_stream_is_named(store: RedisClient) -> None:
     """It may be named in a quorum copy that was not heard at first."""
-    paused, successor = beat(store), beat(store)
+    paused, successor = heartbeat(store), heartbeat(store)
     await paused.renew(["stream"], [])
     await seen_dead(successor, paused.replica)
     await successor.left_by(paused.replica)
@@ -221,7 +221,7 @@ async def test_a_burial_is_not_over_while_a_stream_is_named(store: RedisClient) 
 
 
 async def test_thousands_of_streams_are_taken_off_a_list(store: RedisClient) -> None:
-    still, successor = beat(store), beat(store)
+    still, successor = heartbeat(store), heartbeat(store)
     names = [f"stream {number}" for number in range(20_000)]
     await still.renew(names, [])
     await seen_dead(successor, still.replica)
@@ -229,15 +229,15 @@ async def test_thousands_of_streams_are_taken_off_a_list(store: RedisClient) -> 
     assert await successor.evict(still.replica) == []
 
 
-async def test_the_dead_are_named_until_somebody_buries_them(store: RedisClient) -> None:
-    still, watcher = beat(store), beat(store)
+async def test_the_dead_are_named_until_somebody_evicts_them(store: RedisClient) -> None:
+    still, watcher = heartbeat(store), heartbeat(store)
     await still.renew([], [])
     await seen_dead(watcher, still.replica)
     assert (await watcher.renew([], [])).dead == [still.replica]
 
 
 async def test_a_replica_names_what_it_runs(store: RedisClient) -> None:
-    owner = beat(store)
+    owner = heartbeat(store)
     await owner.register("early")
     await owner.renew(["early", "late"], [])
     await owner.unregister("early")
@@ -245,7 +245,7 @@ async def test_a_replica_names_what_it_runs(store: RedisClient) -> None:
 
 
 async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: RedisClient) -> None:
-    owner = beat(store)
+    owner = heartbeat(store)
     await owner.register("stream")
     await store.calls(["DEL", runs_key(owner.replica, tag)] for tag in store.quorum_tags)
     await owner.renew(["stream"], [])
@@ -253,7 +253,7 @@ async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: Re
 
 
 async def test_a_cancel_is_told_until_it_is_carried_out(store: RedisClient) -> None:
-    owner, other = beat(store), beat(store)
+    owner, other = heartbeat(store), heartbeat(store)
     await other.ask_to_cancel("stream", owner.replica)
     assert await owner.cancels() == ["stream"]
     for _ in range(2):
@@ -263,7 +263,7 @@ async def test_a_cancel_is_told_until_it_is_carried_out(store: RedisClient) -> N
 
 
 async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
-    owner, other = beat(store), beat(store)
+    owner, other = heartbeat(store), heartbeat(store)
     messages = store.messages(inbox(owner.replica))
     assert await anext(messages) == b""
     await other.ask_to_cancel("stream", owner.replica)
@@ -272,7 +272,7 @@ async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
 
 
 async def test_a_redis_that_forgot_is_noticed_once(store: RedisClient) -> None:
-    mine = beat(store)
+    mine = heartbeat(store)
     assert not (await mine.renew([], [])).forgot
     await store.calls(["DEL", key] for key in store.dataset_keys)
     await asyncio.sleep(0.002)  # The dataset id is a time in milliseconds, and must be another one.
@@ -283,7 +283,7 @@ async def test_a_redis_that_forgot_is_noticed_once(store: RedisClient) -> None:
 async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
     store: RedisClient,
 ) -> None:
-    mine = beat(store)
+    mine = heartbeat(store)
     assert not mine.lease_valid
     begun = now()
     await mine.renew([], [])
@@ -295,7 +295,7 @@ async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
 async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
     store: RedisClient,
 ) -> None:
-    mine = beat(store)
+    mine = heartbeat(store)
     claimed = now()
     await mine.renew([], [])
     assert not mine.lease_held_since(claimed)
@@ -309,14 +309,14 @@ async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
     assert mine.lease_held_since(now())
 
 
-async def test_every_key_of_a_beat_has_a_ttl(store: RedisClient) -> None:
-    mine, other = beat(store), beat(store)
+async def test_every_key_of_a_heartbeat_has_a_ttl(store: RedisClient) -> None:
+    mine, other = heartbeat(store), heartbeat(store)
     await mine.register("stream")
     await mine.renew(["stream"], [])
     await other.ask_to_cancel("stream", mine.replica)
     keys = list(store.dataset_keys)
     for tag in store.quorum_tags:
-        keys += [BEATS + tag, runs_key(mine.replica, tag), cancels_key(mine.replica, tag)]
+        keys += [HEARTBEATS + tag, runs_key(mine.replica, tag), cancels_key(mine.replica, tag)]
     for key in keys:
         assert await store.call("PTTL", key) > 0, key
 
@@ -324,13 +324,13 @@ async def test_every_key_of_a_beat_has_a_ttl(store: RedisClient) -> None:
 async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
     store: RedisClient,
 ) -> None:
-    alive, other = beat(store), beat(store)
+    alive, other = heartbeat(store), heartbeat(store)
     await alive.register("a stream")
     await other.ask_to_cancel("a stream", alive.replica)
     keys = [
         key
         for tag in store.quorum_tags
-        for key in (BEATS + tag, runs_key(alive.replica, tag), cancels_key(alive.replica, tag))
+        for key in (HEARTBEATS + tag, runs_key(alive.replica, tag), cancels_key(alive.replica, tag))
     ]
 
     async def reached(key: str) -> bool:  # The last quorum copy is asked behind.
@@ -347,8 +347,8 @@ async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
         await until(partial(dated, key))
 
 
-async def test_what_is_named_during_a_burial_stays_on_the_list(store: RedisClient) -> None:
-    watcher, woken = beat(store), beat(store)
+async def test_what_is_named_during_an_eviction_stays_on_the_list(store: RedisClient) -> None:
+    watcher, woken = heartbeat(store), heartbeat(store)
     await woken.register("s1")
     await woken.renew([], [])
     await seen_dead(watcher, woken.replica)
@@ -362,7 +362,7 @@ async def test_what_is_named_during_a_burial_stays_on_the_list(store: RedisClien
 async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(
     store: RedisClient,
 ) -> None:
-    """Redis may have forgotten the beat, and the replica may die before the next one."""
-    young, watcher = beat(store), beat(store)
+    """Redis may have forgotten the heartbeat, and the replica may die before the next one."""
+    young, watcher = heartbeat(store), heartbeat(store)
     await young.register("a stream")
     assert LEASE <= await seen_dead(watcher, young.replica) < LEASE + 1

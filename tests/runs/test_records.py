@@ -12,7 +12,7 @@ from gateway.eventlog.reader import read_all
 from gateway.runs.presence import Presence
 from gateway.runs.records import Record, Records
 from gateway.store.client import RedisClient
-from gateway.store.keys import BEATS, DAY, log_key, new_id, record_key, runs_key
+from gateway.store.keys import DAY, HEARTBEATS, log_key, new_id, record_key, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
 
@@ -165,7 +165,7 @@ async def test_a_claim_is_repeated_only_by_its_own_attempt(store: RedisClient, o
     assert (await again.claim(stream_id, "other" if other == "nonce" else "nonce")).epoch == 0
 
 
-async def test_a_claim_by_a_name_that_was_buried_since_is_not_valid(store: RedisClient) -> None:
+async def test_a_claim_by_a_name_that_was_evicted_since_is_not_valid(store: RedisClient) -> None:
     """What it named is off all lists: should it die now, nobody would find the stream."""
     late, successor = replica(store), replica(store)
     stream_id = await cached(late)
@@ -476,15 +476,15 @@ async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
 
 
 async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: RedisClient) -> None:
-    """Its owner may die before its next beat: what it wrote again must be found."""
+    """Its owner may die before its next heartbeat: what it wrote again must be found."""
     records = replica(store)
     stream_id, epoch = await claimed(records)
     await records.hold(stream_id, epoch, restored())
     named = 0
     for tag in store.quorum_tags:
         runs = await store.call("SMEMBERS", runs_key(records.replica, tag))
-        beat = await store.call("HEXISTS", BEATS + tag, records.replica)
-        named += runs == [stream_id.encode()] and beat
+        beats = await store.call("HEXISTS", HEARTBEATS + tag, records.replica)
+        named += runs == [stream_id.encode()] and beats
     assert named > len(store.quorum_tags) / 2
 
 

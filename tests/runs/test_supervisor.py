@@ -19,7 +19,7 @@ from gateway.config.presets import Preset
 from gateway.runs.records import Records
 from gateway.store import client as store_module
 from gateway.store.client import RedisClient
-from gateway.store.keys import BEATS, log_key, record_key, runs_key
+from gateway.store.keys import HEARTBEATS, log_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, Proxy, nonsense, proxied
 from tests.support import (
     OK,
@@ -464,9 +464,9 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
             owner.signal(signal.SIGCONT)
 
             async def beats() -> bool:
-                return bool(await direct.call("HVALS", BEATS) != counters)
+                return bool(await direct.call("HVALS", HEARTBEATS) != counters)
 
-            counters = await direct.call("HVALS", BEATS)
+            counters = await direct.call("HVALS", HEARTBEATS)
             await until(beats, "it beats again")
             await direct.close()
             proxy.answering.set()
@@ -505,12 +505,12 @@ async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_o
                 ["HSET", record_key(stream_id), "owner", heir, "epoch", epoch],
                 ["XADD", log_key(stream_id), f"{epoch}-0", "0", ""],
                 ["SADD", runs_key(heir), stream_id],
-                ["HSET", BEATS, heir, 9],
+                ["HSET", HEARTBEATS, heir, 9],
             ]
         )
         begun = asyncio.get_running_loop().time()
         await until(lambda: asyncio.get_running_loop().time() > begun + 4, "four leases")
-        assert await direct.call("HEXISTS", BEATS, heir)
+        assert await direct.call("HEXISTS", HEARTBEATS, heir)
         proxy.judge = lambda _: None
         await ends(zombie, url, "interrupted")
         await direct.close()
@@ -781,7 +781,7 @@ async def test_a_replica_that_ends_leaves_nothing_in_redis_to_wait_for(
         name = served.gateway.name
         await served.read(await served.ticket())
     store = RedisClient(shared_redis.url)
-    assert await store.call("HEXISTS", BEATS, name) == 0
+    assert await store.call("HEXISTS", HEARTBEATS, name) == 0
     assert await store.call("EXISTS", runs_key(name)) == 0
     await store.close()
 

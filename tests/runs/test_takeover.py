@@ -508,7 +508,7 @@ async def test_a_takeover_that_breaks_off_half_way_asks_again_once(
     assert len(upstream.calls) == 2
 
 
-async def test_a_burial_that_is_repeated_leaves_the_new_run_alone(
+async def test_an_eviction_that_is_repeated_leaves_the_new_run_alone(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """Redis went away after the streams were taken over, before the dead one was forgotten."""
@@ -530,7 +530,7 @@ async def test_a_burial_that_is_repeated_leaves_the_new_run_alone(
         url = await b.ticket()
         await via(a, url, len(LOST))
         a.signal(signal.SIGKILL)
-        await until(lambda: len(tries) == 5, "it was buried at last")
+        await until(lambda: len(tries) == 5, "it was evicted at last")
         got = await b.read(url, enough=lambda got: len(got.events) == 5)
         assert got.names == ["", "", "reset", "", ""]
         assert (await b.completion(url))["state"] == "streaming"

@@ -1,6 +1,6 @@
 -- Makes one replica the owner of a cached stream; the log begins with the fence <epoch>-0.
 -- KEYS: 1 record, 2 log
--- ARGV: 1 owner, 2 nonce of this attempt, 3 TTL (ms), 4 how often it was buried before it was named
+-- ARGV: 1 owner, 2 nonce of this attempt, 3 TTL (ms), 4 evictions before it was named
 -- Returns {verdict, epoch, request}; verdict: claimed, attach, expired, missing, or unnamed: who was
 -- seen to be dead since is on no list any more, and must name the stream again
 local t = redis.call('TIME')

@@ -1,6 +1,6 @@
 -- Takes streams off a dead replica's list, and forgets it once that is empty: while it names a stream
 -- somebody must find it. One that beats again is not dead, and keeps everything.
--- KEYS: 1 beats, 2 its list of streams, 3 its list of cancels
+-- KEYS: 1 heartbeats, 2 its list of streams, 3 its list of cancels
 -- ARGV: 1 replica, 2 its counter as it stood still, "" for none, 3 whether to forget it, "" for no,
 --       4... streams that were taken over
 -- Returns the streams left if it was to be forgotten, else {}; nil if it beats again
