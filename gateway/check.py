@@ -148,8 +148,8 @@ async def _cluster(store: RedisClient, cluster: ClusterTopology) -> list[Verdict
         if not replicas:
             words = f"{master.name}: has no replica: while it is away its streams wait"
             found.append(Verdict("warning", "redis", words + await _of_all(master)))
-    books = [cluster.home(BEATS + tag) for tag in store.books]
-    for node in {each for each in books if books.count(each) > len(books) // 2}:
+    copies = [cluster.node_for(BEATS + tag) for tag in store.quorum_tags]
+    for node in {each for each in copies if copies.count(each) > len(copies) // 2}:
         words = f"{node.name}: has most copies of the beats: while it is away no stream begins"
         found.append(Verdict("warning", "redis", words))
     return found
@@ -177,7 +177,7 @@ async def _server(node: Node, level: str, store: RedisClient | None = None) -> l
         _, found = await _told(node.call)
         if store is not None:
             drawn = (new_id() for _ in range(_DRAWS))
-            at_home = next((each for each in drawn if store.home(each) is node), None)
+            at_home = next((each for each in drawn if store.node_for(each) is node), None)
             found += await _rehearsed(store, at_home) if at_home else []
     except GatewayError as error:
         found = [Verdict(level, "redis", str(error))]

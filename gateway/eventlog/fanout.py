@@ -189,12 +189,12 @@ class Fanout:
 
     def _fetcher(self, node: Node) -> Fetcher:
         def followed() -> list[str]:
-            return [each for each in self._followed() if self._store.home(each) is node]
+            return [each for each in self._followed() if self._store.node_for(each) is node]
 
         return Fetcher(self._store, self._source, self._tails, followed, self._grace)
 
     def _fetcher_of(self, stream_id: str) -> Fetcher:
-        return self._fetchers.of(self._store.home(stream_id))
+        return self._fetchers.of(self._store.node_for(stream_id))
 
     def _followed(self) -> list[str]:
         return [

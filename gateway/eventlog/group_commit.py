@@ -41,7 +41,7 @@ class GroupCommit:
         return NodeCommitter(node, self._committer_of)
 
     def _committer_of(self, stream_id: str) -> "NodeCommitter":
-        return self._committers.of(self._store.home(stream_id))
+        return self._committers.of(self._store.node_for(stream_id))
 
     def open(
         self, stream_id: str, epoch: int, entries: EntryBatches, fields: dict[str, Any]

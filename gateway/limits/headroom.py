@@ -83,7 +83,7 @@ class Headroom:
 
     async def enter(self, stream_id: str, size: int) -> Room:
         """Return the room that a request has to be counted in; Unavailable if it does not fit."""
-        room = self._of(self._store.home(stream_id))
+        room = self._of(self._store.node_for(stream_id))
         if not await room.fits(size):
             raise Unavailable("store_full")
         return room

@@ -94,7 +94,7 @@ class Claims:
         while True:
             asked = clock.now()
             try:
-                await self._beat.enter(record.stream_id)
+                await self._beat.register(record.stream_id)
                 sent = True
                 claim = await self._records.claim(record.stream_id, nonce, record.buried)
                 if claim.verdict is not ClaimVerdict.UNNAMED:
@@ -114,5 +114,5 @@ class Claims:
             self._over(record, self._claims.get(record.stream_id))  # Not later: it counts as two.
         elif record.stream_id not in self._registry:
             with suppress(Unavailable):
-                await self._beat.leave(record.stream_id)
+                await self._beat.unregister(record.stream_id)
         return claim.verdict

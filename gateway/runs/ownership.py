@@ -29,7 +29,7 @@ class Ownership:
         again = run.attempts > 1 or run.log.taken_over
         if again:
             await run.log.flushed()
-        while again or not self._beat.steady(claimed):
+        while again or not self._beat.lease_held_since(claimed):
             asked = asyncio.get_running_loop().time()
             with suppress(Unavailable):
                 try:
@@ -41,6 +41,8 @@ class Ownership:
                 record = await self._records.read(run.log.stream_id)
                 if record is not None and record.cancelled:
                     run.stop(Ending("cancelled"))  # Which ends this task at its next await.
-                elif self._beat.steady(asked) and record and record.epoch == run.log.epoch:
+                elif (
+                    self._beat.lease_held_since(asked) and record and record.epoch == run.log.epoch
+                ):
                     return  # Else it was taken over since the hold: a pause lies between.
             await asyncio.sleep(self._interval)

@@ -80,7 +80,7 @@ class IdlePolicy:
 
     async def look(self) -> None:
         """Stop the runs whose grace is over; raises Unavailable."""
-        mute = not self._beat.fresh  # A full store answers, but takes no "somebody is here".
+        mute = not self._beat.lease_valid  # A full store answers, but takes no "somebody is here".
         alone = [run for run in self._registry.active if self._alone(run, mute)]
         if not alone:
             return

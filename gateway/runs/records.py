@@ -4,8 +4,8 @@ The record says what was asked, by whom, and who runs it. Each script is fenced 
 epoch it names may act) and idempotent (the same command twice is the command once), because
 connections break after Redis has acted and before it has answered.
 
-A Redis may come back empty. Its marker dates its memory (see `data_loss`): a ticket older than the
-marker may have a record that is only forgotten, not expired.
+A Redis may come back empty. Its dataset id dates what it has (see `data_loss`): a ticket older than
+that may have a record that is only forgotten, not expired.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class Records:
     ) -> None:
         self.replica = replica
         self.store = store
-        self._majority = Quorum(len(store.books))
+        self._quorum = Quorum(len(store.quorum_tags))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
         self.limits = Limits(store, most, **times)
@@ -148,7 +148,7 @@ class Records:
         """Return an id for a new stream, at home on a server that answers, as far as is known."""
         drawn = new_id()
         for _ in range(_DRAWS):
-            if self.store.home(drawn).answers:
+            if self.store.node_for(drawn).answers:
                 break
             drawn = new_id()
         return drawn
@@ -249,8 +249,11 @@ class Records:
         args = [self.replica, epoch, self._running_ttl, count, torn, *parts, *_flat(fields)]
         keys = _keys(stream_id)
         # First, as before a claim: if this replica dies now, others must find the stream.
-        await self._majority.of(
-            [self.store.urgent(naming(self.replica, stream_id, book)) for book in self.store.books]
+        await self._quorum.of(
+            [
+                self.store.urgent(naming(self.replica, stream_id, tag))
+                for tag in self.store.quorum_tags
+            ]
         )
         # On the appends' own connection: what another server says is no answer.
         verdict, last = await self.store.script("hold", keys, args, of_log=True)
@@ -287,33 +290,33 @@ class Records:
     async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
         """Whether a missing record may be one that Redis lost, and that its owner writes again.
 
-        A failover loses what is young, and leaves the marker as it was; however long it took, an
-        owner needs time after it.
+        A failover loses what is young, and leaves the dataset id as it was; however long it took,
+        an owner needs time after it.
         """
-        (seconds, micros), marker = await self.store.calls(
-            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        (seconds, micros), dataset = await self.store.calls(
+            [["TIME"], ["GET", self.store.dataset_key_of(stream_id)]]
         )
-        if marker is None:
+        if dataset is None:
             return True
         now = int(seconds) * 1000 + int(micros) // 1000
         young = int(self.patience * 1000)
-        forgot_all = issued < int(marker) and now - int(marker) < young
+        forgot_all = issued < int(dataset) and now - int(dataset) < young
         soon = min(young, self._ended_ttl, self._start_by)
         return forgot_all or self.just_reached(stream_id) or now - issued < soon
 
     async def ran_out(self, stream_id: str, issued: int) -> bool:
         """Whether a ticket whose record is not there was never redeemed: else it would be there,
         unless Redis forgot it."""
-        (seconds, micros), marker = await self.store.calls(
-            [["TIME"], ["GET", self.store.marker_of(stream_id)]]
+        (seconds, micros), dataset = await self.store.calls(
+            [["TIME"], ["GET", self.store.dataset_key_of(stream_id)]]
         )
         now = int(seconds) * 1000 + int(micros) // 1000
-        return int(marker or now) <= issued and now - issued < self._ended_ttl
+        return int(dataset or now) <= issued and now - issued < self._ended_ttl
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""
         now = asyncio.get_running_loop().time()
-        return now - self.store.home(stream_id).replaced < self.patience
+        return now - self.store.node_for(stream_id).replaced < self.patience
 
     async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
         """Return the states and epochs of these streams, "" and 0 where there is none."""

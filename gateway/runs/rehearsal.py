@@ -119,7 +119,7 @@ class Rehearsal:
         await self._store.script("settle", subject_keys(self._me), free)
 
     async def _begin(self) -> None:
-        await self._beat.enter(self._id)
+        await self._beat.register(self._id)
         await self._repeats.remember(self._id, self._id)
         await self._records.claim(self._id, "nonce")
         self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
@@ -147,7 +147,7 @@ class Rehearsal:
     async def _end(self) -> None:
         await self._records.seal(self._id, self._epoch, self._seal)
         await self._records.cancel(self._id, b"", b"{}")
-        await self._beat.leave(self._id)
+        await self._beat.unregister(self._id)
 
     async def _leave(self) -> None:
         keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]

@@ -9,9 +9,9 @@ is closed whatever await it was in; the seal itself is not cancelled but by the 
 
 At most one upstream request of a ticket can have been paid for. The claim, a script, gives the
 stream to one owner. The owner asks only if nobody can have declared it dead since then
-(`Heartbeat.steady`), else it asserts its ownership first. It asks again only after a sure refusal:
-no connection, 429, 503 or 529 before any body, or a status that its preset adds: others come also
-from gateways whose provider was paid.
+(`Heartbeat.lease_held_since`), else it asserts its ownership first. It asks again only after a sure
+refusal: no connection, 429, 503 or 529 before any body, or a status that its preset adds: others
+come also from gateways whose provider was paid.
 
 A replica that dies is seen by the others; one takes each stream over (which fences the dead one's
 late writes) and goes on with it or ends it: see `takeover`. The owner of an ended stream keeps

@@ -150,7 +150,7 @@ class RunSupervisor:
 
     async def _leave(self, stream_id: str) -> None:
         with suppress(Unavailable):
-            await self._beat.leave(stream_id)
+            await self._beat.unregister(stream_id)
             await self._beat.cancelled(stream_id)
 
     # The life of the replica
@@ -197,7 +197,7 @@ class RunSupervisor:
         while True:
             try:
                 owners = self._suspects.owners()
-                paused = not self._beat.fresh
+                paused = not self._beat.lease_valid
                 news = await self._beat.renew(
                     [run.log.stream_id for run in self._registry.active], owners
                 )
@@ -207,7 +207,7 @@ class RunSupervisor:
                 self.cancellation.carry_out(news.cancels)
                 if news.forgot:
                     logger.warning("the store came back without its memory")
-                    self._doubt(self._in_memory_of(news.forgot))
+                    self._doubt(self._in_datasets(news.forgot))
                     self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
                 self._bury(news.dead, owners)
                 pause = self._beat.interval
@@ -225,14 +225,14 @@ class RunSupervisor:
         for name in dead:
             self._tasks.spawn(self._takeover.bury(name, owners.get(name, [])))
 
-    def _in_memory_of(self, markers: Collection[str]) -> list[Run]:
-        at = self._records.store.marker_of
-        return [run for run in self._registry.values() if at(run.log.stream_id) in markers]
+    def _in_datasets(self, datasets: Collection[str]) -> list[Run]:
+        at = self._records.store.dataset_key_of
+        return [run for run in self._registry.values() if at(run.log.stream_id) in datasets]
 
-    def _asked_in(self, markers: Collection[str]) -> dict[str, str]:
-        at = self._records.store.marker_of
+    def _asked_in(self, datasets: Collection[str]) -> dict[str, str]:
+        at = self._records.store.dataset_key_of
         asked = {each: run.asked for each, run in self._registry.items()}
-        return {each: name for each, name in asked.items() if name and at(name) in markers}
+        return {each: name for each, name in asked.items() if name and at(name) in datasets}
 
     def _doubt(self, runs: Iterable[Run]) -> None:
         for run in runs:

@@ -95,7 +95,7 @@ class Takeover:
                 logger.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
             left = [*{*named, *watched}]
             await self._by_home(left, partial(self._inherit_some, dead))
-            while left := await self._beat.bury(dead):
+            while left := await self._beat.evict(dead):
                 await self._by_home(left, partial(self._inherit_some, dead))
         except Exception as error:
             _complain(f"{dead} is not buried yet", error)
@@ -107,7 +107,7 @@ class Takeover:
         self, stream_ids: list[str], work: Callable[[list[str]], Awaitable[None]]
     ) -> None:
         """Do so for each server's streams: one that is away must not hold up what others have."""
-        homes = self._records.store.by_home(stream_ids)
+        homes = self._records.store.by_node(stream_ids)
         for failed in await asyncio.gather(*map(work, homes), return_exceptions=True):
             if failed is not None:
                 raise failed
@@ -122,7 +122,7 @@ class Takeover:
             # A burial that breaks off goes on from here; and one that lives keeps the rest.
             took = [each for each, result in zip(batch, results, strict=True) if result is None]
             if took:
-                await self._beat.took(dead, took)
+                await self._beat.taken_over(dead, took)
             broken.extend(failed)
             if any(isinstance(each, Unavailable) for each in failed):
                 break
@@ -147,14 +147,14 @@ class Takeover:
         self._inheriting.add(stream_id)
         self._broken_off[stream_id] = dead
         try:
-            await self._beat.enter(stream_id)
+            await self._beat.register(stream_id)
             # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
             epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
             record = await self._records.read(stream_id)
             if epoch is None or record is None:
                 self._follow(stream_id, record)
             if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
-                await self._beat.leave(stream_id)
+                await self._beat.unregister(stream_id)
             self._broken_off.pop(stream_id, None)
         finally:
             self._inheriting.discard(stream_id)
@@ -192,7 +192,7 @@ class Takeover:
             elif _is_of(record, me):
                 await self._inherit(stream_id, self._broken_off.get(stream_id, me))
             else:
-                await self._beat.leave(stream_id)  # As of a claim that was given up.
+                await self._beat.unregister(stream_id)  # As of a claim that was given up.
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""
@@ -202,7 +202,7 @@ class Takeover:
             if _is_of(record, self._beat.replica):
                 self.orphan(stream_id)  # Its run broke.
             elif stream_id not in self._inheriting:
-                await self._beat.leave(stream_id)  # Else it stays on the list for ever.
+                await self._beat.unregister(stream_id)  # Else it stays on the list for ever.
         except Exception as error:
             _complain(f"{stream_id} is not followed yet", error)
             self.orphan(stream_id)

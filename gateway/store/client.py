@@ -1,10 +1,10 @@
 """Client: one Redis, whether a single server or a Cluster: scripts, ways to send.
 
 Every command sent from here may run twice without harm. The log's appends may not, and go to its
-server itself (`home`), whose writer looks what became of them.
+server itself (`node_for`), whose writer looks what became of them.
 
-What is no stream's is kept in books and markers: one of each in a single Redis, with an empty tag;
-in a Cluster see `topology`.
+What is no stream's is kept in quorum copies and under dataset ids: one of each in a single Redis,
+with an empty tag; in a Cluster see `topology`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.errors import Unavailable
 from gateway.store.connection import Command, CommandSender
-from gateway.store.keys import MARKER, record_key
+from gateway.store.keys import DATASET_ID, record_key
 from gateway.store.node import Node, away
 from gateway.store.outage import Outage
 from gateway.store.pools import TIMEOUT, Address
@@ -74,18 +74,18 @@ class RedisClient:
         self._joined: dict[tuple[str, str], tuple[str, str]] = {}
 
     @property
-    def books(self) -> Sequence[str]:
+    def quorum_tags(self) -> Sequence[str]:
         """The tags of the copies of what replicas tell of each other; they never change."""
-        return self._redis.books
+        return self._redis.quorum_tags
 
     @property
-    def markers(self) -> Sequence[str]:
-        """The keys of the markers of all servers known."""
-        return [MARKER + tag for tag in self._redis.markers]
+    def dataset_keys(self) -> Sequence[str]:
+        """The keys of the dataset ids of all servers known."""
+        return [DATASET_ID + tag for tag in self._redis.dataset_tags]
 
-    def marker_of(self, stream_id: str) -> str:
-        """Return the key of the marker that dates the memory a stream is in."""
-        return MARKER + self._redis.marker_of(record_key(stream_id))
+    def dataset_key_of(self, stream_id: str) -> str:
+        """Return the key of the dataset id of the server that has a stream."""
+        return DATASET_ID + self._redis.dataset_tag_of(record_key(stream_id))
 
     @property
     def generation(self) -> int:
@@ -97,15 +97,15 @@ class RedisClient:
         """All servers that have streams, as far as is known."""
         return self._redis.masters
 
-    def home(self, stream_id: str) -> Node:
+    def node_for(self, stream_id: str) -> Node:
         """Return the server that has a stream; in a Cluster it may be another one later."""
-        return self._redis.home(record_key(stream_id))
+        return self._redis.node_for(record_key(stream_id))
 
-    def by_home(self, stream_ids: Iterable[str]) -> list[list[str]]:
+    def by_node(self, stream_ids: Iterable[str]) -> list[list[str]]:
         """Return the streams of each server: where one is away, the others must not wait."""
         groups: dict[Node, list[str]] = {}
         for each in stream_ids:
-            groups.setdefault(self.home(each), []).append(each)
+            groups.setdefault(self.node_for(each), []).append(each)
         return list(groups.values())
 
     async def call(self, *command: Any) -> Any:
@@ -144,7 +144,7 @@ class RedisClient:
         try:
             async with (
                 asyncio.timeout(2 * TIMEOUT),
-                aclosing(self._redis.anyone().listen(channel)) as messages,
+                aclosing(self._redis.default_node().listen(channel)) as messages,
             ):
                 await anext(messages)
                 self._sound(await _on(self._redis.short, [["PUBLISH", channel, "heard"]]))
@@ -165,8 +165,8 @@ class RedisClient:
         """Run one of `lua/*.lua` and return its reply, which may be `large`; `of_log`: where
         appends go."""
         short = self._redis.long if large else self._redis.short
-        way = self._redis.log if of_log else short
-        return await self._run(way, self._scripts[name], [len(keys), *keys, *args])
+        sender = self._redis.log if of_log else short
+        return await self._run(sender, self._scripts[name], [len(keys), *keys, *args])
 
     async def script_after(self, first: Script, then: Script) -> tuple[list[Any], Any]:
         """Run two as one, the second where the first has not returned {0…}: not in a Cluster.
@@ -182,16 +182,16 @@ class RedisClient:
         reply = await self._run(self._redis.short, joined, [len(keys), *keys, *counts, *args])
         return reply[0], reply[1] if len(reply) > 1 else None
 
-    async def _run(self, way: CommandSender, script: tuple[str, str], rest: list[Any]) -> Any:
-        replies = await _on(way, [["EVALSHA", script[0], *rest]])
+    async def _run(self, sender: CommandSender, script: tuple[str, str], rest: list[Any]) -> Any:
+        replies = await _on(sender, [["EVALSHA", script[0], *rest]])
         if isinstance(replies[0], NoScriptError):
-            replies = await _on(way, [["EVAL", script[1], *rest]])
+            replies = await _on(sender, [["EVAL", script[1], *rest]])
         return self._sound(replies)[0]
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
         while True:
-            node = self._redis.anyone()
+            node = self._redis.default_node()
             try:
                 async with aclosing(node.listen(channel)) as messages:
                     async for message in messages:
@@ -199,7 +199,7 @@ class RedisClient:
                             self._mute.passed()
                         if message is not None:
                             yield message
-                        elif node is not self._redis.anyone():
+                        elif node is not self._redis.default_node():
                             break  # It left the Cluster, or does not answer.
             except ResponseError as error:  # No right to channels, or no such command.
                 self._mute.failed(error)
@@ -233,8 +233,8 @@ def _hashed(text: str) -> tuple[str, str]:
     return hashlib.sha1(text.encode()).hexdigest(), text
 
 
-async def _on(way: CommandSender, commands: Iterable[Command]) -> list[Any]:
+async def _on(sender: CommandSender, commands: Iterable[Command]) -> list[Any]:
     try:
-        return await way.send(commands)
+        return await sender.send(commands)
     except (RedisError, OSError) as error:
         raise away(error) from error

@@ -39,7 +39,7 @@ _REDIRECTIONS = {"MOVED": MovedError, "ASK": AskError}
 
 
 class CommandSender(Protocol):
-    """Where commands are sent: a line to one server, or a route to many."""
+    """Where commands are sent: a connection to one server, or a router to many."""
 
     async def send(self, commands: Iterable[Command]) -> list[Any]:
         """Return the replies, errors among them; raises RedisError."""
@@ -56,9 +56,9 @@ class Batch(NamedTuple):
 class PipelinedConnection:
     """Sends what callers give it, in their order; `timeout` is in seconds, for one batch.
 
-    A command whose connection broke is not sent again, as it may have run; with `once_more` it is,
+    A command whose connection broke is not sent again, as it may have run; with `idempotent` it is,
     once, which is for commands that may run twice. `together` bounds the commands of a batch;
-    `outage`, which a server's lines share, hears whether it answers.
+    `outage`, which a server's connections share, hears whether it answers.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PipelinedConnection:
         *,
         outage: Outage,
         timeout: float,
-        once_more: bool,
+        idempotent: bool,
         together: int = 1000,
     ) -> None:
         self.generation = 0  # Of the connection: a new one may lead to another server.
@@ -76,7 +76,7 @@ class PipelinedConnection:
         self._together = together
         self._pool = pool
         self._timeout = timeout
-        self._tries = 2 if once_more else 1
+        self._tries = 2 if idempotent else 1
         self._queue: list[Batch] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -102,7 +102,7 @@ class PipelinedConnection:
     async def send_now(self, commands: Sequence[Command], generation: int) -> list[Any]:
         """Do as `send`, from within the caller's task if nothing is in flight.
 
-        That spares the handing over to the line's own task and back. A caller that is cancelled
+        That spares the handing over to the connection's task and back. A caller that is cancelled
         cuts the connection.
         """
         if self._busy or self._queue or self._link is None:
@@ -129,7 +129,7 @@ class PipelinedConnection:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         queue, self._queue = self._queue, []  # Whoever sends later must not send these as well.
-        _fail(queue, RedisConnectionError("the line is closed"))
+        _fail(queue, RedisConnectionError("the connection is closed"))
         await self._hang_up()
 
     async def _run(self) -> None:
@@ -144,12 +144,12 @@ class PipelinedConnection:
         self._busy = True
         try:
             await self._deliver(batches)
-        except Exception as error:  # Whatever it is, the line must go on for the others.
+        except Exception as error:  # Whatever it is, the connection must go on for the others.
             self._outage.failed(error)
             await self._hang_up()
             _fail(batches, error)
         except BaseException:
-            _fail(batches, RedisConnectionError("the line is closed"))
+            _fail(batches, RedisConnectionError("the connection is closed"))
             await self._hang_up()
             raise
         finally:

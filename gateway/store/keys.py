@@ -8,8 +8,8 @@ import secrets
 from functools import lru_cache
 from typing import Any
 
-MARKER = "gw:marker"  # With the tag of a server.
-BEATS = "gw:beats"  # With the tag of a book.
+DATASET_ID = "gw:marker"  # With the tag of a server.
+BEATS = "gw:beats"  # With the tag of a quorum copy.
 
 DAY = 86_400_000  # In milliseconds, as all times here.
 _NAMED = 1 << 32  # More than any count of beats.
@@ -40,14 +40,14 @@ def asked_key(name: str) -> str:
     return f"gw:{{{name}}}:asked"
 
 
-def runs_key(replica: str, book: str = "") -> str:
+def runs_key(replica: str, copy: str = "") -> str:
     """Return the key of the set of streams that a replica runs."""
-    return f"gw:runs:{replica}{book}"
+    return f"gw:runs:{replica}{copy}"
 
 
-def cancels_key(replica: str, book: str = "") -> str:
+def cancels_key(replica: str, copy: str = "") -> str:
     """Return the key of the set of streams that a replica is asked to cancel."""
-    return f"gw:cancels:{replica}{book}"
+    return f"gw:cancels:{replica}{copy}"
 
 
 def inbox(replica: str) -> str:
@@ -65,15 +65,15 @@ def subject_keys(subject: str) -> tuple[str, str]:
     return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
 
 
-def naming(replica: str, stream_id: str, book: str) -> list[list[Any]]:
+def naming(replica: str, stream_id: str, copy: str) -> list[list[Any]]:
     """Return the commands that let others find a stream should this replica die.
 
     They see who has a beat: a Redis that has just forgotten it must not wait for the next one. So
-    it comes first: where the rest breaks off, a burial finds a list that has no TTL yet. It is a
-    sign of life like the beat, by another number than any of those: what is named while a burial
+    it comes first: where the rest breaks off, an eviction finds a list that has no TTL yet. It is a
+    sign of life like the beat, by another number than any of those: what is named while an eviction
     is under way stays on the list.
     """
-    beats, runs = BEATS + book, runs_key(replica, book)
+    beats, runs = BEATS + copy, runs_key(replica, copy)
     return [
         ["HINCRBY", beats, replica, _NAMED],
         ["PEXPIRE", beats, DAY],

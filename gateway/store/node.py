@@ -36,10 +36,10 @@ class Node:
         self.name = name
         who = f"the store {name}".rstrip()
         outage = Outage(logger, f"{who} does not answer", f"{who} answers again")
-        line = partial(PipelinedConnection, pool, outage=outage)
-        self.log = line(timeout=TIMEOUT, once_more=False)
-        self.short = line(timeout=TIMEOUT, once_more=True)
-        self.long = line(timeout=2 * TIMEOUT, once_more=True, together=64)
+        connection = partial(PipelinedConnection, pool, outage=outage)
+        self.log = connection(timeout=TIMEOUT, idempotent=False)
+        self.short = connection(timeout=TIMEOUT, idempotent=True)
+        self.long = connection(timeout=2 * TIMEOUT, idempotent=True, together=64)
         self.refused = refused or refusals()
         self.answers = True  # As far as is known.
         self.promoted = float("-inf")  # When it was seen to have another one's place.
@@ -114,8 +114,8 @@ class Node:
 
     async def close(self) -> None:
         """Close all connections; a later command opens new ones."""
-        for line in (self.log, self.short, self.long):
-            await line.close()
+        for connection in (self.log, self.short, self.long):
+            await connection.close()
         await self._pool.disconnect()
         manager: Any = getattr(self._pool, "sentinel_manager", None)
         if manager is not None:

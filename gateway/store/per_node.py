@@ -1,6 +1,6 @@
 """Per node: one worker for each Redis server, so that none waits for another's server.
 
-A single Redis has a crew of one. In a Cluster a worker is made when its server is first needed.
+A single Redis has one. In a Cluster a worker is made when its server is first needed.
 """
 
 import asyncio

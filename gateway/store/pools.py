@@ -106,7 +106,7 @@ def _ours(given: dict[str, Any]) -> dict[str, Any]:
     pinned = {
         "protocol": 2,  # The shape of replies depends on it.
         "retry": Retry(NoBackoff(), 0),  # Who may send again, and when, is decided above.
-        "socket_timeout": None,  # A line has its own; this one costs a task for every batch.
+        "socket_timeout": None,  # A pipeline has its own; this one costs a task for every batch.
         "socket_connect_timeout": TIMEOUT,
         "max_connections": 2 * CONNECTIONS,
     }

@@ -1,4 +1,4 @@
-"""Quorum: what more than half of several copies say; any two majorities share a copy."""
+"""Quorum: what more than half of several copies say; any two quorums share a copy."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -19,10 +19,10 @@ class Quorum:
     async def of(
         self, questions: Sequence[Coroutine[Any, Any, T]], *, all_of_them: bool = False
     ) -> list[T]:
-        """Ask each copy its question; return the answers once a majority has answered.
+        """Ask each copy its question; return the answers once a quorum has answered.
 
         The others are asked on behind, unless one is to wait for all of them. Raises what one
-        failed with where no majority answers.
+        failed with where no quorum answers.
         """
         if len(questions) == 1:
             return [await questions[0]]

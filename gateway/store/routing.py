@@ -1,10 +1,10 @@
 """Routing: sends each command of many to the server of a Redis Cluster that has its key.
 
-Commands in a row on keys of one slot are one unit: they go together, in their order, and so do
+Commands in a row on keys of one slot are one batch: they go together, in their order, and so do
 those without a key of their own (TIME, PUBLISH) next to them. What a server refuses is sent on, and
-no more than that: MOVED tells of a new home, ASK of a slot that is moving just now, TRYAGAIN of a
-script whose keys are half moved. All of it may run twice where a connection broke, but what changes
-a log: that is sent again only where a server refused it.
+no more than that: MOVED tells of a slot's new node, ASK of one that is moving just now, TRYAGAIN of
+a script whose keys are half moved. All of it may run twice where a connection broke, but what
+changes a log: that is sent again only where a server refused it.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ _KEYLESS = frozenset(
 _REFUSALS = (MovedError, AskError, TryAgainError)
 
 
-class SlotMap(Protocol):
-    """What a route must know of the Cluster."""
+class Topology(Protocol):
+    """What a router must know of the Cluster."""
 
-    def of_slot(self, slot: int) -> Node:
+    def node_of_slot(self, slot: int) -> Node:
         """Return the server that has a slot."""
 
-    def anyone(self) -> Node:
+    def default_node(self) -> Node:
         """Return a server for what is no key's."""
 
     async def ready(self) -> None:
@@ -45,10 +45,10 @@ class SlotMap(Protocol):
     async def refreshed(self) -> None:
         """Learn anew who has what; raises RedisError."""
 
-    def moved(self, error: MovedError, teller: Node) -> None:
-        """Take note of a slot's new home."""
+    def moved(self, error: MovedError, redirecting: Node) -> None:
+        """Take note of a slot's new node."""
 
-    def named(self, error: AskError, teller: Node) -> Node:
+    def named(self, error: AskError, redirecting: Node) -> Node:
         """Return the server that a redirection names."""
 
     def trouble(self, node: Node) -> None:
@@ -67,11 +67,11 @@ class SlotBatch:
     replies: list[Any] = field(default_factory=list)
     left: list[int] | None = None  # The numbers of those that are to be sent, None: all.
 
-    def home(self, known: SlotMap) -> Node:
+    def node_for(self, topology: Topology) -> Node:
         """Return where it goes next."""
         if self.asked is not None:
             return self.asked
-        return known.anyone() if self.slot is None else known.of_slot(self.slot)
+        return topology.default_node() if self.slot is None else topology.node_of_slot(self.slot)
 
     @property
     def packed(self) -> list[Command]:
@@ -120,24 +120,24 @@ class SlotBatch:
 
 
 def split(commands: Iterable[Command]) -> list[SlotBatch]:
-    """Return the commands as units, in their order."""
-    units: list[SlotBatch] = []
+    """Return the commands as batches, in their order."""
+    batches: list[SlotBatch] = []
     loose: list[Command] = []
     for command in commands:
         slot = slot_of(command)
         if slot is None:
             loose.append(command)
-        elif units and units[-1].slot == slot:
-            units[-1].commands += [*loose, command]
+        elif batches and batches[-1].slot == slot:
+            batches[-1].commands += [*loose, command]
             loose = []
         else:
-            units.append(SlotBatch(slot, [*loose, command]))
+            batches.append(SlotBatch(slot, [*loose, command]))
             loose = []
-    if units:
-        units[-1].commands += loose
+    if batches:
+        batches[-1].commands += loose
     elif loose:
-        units.append(SlotBatch(None, loose))
-    return units
+        batches.append(SlotBatch(None, loose))
+    return batches
 
 
 def slot_of(command: Command) -> int | None:
@@ -155,83 +155,88 @@ def _word(command: Command) -> str:
 
 
 class ClusterRouter(CommandSender):
-    """One kind of line to all servers; `once_more` as with a PipelinedConnection.
+    """One kind of connection to all servers; `idempotent` as with a PipelinedConnection.
 
-    `patience` is in seconds: for how long a refusal that will pass, as a slot's move, is tried on.
-    Where a server is away its error stands in place of each of its replies, so that what others
-    answered is not lost.
+    `retry_timeout` is in seconds: for how long what is refused for a while, as by a slot's move, is
+    sent again. Where a server is away its error stands in place of each of its replies, so that
+    what others answered is not lost.
     """
 
-    def __init__(self, known: SlotMap, line: str, *, once_more: bool, patience: float) -> None:
-        self._map = known
-        self._line = line
-        self._once_more = once_more
-        self._patience = patience
+    def __init__(
+        self, topology: Topology, connection: str, *, idempotent: bool, retry_timeout: float
+    ) -> None:
+        self._topology = topology
+        self._connection = connection
+        self._idempotent = idempotent
+        self._retry_timeout = retry_timeout
 
     async def send(self, commands: Iterable[Command]) -> list[Any]:
         """Return the replies, errors among them; raises RedisError if no server is known."""
-        units = split(commands)
-        if not units:
+        batches = split(commands)
+        if not batches:
             return []
-        await self._map.ready()
-        left, deadline = units, None
+        await self._topology.ready()
+        left, deadline = batches, None
         while left:
             await self._round(left)
             left = await self._again(left)
             now = asyncio.get_running_loop().time()
-            deadline = deadline or now + self._patience  # However long a dead one was waited for.
+            # However long a dead one was waited for.
+            deadline = deadline or now + self._retry_timeout
             if now > deadline:
                 break
-        return [reply for unit in units for reply in unit.replies]
+        return [reply for batch in batches for reply in batch.replies]
 
-    async def _round(self, units: list[SlotBatch]) -> None:
+    async def _round(self, batches: list[SlotBatch]) -> None:
         groups: dict[Node, list[SlotBatch]] = {}
-        for unit in units:
-            unit.tried = unit.home(self._map)
-            groups.setdefault(unit.tried, []).append(unit)
+        for batch in batches:
+            batch.tried = batch.node_for(self._topology)
+            groups.setdefault(batch.tried, []).append(batch)
         if len(groups) == 1:
             ((node, some),) = groups.items()
             await self._ask(node, some)
         else:
             await asyncio.gather(*(self._ask(node, some) for node, some in groups.items()))
 
-    async def _ask(self, node: Node, units: list[SlotBatch]) -> None:
-        way: CommandSender = getattr(node, self._line)
+    async def _ask(self, node: Node, batches: list[SlotBatch]) -> None:
+        sender: CommandSender = getattr(node, self._connection)
         try:
-            replies = await way.send([each for unit in units for each in unit.packed])
+            replies = await sender.send([each for batch in batches for each in batch.packed])
         except (RedisError, OSError) as error:
-            self._map.trouble(node)
-            for unit in units:
-                unit.fail(error)
+            self._topology.trouble(node)
+            for batch in batches:
+                batch.fail(error)
             return
         node.answers = True
         start = 0
-        for unit in units:
-            end = start + len(unit.packed)
-            unit.answer(replies[start:end])
+        for batch in batches:
+            end = start + len(batch.packed)
+            batch.answer(replies[start:end])
             start = end
 
-    async def _again(self, units: list[SlotBatch]) -> list[SlotBatch]:
+    async def _again(self, batches: list[SlotBatch]) -> list[SlotBatch]:
         """Return what is to be sent again: it did not run there, or may run twice."""
-        again = [unit for unit in units if self._redirected(unit)]
-        if any(unit.first(TryAgainError) or unit.turns > _TURNS for unit in again):
+        again = [batch for batch in batches if self._redirected(batch)]
+        if any(batch.first(TryAgainError) or batch.turns > _TURNS for batch in again):
             await asyncio.sleep(_PAUSE)
-        if not self._once_more:
+        if not self._idempotent:
             return again
-        failed = [unit for unit in units if unit.failed]
+        failed = [batch for batch in batches if batch.failed]
         if failed:
             with suppress(RedisError, OSError):
-                await self._map.refreshed()
-        return again + [unit for unit in failed if unit.home(self._map) is not unit.tried]
+                await self._topology.refreshed()
+        return again + [
+            batch for batch in failed if batch.node_for(self._topology) is not batch.tried
+        ]
 
-    def _redirected(self, unit: SlotBatch) -> bool:
+    def _redirected(self, batch: SlotBatch) -> bool:
         """Whether a server refused it because another has its slot, or will have."""
-        assert unit.tried is not None
-        unit.asked = None
-        unit.turns += 1
-        refused = unit.leave_refused()
-        if moved := unit.first(MovedError):
-            self._map.moved(moved, unit.tried)
-        elif ask := unit.first(AskError):
-            unit.asked = self._map.named(ask, unit.tried)
+        assert batch.tried is not None
+        batch.asked = None
+        batch.turns += 1
+        refused = batch.leave_refused()
+        if moved := batch.first(MovedError):
+            self._topology.moved(moved, batch.tried)
+        elif ask := batch.first(AskError):
+            batch.asked = self._topology.named(ask, batch.tried)
         return refused

@@ -4,11 +4,11 @@ The map is redis-py's reckoning of slots over lines of our own, not its RedisClu
 hides over which connection a command went, and sends again what may have run. It is learned from
 any server that answers, and anew at a redirection or where a server fails.
 
-A key without a stream in it (a marker, the replicas' books) gets a tag that puts it into a chosen
-slot. Every master has a marker of its own, as it may lose its memory alone. Its tag is drawn from
-the slots the master has, so that a resharding may change it: a marker that is missing makes us wait
-in vain, never give up too soon. The books have fixed slots, a third of all apart: all replicas
-must look at the same ones.
+A key without a stream in it (a dataset id, a quorum copy) gets a tag that puts it into a chosen
+slot. Every master has a dataset id of its own, as it may lose its data alone. Its tag is drawn from
+the slots the master has, so that a resharding may change it: a dataset id that is missing makes us
+wait in vain, never give up too soon. The quorum copies have fixed slots, a third of all apart: all
+replicas must look at the same ones.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ SLOTS: int = REDIS_CLUSTER_HASH_SLOTS
 
 _ASKED = 3  # Servers asked for the map at once: the first answer will do.
 _REST = 0.1  # Seconds between two looks at the map.
-_COPIES = 3  # Of the replicas' books; two of them make a majority.
+_COPIES = 3  # Of what replicas tell of each other; two of them make a quorum.
 _SCATTER = 40503  # Odd: an order of all slots in which neighbours are far apart.
 
 
@@ -50,10 +50,10 @@ def tag(slot: int) -> str:
 
 
 class StandaloneTopology:
-    """A Redis that is one server: every key is at home there."""
+    """A Redis that is one server, which has every key."""
 
-    books = ("",)
-    markers = ("",)
+    quorum_tags = ("",)
+    dataset_tags = ("",)
 
     def __init__(self, address: Address) -> None:
         self._node = Node(address.pool(), address.name)
@@ -63,12 +63,12 @@ class StandaloneTopology:
         self.short: CommandSender = self._node.short
         self.long: CommandSender = self._node.long
 
-    def home(self, key: str) -> Node:
+    def node_for(self, key: str) -> Node:
         """Return the server that has a key."""
         return self._node
 
-    def marker_of(self, key: str) -> str:
-        """Return the tag of the marker that lives where a key does."""
+    def dataset_tag_of(self, key: str) -> str:
+        """Return the tag of the dataset id of the server that has a key."""
         return ""
 
     @property
@@ -76,7 +76,7 @@ class StandaloneTopology:
         """A number that grows with each new connection that appends go over."""
         return self._node.generation
 
-    def anyone(self) -> Node:
+    def default_node(self) -> Node:
         """Return a server for what is no key's."""
         return self._node
 
@@ -95,35 +95,35 @@ class ClusterTopology:
         self._slots: list[Node | None] = []
         self._ranges: list[Range] = []
         self._masters: list[Node] = []
-        self._markers: dict[Node, str] = {}
-        self._anyone: Node | None = None
-        self._teller: Node | None = None  # Who got a slot last: others may not have heard of it.
+        self._dataset_tags: dict[Node, str] = {}
+        self._default: Node | None = None
+        self._moved_to: Node | None = None  # Who got a slot last: others may not have heard of it.
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed = float("-inf")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._seeds = [self._node(host, port) for host, port in address.hosts]
-        self.books = tuple(tag((2 * n + 1) * SLOTS // (2 * _COPIES)) for n in range(_COPIES))
+        self.quorum_tags = tuple(tag((2 * n + 1) * SLOTS // (2 * _COPIES)) for n in range(_COPIES))
         # A log that is half moved must not hold up the others of its server.
-        self.log: CommandSender = ClusterRouter(self, "log", once_more=False, patience=0.1)
-        self.short: CommandSender = ClusterRouter(self, "short", once_more=True, patience=1.0)
-        self.long: CommandSender = ClusterRouter(self, "long", once_more=True, patience=1.0)
+        self.log: CommandSender = ClusterRouter(self, "log", idempotent=False, retry_timeout=0.1)
+        self.short: CommandSender = ClusterRouter(self, "short", idempotent=True, retry_timeout=1.0)
+        self.long: CommandSender = ClusterRouter(self, "long", idempotent=True, retry_timeout=1.0)
 
     # Who has what
 
-    def home(self, key: str) -> Node:
+    def node_for(self, key: str) -> Node:
         """Return the server that has a key, as far as is known."""
-        return self.of_slot(key_slot(key.encode()))
+        return self.node_of_slot(key_slot(key.encode()))
 
-    def of_slot(self, slot: int) -> Node:
+    def node_of_slot(self, slot: int) -> Node:
         """Return the server that has a slot; if nobody has it, one that can say so."""
-        return (self._slots[slot] if self._slots else None) or self.anyone()
+        return (self._slots[slot] if self._slots else None) or self.default_node()
 
-    def anyone(self) -> Node:
+    def default_node(self) -> Node:
         """Return a server for what is no key's: the same one until it is in trouble."""
-        if self._anyone is None:
-            self._anyone = random.choice(self._masters or self._seeds)
-        return self._anyone
+        if self._default is None:
+            self._default = random.choice(self._masters or self._seeds)
+        return self._default
 
     @property
     def generation(self) -> int:
@@ -136,13 +136,13 @@ class ClusterTopology:
         return self._masters
 
     @property
-    def markers(self) -> list[str]:
-        """The tags of all masters' markers."""
-        return list(self._markers.values())
+    def dataset_tags(self) -> list[str]:
+        """The tags of all masters' dataset ids."""
+        return list(self._dataset_tags.values())
 
-    def marker_of(self, key: str) -> str:
-        """Return the tag of the marker that lives where a key does."""
-        return self._markers.get(self.home(key), self.books[0])
+    def dataset_tag_of(self, key: str) -> str:
+        """Return the tag of the dataset id of the server that has a key."""
+        return self._dataset_tags.get(self.node_for(key), self.quorum_tags[0])
 
     async def shards(self) -> list[tuple[Node, list[Node]]]:
         """Return the masters, each with its replicas; raises Unavailable."""
@@ -168,24 +168,24 @@ class ClusterTopology:
             self._refresh = self._spawn(self._look())
         await asyncio.shield(self._refresh)
 
-    def moved(self, error: MovedError, teller: Node) -> None:
-        """Take note of a slot's new home; there is more to learn where one has moved."""
-        self._teller = self.named(error, teller)
-        self._note_promoted([self._teller])
+    def moved(self, error: MovedError, redirecting: Node) -> None:
+        """Take note of a slot's new node; there is more to learn where one has moved."""
+        self._moved_to = self.named(error, redirecting)
+        self._note_promoted([self._moved_to])
         if self._slots:
-            self._slots[error.slot_id] = self._teller
+            self._slots[error.slot_id] = self._moved_to
         self._look_soon()
 
-    def named(self, error: AskError, teller: Node) -> Node:
-        """Return the server that a redirection names; without a host it is the teller's."""
-        return self._node(error.host or teller.name.rpartition(":")[0], error.port)
+    def named(self, error: AskError, redirecting: Node) -> Node:
+        """Return the server that a redirection names; without a host it is its own."""
+        return self._node(error.host or redirecting.name.rpartition(":")[0], error.port)
 
     def trouble(self, node: Node) -> None:
         """Take note that a server does not answer: another may have its slots by now."""
         node.answers = False
-        if node is self._anyone:
+        if node is self._default:
             others = [each for each in self._masters or self._seeds if each.answers]
-            self._anyone = random.choice(others) if others else None
+            self._default = random.choice(others) if others else None
         self._look_soon()
 
     def _refused(self, node: Node, error: Exception) -> None:
@@ -206,13 +206,13 @@ class ClusterTopology:
                 self._learn(await self._told())
             finally:
                 self._refreshed = loop.time()
-            again = self._teller is not None  # A slot was seen to move meanwhile.
+            again = self._moved_to is not None  # A slot was seen to move meanwhile.
 
     async def _told(self) -> list[Range]:
-        teller, self._teller = self._teller, None
-        if teller is not None and teller.answers:
+        node, self._moved_to = self._moved_to, None
+        if node is not None and node.answers:
             with suppress(RedisError, OSError):
-                return await self._ask(teller)
+                return await self._ask(node)
         nodes = list(dict.fromkeys([*self._masters, *self._seeds]))
         random.shuffle(nodes)
         nodes.sort(key=lambda node: not node.answers)
@@ -234,8 +234,8 @@ class ClusterTopology:
             (int(first), int(last), *self._shard(servers, node)) for first, last, *servers in reply
         ]
 
-    def _shard(self, servers: list[Any], teller: Node) -> tuple[Node, list[Node]]:
-        own = teller.name.rpartition(":")[0]
+    def _shard(self, servers: list[Any], asked: Node) -> tuple[Node, list[Node]]:
+        own = asked.name.rpartition(":")[0]
         found = [
             self._node(host.decode() if host else own, int(port)) for host, port, *_ in servers
         ]
@@ -246,13 +246,13 @@ class ClusterTopology:
         for first, last, master, _ in ranges:
             slots[first : last + 1] = [master] * (last + 1 - first)
         if ranges != self._ranges:
-            self._markers = _markers(slots)
-        self._note_promoted(self._markers)
+            self._dataset_tags = _dataset_tags(slots)
+        self._note_promoted(self._dataset_tags)
         # A redirection may have told more than that.
-        demoted = [each for each in self._masters if each not in self._markers]
-        self._slots, self._ranges, self._masters = slots, ranges, list(self._markers)
-        if self._anyone not in self._markers:
-            self._anyone = None
+        demoted = [each for each in self._masters if each not in self._dataset_tags]
+        self._slots, self._ranges, self._masters = slots, ranges, list(self._dataset_tags)
+        if self._default not in self._dataset_tags:
+            self._default = None
         for node in demoted:
             # Should it become a master again, it may know less: the same connection must not
             # make us believe that nothing happened.
@@ -312,8 +312,8 @@ async def _first(asked: list[Coroutine[Any, Any, list[Range]]]) -> list[Range]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _markers(slots: list[Node | None]) -> dict[Node, str]:
-    """Return the tag of each master's marker."""
+def _dataset_tags(slots: list[Node | None]) -> dict[Node, str]:
+    """Return the tag of each master's dataset id."""
     chosen: dict[Node, int] = {}
     for number in range(SLOTS):
         slot = number * _SCATTER % SLOTS

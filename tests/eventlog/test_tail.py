@@ -19,7 +19,7 @@ from gateway.runs.records import Records
 from gateway.runs.source import RecordSource
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store.client import RedisClient
-from gateway.store.keys import MARKER, inbox, log_key, new_id, presence_key, record_key
+from gateway.store.keys import DATASET_ID, inbox, log_key, new_id, presence_key, record_key
 from tests.support import RedisServer, until
 
 EPOCH = 5
@@ -770,7 +770,7 @@ async def test_those_who_wait_for_a_stream_that_is_lost_are_sent_away(
 ) -> None:
     async with elsewhere(own_redis.url, grace=0.3) as there:
         await there.claim()
-        await there.store.call("SET", MARKER, 1, "PX", 60_000)
+        await there.store.call("SET", DATASET_ID, 1, "PX", 60_000)
         one = await there.attach()
         await asyncio.sleep(0)
         assert not one.gone

@@ -877,7 +877,7 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
             proxy.answering.set()
             await asyncio.gather(ping, return_exceptions=True)
             await asyncio.wait_for(log.flushed(), 5)
-            await until(lambda: writing.store.home("").generation > 2)
+            await until(lambda: writing.store.node_for("").generation > 2)
             writing.writer.look_at_connection()
             await asyncio.wait_for(log.flushed(), 5)
             assert await read_all(store, log.stream_id) == log.entries

@@ -20,7 +20,7 @@ LEASE = 0.4
 async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
     """Both stores, one after the other; what earlier tests left there is buried."""
     opened = RedisClient(any_redis_url)
-    await opened.calls(["DEL", BEATS + book] for book in opened.books)
+    await opened.calls(["DEL", BEATS + tag] for tag in opened.quorum_tags)
     yield opened
     await opened.close()
 
@@ -84,7 +84,7 @@ async def test_two_looks_a_lease_apart_prove_nothing(store: RedisClient) -> None
     other, watcher = beat(store, 0.2), beat(store, 0.2)
     await other.renew([], [])
     await watcher.renew([], [])
-    await until(lambda: not watcher.fresh)
+    await until(lambda: not watcher.lease_valid)
     paused_until = now() + 0.3
     await until(lambda: now() > paused_until)
     assert (await watcher.renew([], [])).dead == []
@@ -138,7 +138,7 @@ async def test_an_owner_that_comes_back_after_redis_forgot_lives(store: RedisCli
     owner, watcher = beat(store), beat(store)
     await owner.renew([], [])
     await watcher.renew([], [owner.replica])
-    await store.calls(["DEL", BEATS + book] for book in store.books)
+    await store.calls(["DEL", BEATS + tag] for tag in store.quorum_tags)
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [owner.replica])).dead == []
@@ -152,10 +152,10 @@ async def test_an_end_in_good_order_leaves_nothing_to_wait_for(store: RedisClien
     await leaving.ask_to_cancel("stream", leaving.replica)
     await watcher.renew([], [])
     await leaving.stop()
-    for book in store.books:
-        for key in (runs_key(leaving.replica, book), cancels_key(leaving.replica, book)):
+    for tag in store.quorum_tags:
+        for key in (runs_key(leaving.replica, tag), cancels_key(leaving.replica, tag)):
             assert await store.call("EXISTS", key) == 0
-        assert await store.call("HEXISTS", BEATS + book, leaving.replica) == 0
+        assert await store.call("HEXISTS", BEATS + tag, leaving.replica) == 0
     end = now() + 2 * LEASE
     while now() < end:
         assert (await watcher.renew([], [])).dead == []
@@ -167,11 +167,11 @@ async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: RedisClient
     await still.renew(["stream"], [])
     await seen_dead(watcher, still.replica)
     assert await watcher.left_by(still.replica) == ["stream"]
-    await watcher.took(still.replica, ["stream"])
+    await watcher.taken_over(still.replica, ["stream"])
 
     async def is_buried() -> bool:
-        """Whether no book names it any more: one of three may have heard it late."""
-        return await watcher.bury(still.replica) == []
+        """Whether no quorum copy names it any more: one of three may have heard it late."""
+        return await watcher.evict(still.replica) == []
 
     await until(is_buried, "it is buried")
     assert (await watcher.renew([], [])).dead == []
@@ -181,52 +181,52 @@ async def test_a_dead_replica_that_was_buried_is_dead_no_more(store: RedisClient
 async def test_who_beats_again_after_it_was_seen_to_be_dead_left_nothing(
     store: RedisClient,
 ) -> None:
-    """Its heir may have stood still itself since; what it runs now is none of the heir's."""
-    paused, heir = beat(store), beat(store)
+    """Its successor may have stood still itself since; what it runs now is not for it."""
+    paused, successor = beat(store), beat(store)
     await paused.renew(["stream"], [])
-    await seen_dead(heir, paused.replica)
+    await seen_dead(successor, paused.replica)
     await paused.renew(["stream", "new"], [])
     with pytest.raises(Unavailable):
-        await heir.left_by(paused.replica)
+        await successor.left_by(paused.replica)
 
 
 async def test_who_beats_again_keeps_the_name_of_what_it_runs(store: RedisClient) -> None:
     """Else nobody would find a stream that it goes on with, should it die again."""
-    paused, heir = beat(store), beat(store)
+    paused, successor = beat(store), beat(store)
     await paused.renew(["stream"], [])
-    await seen_dead(heir, paused.replica)
-    await heir.left_by(paused.replica)
+    await seen_dead(successor, paused.replica)
+    await successor.left_by(paused.replica)
     await paused.renew(["stream"], [])
     with pytest.raises(Unavailable):
-        await heir.took(paused.replica, ["stream"])
+        await successor.taken_over(paused.replica, ["stream"])
     with pytest.raises(Unavailable):
-        await heir.bury(paused.replica)
-    assert await heir.streams_of(paused.replica) == ["stream"]
-    assert await seen_dead(heir, paused.replica) >= LEASE
+        await successor.evict(paused.replica)
+    assert await successor.streams_of(paused.replica) == ["stream"]
+    assert await seen_dead(successor, paused.replica) >= LEASE
 
 
 async def test_a_burial_is_not_over_while_a_stream_is_named(store: RedisClient) -> None:
-    """It may be named in a book that was not heard at first."""
-    paused, heir = beat(store), beat(store)
+    """It may be named in a quorum copy that was not heard at first."""
+    paused, successor = beat(store), beat(store)
     await paused.renew(["stream"], [])
-    await seen_dead(heir, paused.replica)
-    await heir.left_by(paused.replica)
-    for book in store.books:
-        await store.call("SADD", runs_key(paused.replica, book), "new")
-    await heir.took(paused.replica, ["stream"])
-    assert await heir.bury(paused.replica) == ["new"]
-    assert paused.replica in (await heir.renew([], [])).dead
-    await heir.took(paused.replica, ["new"])
-    assert await heir.bury(paused.replica) == []
+    await seen_dead(successor, paused.replica)
+    await successor.left_by(paused.replica)
+    for tag in store.quorum_tags:
+        await store.call("SADD", runs_key(paused.replica, tag), "new")
+    await successor.taken_over(paused.replica, ["stream"])
+    assert await successor.evict(paused.replica) == ["new"]
+    assert paused.replica in (await successor.renew([], [])).dead
+    await successor.taken_over(paused.replica, ["new"])
+    assert await successor.evict(paused.replica) == []
 
 
 async def test_thousands_of_streams_are_taken_off_a_list(store: RedisClient) -> None:
-    still, heir = beat(store), beat(store)
+    still, successor = beat(store), beat(store)
     names = [f"stream {number}" for number in range(20_000)]
     await still.renew(names, [])
-    await seen_dead(heir, still.replica)
-    await heir.took(still.replica, names)
-    assert await heir.bury(still.replica) == []
+    await seen_dead(successor, still.replica)
+    await successor.taken_over(still.replica, names)
+    assert await successor.evict(still.replica) == []
 
 
 async def test_the_dead_are_named_until_somebody_buries_them(store: RedisClient) -> None:
@@ -238,16 +238,16 @@ async def test_the_dead_are_named_until_somebody_buries_them(store: RedisClient)
 
 async def test_a_replica_names_what_it_runs(store: RedisClient) -> None:
     owner = beat(store)
-    await owner.enter("early")
+    await owner.register("early")
     await owner.renew(["early", "late"], [])
-    await owner.leave("early")
+    await owner.unregister("early")
     assert await owner.streams_of(owner.replica) == ["late"]
 
 
 async def test_what_redis_forgot_of_the_running_streams_is_named_again(store: RedisClient) -> None:
     owner = beat(store)
-    await owner.enter("stream")
-    await store.calls(["DEL", runs_key(owner.replica, book)] for book in store.books)
+    await owner.register("stream")
+    await store.calls(["DEL", runs_key(owner.replica, tag)] for tag in store.quorum_tags)
     await owner.renew(["stream"], [])
     assert await owner.streams_of(owner.replica) == ["stream"]
 
@@ -274,8 +274,8 @@ async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
 async def test_a_redis_that_forgot_is_noticed_once(store: RedisClient) -> None:
     mine = beat(store)
     assert not (await mine.renew([], [])).forgot
-    await store.calls(["DEL", marker] for marker in store.markers)
-    await asyncio.sleep(0.002)  # The marker is a time in milliseconds, and must be another one.
+    await store.calls(["DEL", key] for key in store.dataset_keys)
+    await asyncio.sleep(0.002)  # The dataset id is a time in milliseconds, and must be another one.
     assert (await mine.renew([], [])).forgot
     assert not (await mine.renew([], [])).forgot
 
@@ -284,11 +284,11 @@ async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(
     store: RedisClient,
 ) -> None:
     mine = beat(store)
-    assert not mine.fresh
+    assert not mine.lease_valid
     begun = now()
     await mine.renew([], [])
-    assert mine.fresh
-    await until(lambda: not mine.fresh)
+    assert mine.lease_valid
+    await until(lambda: not mine.lease_valid)
     assert now() - begun < LEASE
 
 
@@ -298,25 +298,25 @@ async def test_who_was_late_since_a_claim_is_well_again_but_has_no_right_by_it(
     mine = beat(store)
     claimed = now()
     await mine.renew([], [])
-    assert not mine.steady(claimed)
+    assert not mine.lease_held_since(claimed)
     claimed = now()
     await mine.renew([], [])
-    assert mine.steady(claimed)
-    await until(lambda: not mine.fresh)
+    assert mine.lease_held_since(claimed)
+    await until(lambda: not mine.lease_valid)
     await mine.renew([], [])
-    assert mine.fresh
-    assert not mine.steady(claimed)
-    assert mine.steady(now())
+    assert mine.lease_valid
+    assert not mine.lease_held_since(claimed)
+    assert mine.lease_held_since(now())
 
 
 async def test_every_key_of_a_beat_has_a_ttl(store: RedisClient) -> None:
     mine, other = beat(store), beat(store)
-    await mine.enter("stream")
+    await mine.register("stream")
     await mine.renew(["stream"], [])
     await other.ask_to_cancel("stream", mine.replica)
-    keys = list(store.markers)
-    for book in store.books:
-        keys += [BEATS + book, runs_key(mine.replica, book), cancels_key(mine.replica, book)]
+    keys = list(store.dataset_keys)
+    for tag in store.quorum_tags:
+        keys += [BEATS + tag, runs_key(mine.replica, tag), cancels_key(mine.replica, tag)]
     for key in keys:
         assert await store.call("PTTL", key) > 0, key
 
@@ -325,15 +325,15 @@ async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
     store: RedisClient,
 ) -> None:
     alive, other = beat(store), beat(store)
-    await alive.enter("a stream")
+    await alive.register("a stream")
     await other.ask_to_cancel("a stream", alive.replica)
     keys = [
         key
-        for book in store.books
-        for key in (BEATS + book, runs_key(alive.replica, book), cancels_key(alive.replica, book))
+        for tag in store.quorum_tags
+        for key in (BEATS + tag, runs_key(alive.replica, tag), cancels_key(alive.replica, tag))
     ]
 
-    async def reached(key: str) -> bool:  # The last book is asked behind.
+    async def reached(key: str) -> bool:  # The last quorum copy is asked behind.
         return bool(await store.call("EXISTS", key))
 
     async def dated(key: str) -> bool:
@@ -349,13 +349,13 @@ async def test_a_key_whose_batch_broke_before_its_ttl_gets_it_at_the_next_beat(
 
 async def test_what_is_named_during_a_burial_stays_on_the_list(store: RedisClient) -> None:
     watcher, woken = beat(store), beat(store)
-    await woken.enter("s1")
+    await woken.register("s1")
     await woken.renew([], [])
     await seen_dead(watcher, woken.replica)
     assert await watcher.left_by(woken.replica) == ["s1"]
-    await woken.enter("s1")
+    await woken.register("s1")
     with pytest.raises(Unavailable):
-        await watcher.took(woken.replica, ["s1"])
+        await watcher.taken_over(woken.replica, ["s1"])
     assert await watcher.streams_of(woken.replica) == ["s1"]
 
 
@@ -364,5 +364,5 @@ async def test_a_replica_that_names_a_stream_is_seen_before_its_first_beat(
 ) -> None:
     """Redis may have forgotten the beat, and the replica may die before the next one."""
     young, watcher = beat(store), beat(store)
-    await young.enter("a stream")
+    await young.register("a stream")
     assert LEASE <= await seen_dead(watcher, young.replica) < LEASE + 1

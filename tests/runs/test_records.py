@@ -481,11 +481,11 @@ async def test_a_hold_names_the_stream_in_a_majority_of_the_books(store: RedisCl
     stream_id, epoch = await claimed(records)
     await records.hold(stream_id, epoch, restored())
     named = 0
-    for book in store.books:
-        runs = await store.call("SMEMBERS", runs_key(records.replica, book))
-        beat = await store.call("HEXISTS", BEATS + book, records.replica)
+    for tag in store.quorum_tags:
+        runs = await store.call("SMEMBERS", runs_key(records.replica, tag))
+        beat = await store.call("HEXISTS", BEATS + tag, records.replica)
         named += runs == [stream_id.encode()] and beat
-    assert named > len(store.books) / 2
+    assert named > len(store.quorum_tags) / 2
 
 
 async def test_a_hold_keeps_a_stored_cancel(store: RedisClient) -> None:
@@ -514,12 +514,12 @@ async def test_a_missing_record_may_be_forgotten_while_the_memory_is_young(
     records = replica(store)
     stream_id = await cached(records)
     now = (await found(records, stream_id)).now
-    marker = store.marker_of(stream_id)
-    await store.call("DEL", marker)
+    dataset = store.dataset_key_of(stream_id)
+    await store.call("DEL", dataset)
     assert await records.may_be_forgotten(stream_id, now)
-    await store.call("SET", marker, now - 500, "PX", DAY)  # Two leases are two seconds.
+    await store.call("SET", dataset, now - 500, "PX", DAY)  # Two leases are two seconds.
     assert await records.may_be_forgotten(stream_id, now - 9000)
-    await store.call("SET", marker, now - 5000, "PX", DAY)
+    await store.call("SET", dataset, now - 5000, "PX", DAY)
     assert not await records.may_be_forgotten(stream_id, now - 9000)
 
 
@@ -531,7 +531,7 @@ async def test_a_missing_record_may_be_forgotten_while_the_connection_is_a_new_o
         store = RedisClient(proxy.url)
         records = replica(store)
         now = int((await store.call("TIME"))[0]) * 1000
-        await store.call("SET", store.marker_of("stream"), 1, "PX", 60_000)
+        await store.call("SET", store.dataset_key_of("stream"), 1, "PX", 60_000)
         assert not await records.may_be_forgotten("stream", now - 9000)
         proxy.cut()
         assert await records.may_be_forgotten("stream", now - 9000)
@@ -546,11 +546,11 @@ async def test_a_missing_record_may_be_forgotten_while_the_connection_is_a_new_o
 async def test_a_missing_record_may_be_forgotten_while_the_ticket_is_young(
     store: RedisClient,
 ) -> None:
-    """A failover loses the last writes, and keeps the marker."""
+    """A failover loses the last writes, and keeps the dataset id."""
     records = replica(store)
     stream_id = await cached(records)
     now = (await found(records, stream_id)).now
-    await store.call("SET", store.marker_of(stream_id), now - 9000, "PX", DAY)
+    await store.call("SET", store.dataset_key_of(stream_id), now - 9000, "PX", DAY)
     assert await records.may_be_forgotten(stream_id, now)
     # Two leases are two seconds.
     assert not await records.may_be_forgotten(stream_id, now - 3000)
@@ -593,7 +593,7 @@ async def test_every_key_has_a_ttl_after_every_script(store: RedisClient, step: 
             await records.seal(stream_id, epoch, ending(epoch))
     # On its own server.
     scan = ["SCAN", 0, "MATCH", f"gw:{{{stream_id}}}:*", "COUNT", 100_000]
-    _, keys = await store.home(stream_id).call(*scan)
+    _, keys = await store.node_for(stream_id).call(*scan)
     assert record_key(stream_id).encode() in keys
     for key in keys:
         assert 0 < await store.call("PTTL", key) <= DAY, key

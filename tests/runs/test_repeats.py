@@ -15,7 +15,7 @@ import pytest
 
 from gateway.eventlog.entries import EventId
 from gateway.runs.repeats import KEPT, Repeats, asked
-from gateway.store.keys import MARKER, asked_key, log_key, record_key
+from gateway.store.keys import DATASET_ID, asked_key, log_key, record_key
 from tests.runs.test_takeover import ALICE, LOST, asked_again, dies, heir, in_turn, owner, says
 from tests.sentinels import sentinels
 from tests.support import (
@@ -170,7 +170,7 @@ async def gone(gate: Served, *keys: str) -> bool:
 
 async def remembers(gate: Served) -> None:
     """Make a store one that has not come back lately, to the replica as well."""
-    await gate.gateway.store.call("SET", MARKER, 1, "PX", 60_000)
+    await gate.gateway.store.call("SET", DATASET_ID, 1, "PX", 60_000)
     beat = gate.gateway.supervisor._beat
     seen = {beat.renewed}
     while len(seen) < 3:  # The first may have looked before.

@@ -11,7 +11,8 @@ from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.group_commit import NodeCommitter
 from gateway.eventlog.writer import EventLog
-from gateway.membership.heartbeat import Heartbeat, QuorumCopy
+from gateway.membership.failure_detector import FailureDetector
+from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
 from gateway.runs.presence import Presence
 from gateway.runs.run import Run
@@ -97,7 +98,7 @@ def shown_before_stored() -> Patches:
 
 def stale_owner_asks() -> Patches:
     """The lease is not looked at before the upstream is asked."""
-    yield patch.object(Heartbeat, "steady", lambda beat, since: True)
+    yield patch.object(Heartbeat, "lease_held_since", lambda beat, since: True)
 
 
 def asks_again_after_a_cut() -> Patches:
@@ -118,7 +119,7 @@ def every_end_is_done() -> Patches:
 
 def nobody_takes_over() -> Patches:
     """The dead stay unburied."""
-    yield patch.object(QuorumCopy, "look", lambda self, names: set())
+    yield patch.object(FailureDetector, "suspects", lambda self, names: set())
 
 
 def viewers_elsewhere_do_not_count() -> Patches:

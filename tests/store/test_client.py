@@ -191,7 +191,7 @@ async def test_an_append_is_never_sent_again(shared_redis: RedisServer) -> None:
         store, key = RedisClient(proxy.url), new_id()
         proxy.judge = lambda data: 0 if b"XADD" in data else None
         await store.urgent([["PING"]])
-        node = store.home(key)
+        node = store.node_for(key)
         with pytest.raises(Unavailable):
             await node.append([["XADD", key, "1-1", "1", "x"]], node.generation)
         assert sum(b"XADD" in each for each in proxy.requests) == 1
@@ -206,7 +206,7 @@ async def test_an_append_goes_over_no_connection_but_the_one_that_was_checked(
     async with proxied(shared_redis) as proxy:
         store, key = RedisClient(proxy.url), new_id()
         await store.urgent([["PING"]])
-        node = store.home(key)
+        node = store.node_for(key)
         checked = node.generation
         proxy.cut()
         with pytest.raises(Unavailable):
@@ -232,12 +232,12 @@ async def test_a_master_that_may_take_nothing_is_left_for_who_is_the_master_now(
     """Cut off from its replicas, which have another by now, it would refuse for ever."""
     store = RedisClient(own_redis.url)
     await store.urgent([["SET", "key", "before", "PX", 9000]])
-    before = store.home("x").generation
+    before = store.node_for("x").generation
     await store.call("CONFIG", "SET", "min-replicas-to-write", 1)
     with pytest.raises(Unavailable):
         await store.urgent([["SET", "key", "after", "PX", 9000]])
     assert await store.urgent([["GET", "key"]]) == [b"before"]
-    assert store.home("x").generation == before + 1
+    assert store.node_for("x").generation == before + 1
     await store.close()
 
 
@@ -248,7 +248,7 @@ async def test_what_redis_refuses_is_logged_once_however_often_it_is(
     stream_id = new_id()
     key = log_key(stream_id)
     await store.urgent([["SET", key, "text", "PX", 9000]])
-    node = store.home(stream_id)
+    node = store.node_for(stream_id)
     for _ in range(50):
         with pytest.raises(Unavailable):
             await store.call("SADD", key, "member")

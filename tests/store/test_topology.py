@@ -393,7 +393,7 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         async with scene(cluster, ticking) as on:
             streams = [await on.watched(shard) for shard in (0, 1, 2)]
-            node = on.owner.gateway.store.home(streams[2].stream_id)
+            node = on.owner.gateway.store.node_for(streams[2].stream_id)
             before = node.generation
             for shift in ((cluster.replicas, cluster.masters), (cluster.masters, cluster.replicas)):
                 new, old = shift[0][2], shift[1][2]
@@ -404,9 +404,9 @@ async def test_a_master_that_is_relieved_by_its_replica_in_mid_stream_breaks_no_
                 for each in streams:
                     await each.more(10)
                 # What it may lack is no reason to send anybody away yet.
-                assert on.owner.gateway.store.home(streams[2].stream_id).replaced >= begun
+                assert on.owner.gateway.store.node_for(streams[2].stream_id).replaced >= begun
             # What it knew before is not what it knows now: it is another connection.
-            await until(lambda: on.owner.gateway.store.home(streams[2].stream_id) is node)
+            await until(lambda: on.owner.gateway.store.node_for(streams[2].stream_id) is node)
             assert node.generation > before
             ticking.ended.set()
             for each in streams:
@@ -445,7 +445,9 @@ async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away
     messages = store.messages(channel)
     assert await anext(messages) == b""
     for how in ("frozen", "killed"):
-        (here,) = [s for s in cluster.masters if store.cluster.anyone().name.endswith(f":{s.port}")]
+        (here,) = [
+            s for s in cluster.masters if store.cluster.default_node().name.endswith(f":{s.port}")
+        ]
         here.pause() if how == "frozen" else here.kill()
         with pytest.raises(Unavailable):
             await store.calls(["GET", key] for key in map(str, range(30)))

@@ -13,7 +13,7 @@ from starlette.routing import Router
 
 from gateway.app import Gateway
 from gateway.eventlog.fanout import POLL
-from gateway.store.keys import MARKER, log_key, record_key
+from gateway.store.keys import DATASET_ID, log_key, record_key
 from tests.eventlog.test_writer import proxied
 from tests.runs.test_supervisor import script_is
 from tests.support import (
@@ -870,7 +870,7 @@ async def test_a_key_used_again_after_redis_forgot_does_not_end_the_stream_it_na
     async with running() as gate:
         url = await gate.ticket(**KEY)
     async with gateway() as (other, upstream):
-        await other.gateway.store.call("SET", MARKER, 2**50, "PX", 60_000)
+        await other.gateway.store.call("SET", DATASET_ID, 2**50, "PX", 60_000)
         await other.ticket(**KEY)
         await later(other, url, "not_yet")
         assert (await other.read(url, last_id="1-1")).raw.startswith(b"retry:")
