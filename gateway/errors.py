@@ -14,6 +14,7 @@ Codes are part of the contract: a client may switch on them.
 """
 
 import re
+from typing import Literal
 
 REJECTED = {
     "bad_request": (400, "The request cannot be read"),
@@ -110,7 +111,7 @@ class UpstreamFailure(GatewayError):
         code: str,
         message: str,
         *,
-        state: str,
+        state: Literal["failed", "truncated", "stalled"],
         status: int | None = None,
         retryable: bool = False,
         sure: bool = False,

@@ -88,7 +88,6 @@ TESTED_IN = {
     "membership.control": "runs.cancellation",
     "membership.suspects": "runs.takeover",
     "runs.claims": "runs.supervisor",
-    "runs.endings": "runs.run",
     "runs.ownership": "runs.supervisor",
     "runs.redemption": "web.routes",
     "runs.registry": "runs.supervisor",

@@ -1,37 +1,56 @@
-"""Endings: the states of a stream, and what its last events tell."""
+"""Endings: the states of a stream, the way from one to another, and what the last events tell."""
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from gateway.runs.records import FINAL, Record
+from gateway.eventlog.writer import EventLog
 from gateway.sse import Event
 from gateway.upstream.protocols.base import CompletionState
 
+EndState = Literal["done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"]
+State = Literal["cached", "starting", "streaming"] | EndState
+_S = TypeVar("_S", bound=str)
+
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
-MOVES: dict[str, frozenset[str]] = {
+MOVES: dict[str, frozenset[State]] = {
     "cached": frozenset({"starting", "cancelled", "expired"}),
     "starting": frozenset(
         {"streaming", "cancelled", "truncated", "stalled", "failed", "interrupted"}
     ),
     "streaming": frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted"}),
-    **dict.fromkeys(FINAL, frozenset()),
+    "done": frozenset(),
+    "cancelled": frozenset(),
+    "truncated": frozenset(),
+    "stalled": frozenset(),
+    "failed": frozenset(),
+    "interrupted": frozenset(),
+    "expired": frozenset(),
 }
+FINAL: frozenset[str] = frozenset(state for state, moves in MOVES.items() if not moves)
+
+
+def moved(before: str, after: _S) -> _S:
+    """Return the state that a stream goes on to; raises ValueError if it has no such move.
+
+    Who breaks on that has made a mistake: its run is ended as one that broke.
+    """
+    if after not in MOVES[before]:
+        raise ValueError(f"a stream cannot go from {before} to {after}")
+    return after
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a stream ends, and what the page is told about it."""
 
-    state: str
+    state: EndState
     failure: dict[str, Any] | None = None
 
-
-def state_of(record: Record, started: bool) -> str:
-    """Return the state that a caller is told; `started` says that an event is logged."""
-    if record.expired:
-        return "expired"
-    return "streaming" if record.running and started else record.state
+    def of(self, log: EventLog) -> EndState:
+        """Return the state that this log ends with; raises ValueError if it cannot."""
+        started = log.count or any(entry.number for entry in log.entries)
+        return moved("streaming" if started else "starting", self.state)
 
 
 def failure(

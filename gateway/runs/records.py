@@ -17,12 +17,12 @@ from typing import Any
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
+from gateway.runs.endings import FINAL, moved
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
 
 VERSION = 1
-FINAL = frozenset({"done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"})
 
 _DRAWS = 64
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
@@ -69,6 +69,12 @@ class Record:
     def running(self) -> bool:
         """Whether it has an owner and no end yet."""
         return self.state == "starting"
+
+    def told(self, started: bool) -> str:
+        """Return the state that a caller is told; `started` says that an event is logged."""
+        if self.expired:
+            return moved(self.state, "expired")
+        return moved(self.state, "streaming") if self.running and started else self.state
 
 
 @dataclass(frozen=True, slots=True)

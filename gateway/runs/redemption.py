@@ -18,7 +18,8 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
 from gateway.limits.subjects import Seat
 from gateway.runs.claims import Claims
-from gateway.runs.records import FINAL, VERSION, ClaimVerdict, Record, Records
+from gateway.runs.endings import FINAL, moved
+from gateway.runs.records import VERSION, ClaimVerdict, Record, Records
 from gateway.runs.registry import RunRegistry
 
 
@@ -163,7 +164,9 @@ class Redemption:
                 raise Unavailable("not_yet")  # A failover may have lost its claim.
             raise Rejected("ticket_expired", "Ask for a new one.")
         if verdict is ClaimVerdict.CLAIMED:
-            return replace(record, state="starting", owner=self._records.replica)
+            return replace(
+                record, state=moved(record.state, "starting"), owner=self._records.replica
+            )
         found = await self._records.read(record.stream_id)
         if found is None or found.state == "cached":
             raise Unavailable("not_yet")

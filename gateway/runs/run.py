@@ -155,7 +155,7 @@ class Run:
             raise Fenced(self.log.stream_id)
         attempts = self._before + self._sent
         events, cancelled, result = ending_events(ending, self._completion, attempts)
-        return await self.log.seal(ending.state, events, cancelled, result)
+        return await self.log.seal(ending.of(self.log), events, cancelled, result)
 
     def _measure(self) -> str:
         """Say how much it was, for operators: numbers only, whatever the upstream told."""

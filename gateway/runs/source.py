@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from gateway.eventlog.base import Fate
 from gateway.eventlog.entries import EventId
+from gateway.runs.endings import FINAL
 from gateway.runs.presence import Presence
-from gateway.runs.records import FINAL, Records
+from gateway.runs.records import Records
 
 
 class RecordSource:

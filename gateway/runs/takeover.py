@@ -277,7 +277,7 @@ class Takeover:
         fields = {**fields_of(record), "request": left.request}
         log = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
         try:
-            state = await log.seal(ending.state, events, end, result)
+            state = await log.seal(ending.of(log), events, end, result)
             logger.warning("%s: %s in place of a dead replica", stream_id, state)
         except Fenced:
             logger.info("%s: a third replica was faster", stream_id)

@@ -9,7 +9,6 @@ from gateway.config.settings import Settings
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.cancellation import Cancellation
-from gateway.runs.endings import state_of
 from gateway.runs.redemption import NothingMore, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
@@ -68,7 +67,7 @@ class StreamEndpoints:
         answer = await self._snapshots.of(record)
         result = json.loads(record.result) if record.result else {}
         data = {
-            "state": state_of(record, answer.last_id is not None),
+            "state": record.told(answer.last_id is not None),
             "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
             "usage": result.get("usage", answer.completion.usage),
             "last_event_id": answer.last_id,
