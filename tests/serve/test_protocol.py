@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -307,10 +309,15 @@ async def test_a_body_in_tiny_chunks_costs_little_more_than_its_parsing() -> Non
         assert b"".join(parts) == body
 
 
-async def test_bodies_in_crumbs_wait_for_each_other_and_nobody_waits_for_them() -> None:
-    """Between any two events of a stranger thirty of them had their turn each: 2.7 s of silence."""
-    body = json.dumps(ask("x" * 200_000)).encode()
-    crumbs = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+@pytest.mark.parametrize("size", [1, 27])
+async def test_bodies_in_crumbs_wait_for_each_other_and_nobody_waits_for_them(size: int) -> None:
+    """Between any two events of a stranger thirty of them had their turn each: 2.7 s of silence.
+
+    Those of 27 bytes were as few in each slice as need not wait, and sixteen slices came at once.
+    """
+    body = json.dumps(ask("x" * 200_000 * min(4, size))).encode()
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    crumbs = b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in parts) + b"0\r\n\r\n"
     async with running() as served, AsyncExitStack() as stack:
         lines = [await stack.enter_async_context(line(served.url)) for _ in range(12)]
         served_between = 0
@@ -324,6 +331,28 @@ async def test_bodies_in_crumbs_wait_for_each_other_and_nobody_waits_for_them() 
                 served_between += 1
         assert {(await each)[:13] for each in answers} == {b"HTTP/1.1 201 "}
         assert served_between > 2 * len(lines)  # Each has far more turns than that.
+
+
+async def test_a_caller_who_is_gone_as_his_time_ends_ends_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the answer his system said so, which ended the look at all connections, and the server."""
+    gone: list[float] = []
+    collect = deadlines.Debts.collect
+
+    def leave(debts: deadlines.Debts) -> None:
+        if not gone and min(debts._sending.values(), default=math.inf) <= time.monotonic():
+            gone.append(time.monotonic())
+            caller.close()
+        collect(debts)
+
+    monkeypatch.setattr(deadlines.Debts, "collect", leave)
+    async with running(head_timeout=0.3) as served:
+        with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port)) as caller:
+            caller.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
+            await until(lambda: bool(gone), "its time ends")
+        await asyncio.sleep(0.3)  # Some looks later.
+        assert b'"ok"' in await answer(served.url, get("/healthz", Connection="close"))
 
 
 def test_more_than_may_wait_for_its_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
