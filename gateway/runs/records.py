@@ -72,9 +72,8 @@ class Record:
 
     def told(self, started: bool) -> str:
         """Return the state that a caller is told; `started` says that an event is logged."""
-        if self.expired:
-            return moved(self.state, "expired")
-        return moved(self.state, "streaming") if self.running and started else self.state
+        after = "expired" if self.expired else "streaming" if self.running and started else ""
+        return moved(self.state, after) if after else self.state
 
 
 @dataclass(frozen=True, slots=True)
