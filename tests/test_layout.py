@@ -89,6 +89,7 @@ TESTED_IN = {
     "membership.suspects": "runs.takeover",
     "runs.claims": "runs.supervisor",
     "runs.ownership": "runs.supervisor",
+    "runs.record": "runs.records",
     "runs.redemption": "web.routes",
     "runs.registry": "runs.supervisor",
     "runs.presence": "runs.records",

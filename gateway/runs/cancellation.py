@@ -9,7 +9,8 @@ from collections.abc import Container, Iterable
 from gateway.errors import Rejected
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events
-from gateway.runs.records import Record, Records
+from gateway.runs.record import Record
+from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry
 from gateway.sse import lines
 

@@ -10,7 +10,8 @@ from gateway.config.presets import Preset
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EntryBatch, EventId
 from gateway.membership.heartbeat import Heartbeat
-from gateway.runs.records import ClaimVerdict, Record, Records
+from gateway.runs.record import ClaimVerdict, Record
+from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry, Start
 from gateway.store.keys import new_id
 from gateway.tasks import Tasks

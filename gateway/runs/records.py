@@ -10,19 +10,16 @@ that may have a record that is only forgotten, not expired.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
-from gateway.runs.endings import FINAL, moved
+from gateway.runs.endings import FINAL
+from gateway.runs.record import VERSION, Claim, ClaimVerdict, Created, Record
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
-
-VERSION = 1
 
 _DRAWS = 64
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
@@ -30,87 +27,6 @@ _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
 _TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What Redis knows of a stream; times in milliseconds of Redis's clock."""
-
-    stream_id: str
-    state: str
-    version: int
-    subject: str
-    preset: str
-    digest: str
-    issued: int
-    start_by: int
-    owner: str
-    epoch: int
-    attempts: int
-    cancel: int
-    buried: int  # How often it was named by a dead replica, and nobody owned it yet.
-    ahead: int  # Milliseconds that its epochs are ahead of the time.
-    asked: str  # The request whose repeats may look for it, see `repeats`.
-    end_id: str
-    result: bytes
-    now: int
-
-    @property
-    def expired(self) -> bool:
-        """Whether nobody redeemed it in time."""
-        return self.state == "cached" and self.now > self.start_by
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether a cancel is stored, which its end will say whatever becomes of the run."""
-        return bool(self.cancel)
-
-    @property
-    def running(self) -> bool:
-        """Whether it has an owner and no end yet."""
-        return self.state == "starting"
-
-    def told(self, started: bool) -> str:
-        """Return the state that a caller is told; `started` says that an event is logged."""
-        after = "expired" if self.expired else "streaming" if self.running and started else ""
-        return moved(self.state, after) if after else self.state
-
-
-@dataclass(frozen=True, slots=True)
-class Created:
-    """What is stored under an id after `create`, by this call or an earlier one."""
-
-    issued: int
-    start_by: int
-    now: int
-    digest: str
-    state: str
-    made: bool
-
-    @property
-    def seconds_left(self) -> int:
-        """The time left to redeem it; 0 once it was redeemed."""
-        left = (self.start_by - self.now) // 1000 if self.state == "cached" else 0
-        return max(0, left)
-
-
-class ClaimVerdict(StrEnum):
-    """What came of a claim: ours, another's, too late, of nothing, or the stream lacks its name."""
-
-    CLAIMED = "claimed"
-    ATTACH = "attach"
-    EXPIRED = "expired"
-    MISSING = "missing"
-    UNNAMED = "unnamed"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A verdict, and where the stream is ours its epoch and request."""
-
-    verdict: ClaimVerdict
-    epoch: int = 0
-    request: bytes = b""
 
 
 class Records:
@@ -334,17 +250,3 @@ def _told(entry: EntryBatch) -> tuple[Any, ...]:
 
 def _flat(fields: dict[str, Any]) -> list[Any]:
     return [part for item in fields.items() for part in item]
-
-
-def fields_of(record: Record) -> dict[str, Any]:
-    """Return what the record's owner writes again if Redis forgets it."""
-    return {
-        "version": VERSION,
-        "subject": record.subject.encode(),
-        "preset": record.preset,
-        "digest": record.digest,
-        "issued": record.issued,
-        "start_by": record.start_by,
-        "attempts": record.attempts,
-        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
-    }

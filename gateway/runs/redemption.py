@@ -19,7 +19,8 @@ from gateway.eventlog.viewer import Viewer
 from gateway.limits.subjects import Seat
 from gateway.runs.claims import Claims
 from gateway.runs.endings import FINAL, moved
-from gateway.runs.records import VERSION, ClaimVerdict, Record, Records
+from gateway.runs.record import VERSION, ClaimVerdict, Record
+from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry
 
 

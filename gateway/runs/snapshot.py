@@ -17,7 +17,7 @@ from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.pages import Turns
 from gateway.eventlog.reader import PAGE, read_page
-from gateway.runs.records import Record
+from gateway.runs.record import Record
 from gateway.sse import OURS, Event, Parser
 from gateway.store.client import RedisClient
 from gateway.upstream.protocols.table import logged_protocol

@@ -23,7 +23,8 @@ from gateway.runs.claims import Claims
 from gateway.runs.endings import Ending, failure
 from gateway.runs.ownership import Ownership
 from gateway.runs.presence import IdlePolicy, Presence
-from gateway.runs.records import Record, Records
+from gateway.runs.record import Record
+from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats

@@ -30,7 +30,8 @@ from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.records import Record, Records, fields_of
+from gateway.runs.record import Record, fields_of
+from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse

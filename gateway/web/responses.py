@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Rejected, Unavailable
-from gateway.runs.records import Created
+from gateway.runs.record import Created
 from gateway.sse import comment, retry
 
 Headers = list[tuple[bytes, bytes]]

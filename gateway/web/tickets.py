@@ -13,7 +13,8 @@ from gateway.config.presets import Preset
 from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
-from gateway.runs.records import Created, Records
+from gateway.runs.record import Created
+from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
 from gateway.web.body import Asked

@@ -10,7 +10,8 @@ from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import End, Seal
 from gateway.eventlog.reader import read_all
 from gateway.runs.presence import Presence
-from gateway.runs.records import Record, Records
+from gateway.runs.record import Record
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import DAY, HEARTBEATS, log_key, new_id, record_key, runs_key
 from tests.eventlog.test_writer import proxied

@@ -1,0 +1,105 @@
+"""Record: what Redis knows of a stream, as values that no longer change."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gateway.runs.endings import moved
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What Redis knows of a stream; times in milliseconds of Redis's clock."""
+
+    stream_id: str
+    state: str
+    version: int
+    subject: str
+    preset: str
+    digest: str
+    issued: int
+    start_by: int
+    owner: str
+    epoch: int
+    attempts: int
+    cancel: int
+    buried: int  # How often it was named by a dead replica, and nobody owned it yet.
+    ahead: int  # Milliseconds that its epochs are ahead of the time.
+    asked: str  # The request whose repeats may look for it, see `repeats`.
+    end_id: str
+    result: bytes
+    now: int
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody redeemed it in time."""
+        return self.state == "cached" and self.now > self.start_by
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancel is stored, which its end will say whatever becomes of the run."""
+        return bool(self.cancel)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has an owner and no end yet."""
+        return self.state == "starting"
+
+    def told(self, started: bool) -> str:
+        """Return the state that a caller is told; `started` says that an event is logged."""
+        if self.expired:
+            return moved(self.state, "expired")
+        return moved(self.state, "streaming") if self.running and started else self.state
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What is stored under an id after `create`, by this call or an earlier one."""
+
+    issued: int
+    start_by: int
+    now: int
+    digest: str
+    state: str
+    made: bool
+
+    @property
+    def seconds_left(self) -> int:
+        """The time left to redeem it; 0 once it was redeemed."""
+        left = (self.start_by - self.now) // 1000 if self.state == "cached" else 0
+        return max(0, left)
+
+
+class ClaimVerdict(StrEnum):
+    """What came of a claim: ours, another's, too late, of nothing, or the stream lacks its name."""
+
+    CLAIMED = "claimed"
+    ATTACH = "attach"
+    EXPIRED = "expired"
+    MISSING = "missing"
+    UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A verdict, and where the stream is ours its epoch and request."""
+
+    verdict: ClaimVerdict
+    epoch: int = 0
+    request: bytes = b""
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return what the record's owner writes again if Redis forgets it."""
+    return {
+        "version": VERSION,
+        "subject": record.subject.encode(),
+        "preset": record.preset,
+        "digest": record.digest,
+        "issued": record.issued,
+        "start_by": record.start_by,
+        "attempts": record.attempts,
+        **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
+    }
