@@ -9,7 +9,6 @@ answer. An open stream owes nothing; it costs no timer and no entry.
 """
 
 import asyncio
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,7 @@ _FIELDS = 256  # Lines of a head, parameters of a URL: whoever looks for one goe
 _URL = 8192
 _PIPELINED = 32  # Requests that may wait for the answer before theirs.
 _PACE = 16 * 1024  # Bytes of a body in a second that are progress: a phone's, and no drip.
-_CRUMBS = 512  # Parts of bodies in what came at once, above which a connection takes turns.
+_CRUMBS = 512  # Parts of a body in a slice, above which a connection has to take turns.
 _IGNORED = 1 << 20  # Bytes that are read after the last answer, for its reader's sake.
 
 _IDLE, _HEAD, _BODY, _AGAIN, _DEAF = "idle", "head", "body", "again", "deaf"
@@ -65,8 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stage = _IDLE
         self._owed = 0  # Bytes since the caller last said something whole.
         self._since = 0  # Bytes of the body since its deadline was set.
-        self._count = 0  # Parts of bodies in what is parsed.
-        self._parts: list[bytes] | None = None  # Those that nobody has yet.
+        self._parts: list[bytes] | None = None  # Of the body, in the slice that is parsed.
         self._rest: bytes | None = None  # Not parsed, while it waits for its turn.
         self._unsent = 0
 
@@ -103,19 +101,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self._rest is not None:
             self._wait_for_turn(self._rest + data)  # It was on its way.
             return
-        self._count = 0
         for start in range(0, len(data), _SLICE):
             if self._stage is _DEAF:
                 self._owed += len(data) - start
                 if self._owed > _IGNORED:
                     self.transport.abort()
-                break
-            self._parse(data[start : start + _SLICE])
-            if self._count > _CRUMBS:
-                self._hand_over()
+                return
+            if self._parse(data[start : start + _SLICE]) > _CRUMBS:
                 self._wait_for_turn(data[start + _SLICE :])
                 return
-        self._hand_over()
 
     def _wait_for_turn(self, rest: bytes) -> None:
         self._rest = rest
@@ -131,15 +125,19 @@ class HttpProtocol(HttpToolsProtocol):
                 self.transport.resume_reading()
             self.data_received(rest)
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> int:
+        """Parse a slice; return in how many parts it had some of a body."""
         if self._stage is _IDLE:
             self._stage, self._owed = _HEAD, 0
             if not self._answering:  # A viewer's client may send an empty line after its request.
                 self._debts.expect(self, self._debts.terms.head)
         self._owed += len(data)
+        self._count = 0
         self._feed(data)
+        self._hand_over()
         if self._owed > self._debts.terms.size:
             self._refuse(self._too_large())
+        return self._count
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -207,14 +205,14 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stage is not _DEAF:
             self._owed = 0
             self._since += len(body)
-            self._count += 1
             if self._parts is None:
                 self._parts = []
             self._parts.append(body)
 
     def _hand_over(self) -> None:
-        # Not a part or a slice at a time: uvicorn copies all that waits for each.
+        # Not a part at a time: uvicorn would copy what waits for each of many tiny chunks.
         if self._parts is not None:
+            self._count += len(self._parts)
             super().on_body(b"".join(self._parts))
             self._parts = None  # An empty list would stay as long as an open stream.
 
@@ -329,8 +327,7 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%b: %b\r\n" % line for line in head]
         self.transport.writelines([STATUS_LINE[error.status], *lines, b"\r\n", bytes(answer.body)])
         if not self.transport.is_closing():
-            with suppress(OSError):  # Gone, which is not told while nothing is read.
-                self.transport.write_eof()
+            self.transport.write_eof()
         self._debts.expect(self, self._debts.terms.idle)
 
 
