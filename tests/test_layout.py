@@ -90,7 +90,6 @@ TESTED_IN = {
     "runs.claims": "runs.supervisor",
     "runs.ownership": "runs.supervisor",
     "runs.record": "runs.records",
-    "runs.redemption": "web.routes",
     "runs.registry": "runs.supervisor",
     "runs.presence": "runs.records",
     "runs.rehearsal": "check",

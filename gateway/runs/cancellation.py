@@ -19,11 +19,11 @@ class Cancellation:
     """Cancels, as they are asked for here and by others; most methods may raise Unavailable."""
 
     def __init__(
-        self, records: Records, beat: Heartbeat, registry: RunRegistry, claims: Container[str]
+        self, records: Records, heartbeat: Heartbeat, registry: RunRegistry, claims: Container[str]
     ) -> None:
         self._records = records
         self._limits = records.limits
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._registry = registry
         self._claims = claims  # Of runs to come.
 
@@ -38,7 +38,7 @@ class Cancellation:
         if owner == self._records.replica and record.stream_id in self._registry:
             self.carry_out([record.stream_id])
         elif owner:
-            await self._beat.ask_to_cancel(record.stream_id, owner)
+            await self._heartbeat.ask_to_cancel(record.stream_id, owner)
         elif state == "cancelled" and record.state == "cached":
             self._limits.cancelled(record.subject, record.stream_id)
         elif state == "missing":
@@ -56,8 +56,8 @@ class Cancellation:
 
         A request for what is not here any more, nor about to begin, is forgotten.
         """
-        asked = await self._beat.cancels()
+        asked = await self._heartbeat.cancels()
         self.carry_out(asked)
         here = (self._registry, self._claims)
         if late := [each for each in asked if not any(each in some for some in here)]:
-            await self._beat.cancelled(*late)
+            await self._heartbeat.cancelled(*late)

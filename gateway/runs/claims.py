@@ -28,14 +28,14 @@ class Claims:
     def __init__(
         self,
         records: Records,
-        beat: Heartbeat,
+        heartbeat: Heartbeat,
         registry: RunRegistry,
         tasks: Tasks,
         lost: Callable[[str], None],
     ) -> None:
         self._records = records
         self._limits = records.limits
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._registry = registry
         self._tasks = tasks
         self._lost = lost
@@ -95,7 +95,7 @@ class Claims:
         while True:
             asked = clock.now()
             try:
-                await self._beat.register(record.stream_id)
+                await self._heartbeat.register(record.stream_id)
                 sent = True
                 claim = await self._records.claim(record.stream_id, nonce, record.buried)
                 if claim.verdict is not ClaimVerdict.UNNAMED:
@@ -115,5 +115,5 @@ class Claims:
             self._over(record, self._claims.get(record.stream_id))  # Not later: it counts as two.
         elif record.stream_id not in self._registry:
             with suppress(Unavailable):
-                await self._beat.unregister(record.stream_id)
+                await self._heartbeat.unregister(record.stream_id)
         return claim.verdict

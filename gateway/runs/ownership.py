@@ -13,9 +13,9 @@ from gateway.runs.run import Run
 class Ownership:
     """Permits requests to upstreams; `interval` is the seconds between two looks."""
 
-    def __init__(self, records: Records, beat: Heartbeat, interval: float) -> None:
+    def __init__(self, records: Records, heartbeat: Heartbeat, interval: float) -> None:
         self._records = records
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._interval = interval
 
     async def permit(self, claimed: float, run: Run) -> None:
@@ -29,7 +29,7 @@ class Ownership:
         again = run.attempts > 1 or run.log.taken_over
         if again:
             await run.log.flushed()
-        while again or not self._beat.lease_held_since(claimed):
+        while again or not self._heartbeat.lease_held_since(claimed):
             asked = asyncio.get_running_loop().time()
             with suppress(Unavailable):
                 try:
@@ -42,7 +42,9 @@ class Ownership:
                 if record is not None and record.cancelled:
                     run.stop(Ending("cancelled"))  # Which ends this task at its next await.
                 elif (
-                    self._beat.lease_held_since(asked) and record and record.epoch == run.log.epoch
+                    self._heartbeat.lease_held_since(asked)
+                    and record
+                    and record.epoch == run.log.epoch
                 ):
                     return  # Else it was taken over since the hold: a pause lies between.
             await asyncio.sleep(self._interval)

@@ -64,9 +64,9 @@ class Presence:
 class IdlePolicy:
     """Stops the runs that nobody watches; only here `Run.unseen_since` is written."""
 
-    def __init__(self, presence: Presence, beat: Heartbeat, registry: RunRegistry) -> None:
+    def __init__(self, presence: Presence, heartbeat: Heartbeat, registry: RunRegistry) -> None:
         self._presence = presence
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._registry = registry
 
     def watched_by(self, words: Sequence[str]) -> None:
@@ -80,7 +80,8 @@ class IdlePolicy:
 
     async def look(self) -> None:
         """Stop the runs whose grace is over; raises Unavailable."""
-        mute = not self._beat.lease_valid  # A full store answers, but takes no "somebody is here".
+        # A full store answers, but takes no "somebody is here".
+        mute = not self._heartbeat.lease_valid
         alone = [run for run in self._registry.active if self._alone(run, mute)]
         if not alone:
             return

@@ -63,7 +63,7 @@ class Rehearsal:
         self._records = _records(store, me, _MUCH)
         self._repeats = Repeats(self._records)
         self._presence = Presence(store, me)
-        self._beat = Heartbeat(store, me, 1)
+        self._heartbeat = Heartbeat(store, me, 1)
         self._epoch = 0
 
     async def run(self) -> str:
@@ -98,9 +98,9 @@ class Rehearsal:
         return ""
 
     async def _live(self) -> None:
-        await self._beat.renew([self._id], [])
-        await self._beat.ask_to_cancel(self._id, self._me)
-        await self._beat.cancelled(*await self._beat.cancels())
+        await self._heartbeat.renew([self._id], [])
+        await self._heartbeat.ask_to_cancel(self._id, self._me)
+        await self._heartbeat.cancelled(*await self._heartbeat.cancels())
 
     async def _ask(self) -> None:
         await self._records.create(self._id, self._me, "default", b"{}", "digest")
@@ -119,7 +119,7 @@ class Rehearsal:
         await self._store.script("settle", subject_keys(self._me), free)
 
     async def _begin(self) -> None:
-        await self._beat.register(self._id)
+        await self._heartbeat.register(self._id)
         await self._repeats.remember(self._id, self._id)
         await self._records.claim(self._id, "nonce")
         self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
@@ -147,7 +147,7 @@ class Rehearsal:
     async def _end(self) -> None:
         await self._records.seal(self._id, self._epoch, self._seal)
         await self._records.cancel(self._id, b"", b"{}")
-        await self._beat.unregister(self._id)
+        await self._heartbeat.unregister(self._id)
 
     async def _leave(self) -> None:
         keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
@@ -155,7 +155,7 @@ class Rehearsal:
         with suppress(Unavailable):
             await self._store.calls(["DEL", key] for key in keys)
         with suppress(Unavailable):
-            await self._beat.stop()
+            await self._heartbeat.stop()
 
 
 def _records(store: RedisClient, replica: str, size: int = 0) -> Records:

@@ -51,7 +51,7 @@ class RunSupervisor:
     def __init__(
         self,
         records: Records,
-        beat: Heartbeat,
+        heartbeat: Heartbeat,
         fanout: Fanout,
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
@@ -62,7 +62,7 @@ class RunSupervisor:
     ) -> None:
         self.draining = False
         self._records = records
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._limits = records.limits
         self._fanout = fanout
         self._upstream = upstream
@@ -72,9 +72,9 @@ class RunSupervisor:
         self._registry = RunRegistry(
             fanout, self._writer, records.limits, run_limits, self._begin, telemetry
         )
-        parts = (records, beat, self._writer, fanout, upstream, presets)
+        parts = (records, heartbeat, self._writer, fanout, upstream, presets)
         self._takeover = Takeover(*parts, self._registry)
-        self._claims = Claims(records, beat, self._registry, self._tasks, self._lost)
+        self._claims = Claims(records, heartbeat, self._registry, self._tasks, self._lost)
         self.redemption = Redemption(
             records,
             fanout,
@@ -84,12 +84,12 @@ class RunSupervisor:
             draining=lambda: self.draining,
             saw=self._saw,
         )
-        self.cancellation = Cancellation(records, beat, self._registry, self._claims)
+        self.cancellation = Cancellation(records, heartbeat, self._registry, self._claims)
         presence = Presence(records.store, records.replica)
-        self._idle = IdlePolicy(presence, beat, self._registry)
-        self._ownership = Ownership(records, beat, interval)
+        self._idle = IdlePolicy(presence, heartbeat, self._registry)
+        self._ownership = Ownership(records, heartbeat, interval)
         # Longer than a death takes to be seen.
-        self._suspects = Suspects(3 * beat.lease, fanout.owners)
+        self._suspects = Suspects(3 * heartbeat.lease, fanout.owners)
         self._repeats = Repeats(records)
         handlers: dict[str, Handler] = {
             "wake": fanout.mark,
@@ -151,14 +151,20 @@ class RunSupervisor:
 
     async def _leave(self, stream_id: str) -> None:
         with suppress(Unavailable):
-            await self._beat.unregister(stream_id)
-            await self._beat.cancelled(stream_id)
+            await self._heartbeat.unregister(stream_id)
+            await self._heartbeat.cancelled(stream_id)
 
     # The life of the replica
 
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
-        loops = (self._writer.run, self._beats, self._sweeps, self._looks, self._control.listen)
+        loops = (
+            self._writer.run,
+            self._heartbeats,
+            self._sweeps,
+            self._looks,
+            self._control.listen,
+        )
         for loop in (*loops, self._fanout.follow, self._counts):
             self._tasks.repeat(loop)
 
@@ -189,17 +195,17 @@ class RunSupervisor:
         await self._tasks.stop()
         if idle:
             with suppress(Unavailable):
-                await self._beat.stop()
+                await self._heartbeat.stop()
 
     async def _counts(self) -> None:
         await self._limits.run(lambda: [run.held for run in self._registry.active])
 
-    async def _beats(self) -> None:
+    async def _heartbeats(self) -> None:
         while True:
             try:
                 owners = self._suspects.owners()
-                paused = not self._beat.lease_valid
-                news = await self._beat.renew(
+                paused = not self._heartbeat.lease_valid
+                news = await self._heartbeat.renew(
                     [run.log.stream_id for run in self._registry.active], owners
                 )
                 self._writer.look_at_connection()
@@ -211,10 +217,10 @@ class RunSupervisor:
                     self._doubt(self._in_datasets(news.forgot))
                     self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
                 self._evict(news.dead, owners)
-                pause = self._beat.interval
+                pause = self._heartbeat.interval
             except Unavailable as error:
-                logger.debug("the beat is not renewed: %s", error)
-                pause = min(1.0, self._beat.interval)
+                logger.debug("the heartbeat is not renewed: %s", error)
+                pause = min(1.0, self._heartbeat.interval)
             # From the answer on: then the third look is a whole lease later, and no fourth needed.
             await asyncio.sleep(pause)
 
@@ -252,7 +258,7 @@ class RunSupervisor:
 
     def _look_at_all(self, now: float, late: bool) -> None:
         # As long as Redis was not heard since, nobody knows whether it still has what ended.
-        until = self._beat.renewed - 2 * self._beat.lease
+        until = self._heartbeat.renewed - 2 * self._heartbeat.lease
         for stream_id, run in list(self._registry.items()):
             if not late:
                 self._check(run, now)

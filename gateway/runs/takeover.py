@@ -48,7 +48,7 @@ class Takeover:
     def __init__(
         self,
         records: Records,
-        beat: Heartbeat,
+        heartbeat: Heartbeat,
         writer: GroupCommit,
         fanout: Fanout,
         upstream: Upstream,
@@ -56,7 +56,7 @@ class Takeover:
         registry: RunRegistry,
     ) -> None:
         self._records = records
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._writer = writer
         self._fanout = fanout
         self._upstream = upstream
@@ -91,12 +91,12 @@ class Takeover:
             return
         self._evicting.add(dead)
         try:
-            named = await self._beat.left_by(dead)
+            named = await self._heartbeat.left_by(dead)
             if named:  # Else it was evicted, and somebody has looked at a stream of it since.
                 logger.warning("replica %s is dead; it ran %d stream(s)", dead, len(named))
             left = [*{*named, *watched}]
             await self._by_node(left, partial(self._take_over_some, dead))
-            while left := await self._beat.evict(dead):
+            while left := await self._heartbeat.evict(dead):
                 await self._by_node(left, partial(self._take_over_some, dead))
         except Exception as error:
             _complain(f"{dead} is not evicted yet", error)
@@ -123,7 +123,7 @@ class Takeover:
             # An eviction that breaks off goes on from here; and one that lives keeps the rest.
             taken = [each for each, result in zip(batch, results, strict=True) if result is None]
             if taken:
-                await self._beat.taken_over(dead, taken)
+                await self._heartbeat.taken_over(dead, taken)
             broken.extend(failed)
             if any(isinstance(each, Unavailable) for each in failed):
                 break
@@ -137,7 +137,7 @@ class Takeover:
             # An earlier try, that broke off at another stream, has begun it here; unless the dead
             # one took it from this replica, which does not know yet.
             record = await self._records.read(stream_id)
-            if dead != self._beat.replica and _is_of(record, dead):
+            if dead != self._heartbeat.replica and _is_of(record, dead):
                 raise Unavailable(
                     "store_unavailable", "This replica has yet to hear that it lost it"
                 )
@@ -148,14 +148,14 @@ class Takeover:
         self._taking_over.add(stream_id)
         self._broken_off[stream_id] = dead
         try:
-            await self._beat.register(stream_id)
+            await self._heartbeat.register(stream_id)
             # The same nonce at every try: one whose reply was lost, or that broke off, goes on.
             epoch = await self._records.takeover(stream_id, dead, f"takeover {dead}")
             record = await self._records.read(stream_id)
             if epoch is None or record is None:
                 self._follow(stream_id, record)
             if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
-                await self._beat.unregister(stream_id)
+                await self._heartbeat.unregister(stream_id)
             self._broken_off.pop(stream_id, None)
         finally:
             self._taking_over.discard(stream_id)
@@ -171,7 +171,7 @@ class Takeover:
         orphans, self._orphans = self._orphans, set()
         self._reclaiming += 1
         try:
-            named = {*await self._beat.streams_of(self._beat.replica), *orphans}
+            named = {*await self._heartbeat.streams_of(self._heartbeat.replica), *orphans}
             await self._by_node([*named], partial(self._reclaim_some, held))
             if not self._evicting:
                 self._broken_off.clear()
@@ -183,7 +183,7 @@ class Takeover:
             self._reclaiming -= 1
 
     async def _reclaim_some(self, held: Callable[[str], bool], stream_ids: list[str]) -> None:
-        me = self._beat.replica
+        me = self._heartbeat.replica
         for stream_id in stream_ids:
             record = None if held(stream_id) else await self._records.read(stream_id)
             if held(stream_id):
@@ -193,17 +193,17 @@ class Takeover:
             elif _is_of(record, me):
                 await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
-                await self._beat.unregister(stream_id)  # As of a claim that was given up.
+                await self._heartbeat.unregister(stream_id)  # As of a claim that was given up.
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""
         try:
             record = await self._records.read(stream_id)
             self._follow(stream_id, record)
-            if _is_of(record, self._beat.replica):
+            if _is_of(record, self._heartbeat.replica):
                 self.orphan(stream_id)  # Its run broke.
             elif stream_id not in self._taking_over:
-                await self._beat.unregister(stream_id)  # Else it stays on the list for ever.
+                await self._heartbeat.unregister(stream_id)  # Else it stays on the list for ever.
         except Exception as error:
             _complain(f"{stream_id} is not followed yet", error)
             self.orphan(stream_id)
@@ -222,7 +222,7 @@ class Takeover:
             raise Unavailable("store_unavailable", "Redis forgot that the stream was taken over")
         answer = await self._told(record.stream_id, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
-        preset = self._presets(record.preset) if dead != self._beat.replica else None
+        preset = self._presets(record.preset) if dead != self._heartbeat.replica else None
         start = preset and self._recovery_step(record, preset, left, answer)
         if preset and start and self._registry.begin_if_room(record, preset, start):
             how = "asked again" if start.events else "re-attached"

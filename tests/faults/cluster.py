@@ -60,28 +60,28 @@ class Cluster:
         return await asyncio.to_thread(self._fail_over, int(how * 300) % 3, frozen)
 
     def _fail_over(self, shard: int, frozen: bool) -> tuple[float, float]:
-        old, heir = self._cluster.masters[shard], self._cluster.replicas[shard]
+        old, successor = self._cluster.masters[shard], self._cluster.replicas[shard]
         stopped = time.monotonic()
         if frozen:
             old.pause()
         else:
             old.kill()
-        wait(lambda: "role:master" in _replication(heir), 30)
+        wait(lambda: "role:master" in _replication(successor), 30)
         chosen = time.monotonic()
-        known = self._reigns[shard].known_until(_replication(heir))
-        self._reigns[shard] = Reign(heir.port)
-        self._cluster.masters[shard], self._cluster.replicas[shard] = heir, old
+        known = self._reigns[shard].known_until(_replication(successor))
+        self._reigns[shard] = Reign(successor.port)
+        self._cluster.masters[shard], self._cluster.replicas[shard] = successor, old
         if frozen:
             old.resume()
         else:
             old.start()
-        wait(lambda: _follows(old, heir), 30)
+        wait(lambda: _follows(old, successor), 30)
         wait(self._agreed)
         since = stopped if known is None else min(stopped, known)
         return since, time.monotonic() if frozen else chosen
 
     def _agreed(self) -> bool:
-        """Whether all have one map: by another one a slot is refused, or taken back by an heir."""
+        """Whether all have one map: by another one a slot is refused, or taken back."""
         maps = [each.run("CLUSTER", "SLOTS") for each in self._cluster.servers]
         homes = [{(first, last, at[1]) for first, last, at, *_ in each} for each in maps]
         masters = {each.port for each in self._cluster.masters}
@@ -104,7 +104,7 @@ class Cluster:
         wait(self._agreed)
 
 
-def _follows(old: ClusterServer, heir: ClusterServer) -> bool:
+def _follows(old: ClusterServer, successor: ClusterServer) -> bool:
     """Whether one is the other's replica; it becomes so by itself only if that has all its slots.
 
     If others have some of them, since they moved, it stays a master without any.
@@ -112,7 +112,7 @@ def _follows(old: ClusterServer, heir: ClusterServer) -> bool:
     told = _replication(old)
     if "role:master" in told and not _has_slots(old):
         old.run("FLUSHALL")
-        old.run("CLUSTER", "REPLICATE", heir.id)
+        old.run("CLUSTER", "REPLICATE", successor.id)
     return "master_link_status:up" in told
 
 

@@ -64,7 +64,7 @@ class Single:
 
 
 class Reign:
-    """How much a master had written, and when: so one can tell since when its heir knows nothing.
+    """How much a master had written, and when: so one can tell what its successor lacks.
 
     Replicas lag by milliseconds; but a Sentinel may choose the one that lags by seconds, for it
     compares what it heard from them up to ten seconds ago.
@@ -79,9 +79,9 @@ class Reign:
         if "role:master" in info:
             self._noted.append((time.monotonic(), _number(info, "master_repl_offset")))
 
-    def known_until(self, heir: str) -> float | None:
+    def known_until(self, successor: str) -> float | None:
         """Return up to when a new master, by its INFO, knows what this one wrote; None: all."""
-        offset = _number(heir, "second_repl_offset")
+        offset = _number(successor, "second_repl_offset")
         later = [when for when, written in self._noted if written >= offset]
         before = [when for when, written in self._noted if written < offset]
         return max(before, default=0.0) if later else None

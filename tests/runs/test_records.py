@@ -451,15 +451,15 @@ async def test_a_hold_writes_what_was_inherited_again_in_one_step(store: RedisCl
     old, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
     await append(store, stream_id, f"{epoch}-1")
-    inherited = await read_all(store, stream_id)
+    earlier = await read_all(store, stream_id)
     await append(store, stream_id, f"{epoch}-2")
     mine = epoch + 1000
     with pytest.raises(EarlierNeeded, match=rf"^{epoch}-2$"):
         await successor.hold(stream_id, mine, restored(), None)
     assert (await found(successor, stream_id)).owner == old.replica
-    assert await successor.hold(stream_id, mine, restored(), inherited) == f"{mine}-0"
+    assert await successor.hold(stream_id, mine, restored(), earlier) == f"{mine}-0"
     assert await log_ids(store, stream_id) == [f"{epoch}-0", f"{epoch}-1", f"{mine}-0"]
-    assert (await read_all(store, stream_id))[:2] == inherited
+    assert (await read_all(store, stream_id))[:2] == earlier
     assert await successor.hold(stream_id, mine, restored(), None) == f"{mine}-0"
 
 
@@ -468,9 +468,9 @@ async def test_a_hold_of_what_was_inherited_yields_to_an_end_of_the_old_owner(
 ) -> None:
     old, successor = replica(store), replica(store)
     stream_id, epoch = await claimed(old)
-    inherited = await read_all(store, stream_id)
+    earlier = await read_all(store, stream_id)
     await old.seal(stream_id, epoch, ending(epoch))
-    for before in (None, inherited):
+    for before in (None, earlier):
         with pytest.raises(Fenced):
             await successor.hold(stream_id, epoch + 1000, restored(), before)
     assert (await found(successor, stream_id)).state == "done"

@@ -16,7 +16,7 @@ import pytest
 from gateway.eventlog.entries import EventId
 from gateway.runs.repeats import KEPT, Repeats, asked
 from gateway.store.keys import DATASET_ID, asked_key, log_key, record_key
-from tests.runs.test_takeover import ALICE, LOST, asked_again, dies, heir, in_turn, owner, says
+from tests.runs.test_takeover import ALICE, LOST, asked_again, dies, in_turn, owner, says, successor
 from tests.sentinels import sentinels
 from tests.support import (
     RedisServer,
@@ -171,11 +171,11 @@ async def gone(gate: Served, *keys: str) -> bool:
 async def remembers(gate: Served) -> None:
     """Make a store one that has not come back lately, to the replica as well."""
     await gate.gateway.store.call("SET", DATASET_ID, 1, "PX", 60_000)
-    beat = gate.gateway.supervisor._beat
-    seen = {beat.renewed}
+    heartbeat = gate.gateway.supervisor._heartbeat
+    seen = {heartbeat.renewed}
     while len(seen) < 3:  # The first may have looked before.
-        await until(lambda: beat.renewed not in seen, "the beat is renewed")
-        seen.add(beat.renewed)
+        await until(lambda: heartbeat.renewed not in seen, "the heartbeat is renewed")
+        seen.add(heartbeat.renewed)
 
 
 def stream_of(gate: Served, got: Transcript) -> str:
@@ -298,7 +298,7 @@ async def test_a_repeat_finds_a_stream_that_was_taken_over_by_its_old_and_by_its
 ) -> None:
     async with (
         scripted(in_turn(dies)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         async with client(a.url) as http:

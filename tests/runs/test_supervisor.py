@@ -447,7 +447,7 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
     own_redis: RedisServer,
 ) -> None:
     is_takeover, taken = script_is("takeover"), asyncio.Event()
-    async with behind_a_proxy(own_redis) as (script, upstream, proxy, heir):
+    async with behind_a_proxy(own_redis) as (script, upstream, proxy, successor):
 
         def judge(data: bytes) -> None:
             if is_takeover(data) and not taken.is_set():
@@ -455,7 +455,7 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
                 proxy.answering.clear()
 
         with process("serve", "--port", "0", **serve(own_redis, upstream)) as owner:
-            urls = [await heir.ticket() for _ in range(100)]
+            urls = [await successor.ticket() for _ in range(100)]
             await asyncio.gather(*(via(owner, url) for url in urls))
             direct = RedisClient(own_redis.url)
             proxy.judge = judge
@@ -474,8 +474,8 @@ async def test_a_replica_that_is_back_loses_no_more_than_was_being_taken(
             await until(lambda: asyncio.get_running_loop().time() > begun + 2, "two leases")
             script.go.set()
             for url in urls:
-                await until(partial(ended, heir, url), "it has ended")
-            states = [await state_of(heir, url) for url in urls]
+                await until(partial(ended, successor, url), "it has ended")
+            states = [await state_of(successor, url) for url in urls]
         assert set(states) == {"done", "interrupted"}
         assert 1 <= states.count("interrupted") <= 32
         assert len(upstream.calls) == len(urls)
@@ -486,31 +486,31 @@ async def ended(served: Served, url: str) -> bool:
     return await state_of(served, url) in {"done", "interrupted"}
 
 
-async def test_a_run_here_that_another_one_took_away_is_no_reason_to_bury_that_one(
+async def test_a_run_here_that_another_one_took_away_is_no_reason_to_evict_that_one(
     own_redis: RedisServer,
 ) -> None:
-    """This replica may not have heard yet that it lost the stream; the heir has died since."""
+    """This replica may not have heard yet that it lost the stream; the successor has died since."""
     finish = {"default": Preset.model_validate({"on_leave": "finish"})}
     is_hold = script_is("hold")
     async with behind_a_proxy(own_redis, presets=finish) as (_, _upstream, proxy, zombie):
         url = await zombie.ticket()
         await start(zombie, url)
         (run,) = zombie.gateway.supervisor.active
-        stream_id, epoch, heir = run.log.stream_id, run.log.epoch + 5, "heir"
+        stream_id, epoch, successor = run.log.stream_id, run.log.epoch + 5, "successor"
         direct = RedisClient(own_redis.url)
         proxy.judge = lambda data: LOSE_REQUEST if is_hold(data) else None
         run.log.doubt()
         await direct.calls(
             [
-                ["HSET", record_key(stream_id), "owner", heir, "epoch", epoch],
+                ["HSET", record_key(stream_id), "owner", successor, "epoch", epoch],
                 ["XADD", log_key(stream_id), f"{epoch}-0", "0", ""],
-                ["SADD", runs_key(heir), stream_id],
-                ["HSET", HEARTBEATS, heir, 9],
+                ["SADD", runs_key(successor), stream_id],
+                ["HSET", HEARTBEATS, successor, 9],
             ]
         )
         begun = asyncio.get_running_loop().time()
         await until(lambda: asyncio.get_running_loop().time() > begun + 4, "four leases")
-        assert await direct.call("HEXISTS", HEARTBEATS, heir)
+        assert await direct.call("HEXISTS", HEARTBEATS, successor)
         proxy.judge = lambda _: None
         await ends(zombie, url, "interrupted")
         await direct.close()
@@ -609,7 +609,7 @@ async def test_a_takeover_that_breaks_off_half_way_is_carried_through(
             await ends(b, url, "interrupted", 8)
 
 
-async def test_two_heirs_write_one_end(own_redis: RedisServer) -> None:
+async def test_two_successors_write_one_end(own_redis: RedisServer) -> None:
     async with slow() as (_, upstream):
         one = {"redis_url": own_redis.url, "upstream_url": upstream.url}
         async with running(**one) as b, running(**one) as c:

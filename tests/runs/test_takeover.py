@@ -96,7 +96,9 @@ async def owner(redis_url: str, upstream_url: str, folder: Path) -> AsyncIterato
         yield started
 
 
-def heir(redis_url: str, upstream_url: str, **more: Any) -> AbstractAsyncContextManager[Served]:
+def successor(
+    redis_url: str, upstream_url: str, **more: Any
+) -> AbstractAsyncContextManager[Served]:
     """Run a replica in this process that asks again after a death."""
     given = {"presets": RESTART, "redis_url": redis_url, "upstream_url": upstream_url, "grace": 9}
     return running(**{**given, **more})
@@ -161,7 +163,9 @@ async def test_a_killed_replicas_stream_is_asked_again_once_and_every_viewer_see
     assert upstream.calls[0].body == upstream.calls[1].body
 
 
-async def test_two_heirs_ask_each_stream_again_once(own_redis: RedisServer, tmp_path: Path) -> None:
+async def test_two_successors_ask_each_stream_again_once(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
     asked: dict[str, int] = {}
 
     async def script(call: Call) -> None:
@@ -171,8 +175,8 @@ async def test_two_heirs_ask_each_stream_again_once(own_redis: RedisServer, tmp_
 
     async with (
         scripted(script) as upstream,
-        heir(own_redis.url, upstream.url) as b,
-        heir(own_redis.url, upstream.url) as c,
+        successor(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as c,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         urls = [await b.ticket(ask(f"prompt {number}")) for number in range(40)]
@@ -199,7 +203,7 @@ async def test_a_further_call_is_counted_and_its_reset_logged_before_it_is_sent(
 
     async with (
         scripted(in_turn(dies, looks)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -217,7 +221,7 @@ async def test_a_call_that_was_never_answered_counts_as_paid(
 ) -> None:
     async with (
         scripted(in_turn(says_nothing)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -236,7 +240,7 @@ async def test_sure_refusals_after_a_restart_have_their_own_number(
 
     async with (
         scripted(in_turn(dies, busy)) as upstream,
-        heir(own_redis.url, upstream.url, upstream_retries=1) as b,
+        successor(own_redis.url, upstream.url, upstream_retries=1) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -252,7 +256,7 @@ async def test_a_page_that_wants_the_text_alone_is_told_of_the_reset(
 ) -> None:
     async with (
         scripted(in_turn(dies)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -277,7 +281,7 @@ async def test_a_request_that_kills_whoever_asks_it_is_not_asked_for_ever(
         await via(a, url, len(LOST))
         a.signal(signal.SIGKILL)
         await via(b, url, 2 * len(LOST) + 1)
-        async with heir(own_redis.url, upstream.url) as c:
+        async with successor(own_redis.url, upstream.url) as c:
             b.signal(signal.SIGKILL)
             got = await asyncio.wait_for(c.read(url), 15)
             assert got.names == ["", "", "reset", "", "", "failure", "end"]
@@ -292,7 +296,7 @@ async def test_a_paused_owner_whose_stream_was_asked_again_hangs_up_and_shows_th
 ) -> None:
     async with (
         scripted(in_turn(dies)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
         client(a.url) as http,
     ):
@@ -325,7 +329,7 @@ async def test_what_the_upstream_had_ended_is_not_asked_again(
 ) -> None:
     async with (
         scripted(in_turn(says(*data))) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -341,7 +345,7 @@ async def test_a_cancel_that_is_stored_wins_over_a_restart(
 ) -> None:
     async with (
         scripted(in_turn(dies)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -362,7 +366,7 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
     async with (
         scripted(in_turn(dies)) as upstream,
         proxied(own_redis) as proxy,
-        heir(proxy.url, upstream.url, lease=2) as b,
+        successor(proxy.url, upstream.url, lease=2) as b,
         running(redis_url=own_redis.url, lease=60) as c,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
@@ -392,7 +396,7 @@ async def test_a_replica_that_is_full_asks_nothing_again(
 ) -> None:
     async with (
         scripted(in_turn(dies, dies)) as upstream,
-        heir(own_redis.url, upstream.url, max_streams=1) as b,
+        successor(own_redis.url, upstream.url, max_streams=1) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         own, url = await b.ticket(), await b.ticket()
@@ -408,8 +412,8 @@ async def test_a_replica_that_is_leaving_lets_another_one_ask_again(
 ) -> None:
     async with (
         scripted(in_turn(dies)) as upstream,
-        heir(own_redis.url, upstream.url) as leaving,
-        heir(own_redis.url, upstream.url, lease=3) as staying,
+        successor(own_redis.url, upstream.url) as leaving,
+        successor(own_redis.url, upstream.url, lease=3) as staying,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await staying.ticket()
@@ -431,7 +435,7 @@ async def test_both_answers_together_are_no_larger_than_a_stream_may_be(
     half = chunk("x" * 3000)
     async with (
         scripted(in_turn(says(half), says(half))) as upstream,
-        heir(own_redis.url, upstream.url, max_log=4096) as b,
+        successor(own_redis.url, upstream.url, max_log=4096) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -447,7 +451,7 @@ async def test_what_was_asked_again_is_ended_by_its_owner_at_the_deadline_of_a_d
 ) -> None:
     async with (
         scripted(in_turn(dies, dies)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -466,7 +470,7 @@ async def test_what_was_asked_again_can_be_stopped(
 ) -> None:
     async with (
         scripted(in_turn(dies, dies)) as upstream,
-        heir(own_redis.url, upstream.url, grace=2 if how == "grace" else 9) as b,
+        successor(own_redis.url, upstream.url, grace=2 if how == "grace" else 9) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()
@@ -487,7 +491,7 @@ async def test_a_takeover_that_breaks_off_half_way_asks_again_once(
     async with (
         scripted(in_turn(dies)) as upstream,
         proxied(own_redis) as proxy,
-        heir(proxy.url, upstream.url) as b,
+        successor(proxy.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         await know_scripts(b)
@@ -516,7 +520,7 @@ async def test_an_eviction_that_is_repeated_leaves_the_new_run_alone(
     async with (
         scripted(dies) as upstream,
         proxied(own_redis) as proxy,
-        heir(proxy.url, upstream.url) as b,
+        successor(proxy.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
 
@@ -549,7 +553,7 @@ async def test_a_redis_that_comes_back_empty_after_a_restart_costs_viewers_nothi
 
     async with (
         scripted(in_turn(dies, waits)) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         running(redis_url=own_redis.url, lease=60, grace=9) as c,
     ):
         async with owner(own_redis.url, upstream.url, tmp_path) as a:
@@ -629,7 +633,7 @@ async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is
     presets = {"default": Preset.model_validate({"on_crash": on_crash})}
     async with (
         scripted(keeps) as upstream,
-        heir(own_redis.url, upstream.url, presets=presets) as b,
+        successor(own_redis.url, upstream.url, presets=presets) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket(ask(n=2))
@@ -654,7 +658,7 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
     """Nothing is known of it, or what is known cannot be understood, which raises."""
     async with (
         scripted(in_turn(says(*seen))) as upstream,
-        heir(own_redis.url, upstream.url) as b,
+        successor(own_redis.url, upstream.url) as b,
         owner(own_redis.url, upstream.url, tmp_path) as a,
     ):
         url = await b.ticket()

@@ -358,7 +358,7 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
     with redis_cluster(tmp_path / "cluster", replicas=1) as cluster:
         async with scene(cluster, ticking, lease=2) as on:
             streams = [await on.watched(shard) for shard in (0, 1, 1, 2)]
-            silent, heir, idle = streams[2], cluster.replicas[1], RedisClient(cluster.url)
+            silent, successor, idle = streams[2], cluster.replicas[1], RedisClient(cluster.url)
             await idle.call("PING")  # It knows who has what, and will not look again.
             cluster.masters[1].run("CONFIG", "SET", "requirepass", "so that no replica comes back")
             cluster.masters[1].run("CLIENT", "KILL", "TYPE", "replica")
@@ -367,10 +367,10 @@ async def test_a_master_whose_replica_takes_over_in_mid_stream_loses_nothing(
             cluster.masters[1].kill()
             for each in streams[:2]:
                 await each.more(10, 30)
-            assert heir.info("replication")["role"] == "master"
+            assert successor.info("replication")["role"] == "master"
             assert await idle.call("EXISTS", record_key(silent.stream_id)) == 1
             await idle.close()
-            await until(lambda: _last(heir, silent) == silent.seen.last_id)
+            await until(lambda: _last(successor, silent) == silent.seen.last_id)
             ticking.silent.clear()
             late = await on.watched(1)
             ticking.ended.set()
@@ -481,18 +481,20 @@ async def test_the_streams_of_a_dead_replica_end_also_while_a_master_is_away(
     async with scripted(Ticking()) as upstream:
         given = {"redis_url": cluster.url, "upstream_url": upstream.url}
         with process("serve", "--port", "0", secrets=SECRET, lease="1", **given) as dying:
-            async with running(**given) as heir, client(dying.url) as http:
+            async with running(**given) as successor, client(dying.url) as http:
                 streams: dict[str, int] = {}
                 while len(set(streams.values())) < 3 or len(streams) < 9:
-                    answer = await http.post("/tickets", json=ask(), headers=heir.cookie())
+                    answer = await http.post("/tickets", json=ask(), headers=successor.cookie())
                     url, ticket = answer.json()["stream_url"], answer.json()["ticket"]
-                    stream_id = heir.gateway.tickets.verify(ticket).stream_id
+                    stream_id = successor.gateway.tickets.verify(ticket).stream_id
                     streams[url] = cluster.shard_of(record_key(stream_id))
-                    await read(http, url, headers=heir.cookie(), enough=_begun)
+                    await read(http, url, headers=successor.cookie(), enough=_begun)
                 cluster.masters[0].kill()
                 dying.process.kill()
                 for url in (each for each, shard in streams.items() if shard):
-                    seen = await follow(heir.http, partial(str, url), heir.cookie(), seconds=15)
+                    seen = await follow(
+                        successor.http, partial(str, url), successor.cookie(), seconds=15
+                    )
                     assert seen.end["state"] == "interrupted"
         assert len(upstream.calls) == len(streams)
 
