@@ -10,12 +10,13 @@ from tests.support import RedisServer, redis_server
 
 # Their gateways are processes of their own: tracing the crowd in this one would only slow it.
 CROWDS = {"test_attacks", "test_bounds", "test_faults", "test_rolling", "test_schedules"}
+TIMED = {"test_protocol"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure no coverage in tests that look at other processes."""
+    """Measure no coverage in tests that look at other processes, or at the time of this one."""
     for item in items:
-        if item.path.stem in CROWDS:
+        if item.path.stem in CROWDS | TIMED:
             item.add_marker(pytest.mark.no_cover)
 
 

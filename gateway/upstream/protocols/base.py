@@ -9,7 +9,7 @@ To add a protocol:
 1. Write `protocols/NAME.py` with a class that has what `Protocol` lists, and beside it, if they do
    not fit there, the classes that its methods return: a `CompletionState`, an `AnswerText` and,
    where the answer is no event stream, `Frames`. Nothing is to be inherited; mypy compares.
-2. Add an instance of it to `table.PROTOCOLS`, under the name that a preset says. An instance holds
+2. Add an instance of it to `table.PROTOCOLS`, under its name; no setting says one yet. It holds
    no state of a stream: one serves all.
 3. Put its tests in `tests/upstream/protocols/test_NAME.py`; `test_table.py` there plays what holds
    for all with each protocol of the table. Tell `tests/test_layout.py` where its modules are
