@@ -502,7 +502,14 @@ _IN_SETS = (Viewer, EventLog, AbstractConnection)
 
 
 def _serial(loop: VirtualLoop) -> Callable[[Any], int]:
-    return lambda each: each.__dict__.setdefault("serial number", next(loop.numbers))
+    kept: dict[int, tuple[int, Any]] = {}  # What has slots: as long as it is here, so is its id.
+
+    def serial(each: Any) -> int:
+        if hasattr(each, "__dict__"):
+            return int(vars(each).setdefault("serial number", next(loop.numbers)))
+        return kept.setdefault(id(each), (next(loop.numbers), each))[0]
+
+    return serial
 
 
 @contextmanager
