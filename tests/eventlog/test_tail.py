@@ -672,7 +672,7 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
         await successor.takeover(there.stream_id, old.replica, "nonce")
         assert there.stream_id in await asyncio.wait_for(told, 5)
         assert there.fanout.owners() == {successor.replica: [there.stream_id]}
-        assert len(ids(one)) == unread
+        await until(lambda: len(ids(one)) == unread, "its last words")
 
 
 async def _watch(store: RedisClient, replica: str) -> str:
