@@ -368,7 +368,12 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
             assert got.end["state"] == "done"
             assert got.data == [*events, chunk("", finish="stop"), b"[DONE]"]
             assert (await at.read(0, url)).events == got.events
-        await at.ticket()
+
+        async def taken() -> bool:
+            answer = await at.http[1].post("/tickets", json=ask(), headers=ALICE)
+            return answer.status_code == 201
+
+        await until(taken, "the room that was made is seen: a replica looks once a second")
         assert len(upstream.calls) == 8
     await store.close()
 
