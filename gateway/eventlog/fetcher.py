@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Fate, Source
 from gateway.eventlog.entries import EntryBatch
@@ -106,7 +107,7 @@ class Fetcher:
         owner that lives has as long to write it again. Where it lost what was seen here last, an
         earlier owner may have gone on, or ended it.
         """
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         fates = await self._source.compare({each.stream_id: each.last for each in tails})
         for tail, fate in zip(tails, fates, strict=True):
             lost = fate is Fate.LOST

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from gateway import clock
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.base import Ownership
 from gateway.eventlog.entries import End, EntryBatch, EntryBatches, EventId, Seal
@@ -327,7 +328,7 @@ def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:
     news: dict[str, list[str]] = {}
     for each in logs:
         if each.watchers:
-            now = asyncio.get_running_loop().time()
+            now = clock.now()
             for replica in each.watching(now):
                 news.setdefault(replica, []).append(each.stream_id)
     return [["PUBLISH", inbox(name), "wake " + " ".join(ids)] for name, ids in news.items()]

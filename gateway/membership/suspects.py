@@ -4,8 +4,9 @@ A dead replica's list may lack what it ran: Redis can forget that. Then only the
 owner, and who reads a record is who can find that nobody runs its stream any more.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
+
+from gateway import clock
 
 _MOST = 10_000  # Streams; whoever looks at one beyond that is welcome to look again.
 
@@ -22,11 +23,11 @@ class Suspects:
         """Remember who is said to run a stream."""
         self._seen.pop(stream_id, None)  # So that the oldest looks come first.
         if len(self._seen) < _MOST:
-            self._seen[stream_id] = owner, asyncio.get_running_loop().time() + self._kept
+            self._seen[stream_id] = owner, clock.now() + self._kept
 
     def owners(self) -> Mapping[str, list[str]]:
         """Return the owners of all that was looked at lately, or is watched, with the streams."""
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         for stream_id, (_, until) in list(self._seen.items()):
             if until > now:
                 break

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import suppress
 
+from gateway import clock
 from gateway.errors import Fenced, Sealed, Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
@@ -30,7 +31,7 @@ class Ownership:
         if again:
             await run.log.flushed()
         while again or not self._heartbeat.lease_held_since(claimed):
-            asked = asyncio.get_running_loop().time()
+            asked = clock.now()
             with suppress(Unavailable):
                 try:
                     await run.log.hold()

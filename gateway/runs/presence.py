@@ -4,10 +4,10 @@ A replica with viewers of a stream that runs elsewhere says so, with a key and a
 owner. The owner looks for the key, and only full graces of looks that found nobody count.
 """
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 
+from gateway import clock
 from gateway.errors import Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
@@ -72,7 +72,7 @@ class IdlePolicy:
     def watched_by(self, words: Sequence[str]) -> None:
         """Note what another replica tells: its name, and the streams that it has viewers of."""
         replica, *stream_ids = words or [""]
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         for stream_id in stream_ids:
             if run := self._registry.get(stream_id):
                 run.log.watched_by(replica, now + run.preset.grace)
@@ -85,7 +85,7 @@ class IdlePolicy:
         alone = [run for run in self._registry.active if self._alone(run, mute)]
         if not alone:
             return
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         watched = await self._presence.watched([run.log.stream_id for run in alone])
         for run, seen in zip(alone, watched, strict=True):
             if seen or run.tail.viewers:

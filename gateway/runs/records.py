@@ -8,10 +8,10 @@ A Redis may come back empty. Its dataset id dates what it has (see `data_loss`):
 that may have a record that is only forgotten, not expired.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway import clock
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
@@ -230,7 +230,7 @@ class Records:
 
     def just_reached(self, stream_id: str) -> bool:
         """Whether its server took another's place so lately that it may lack what is young."""
-        now = asyncio.get_running_loop().time()
+        now = clock.now()
         return now - self.store.node_for(stream_id).replaced < self.patience
 
     async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:

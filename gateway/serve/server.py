@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from gateway import clock
 from gateway.config.settings import Settings
 from gateway.serve import workers
 from gateway.serve.deadlines import Debts, Terms
@@ -83,8 +84,8 @@ class Server(uvicorn.Server):
 
     async def _drained(self, drain: Drain) -> None:
         drained = asyncio.create_task(drain())
-        linger = asyncio.get_running_loop().time() + self.linger
-        while not drained.done() or asyncio.get_running_loop().time() < linger:
+        linger = clock.now() + self.linger
+        while not drained.done() or clock.now() < linger:
             if self.force_exit:
                 drained.cancel()
                 break

@@ -24,6 +24,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gateway import clock
 from gateway.store.outage import Outage
 
 Command = Sequence[Any]
@@ -203,7 +204,7 @@ class PipelinedConnection:
             async with asyncio.timeout(self._timeout):
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
             if self.generation:
-                self.replaced = asyncio.get_running_loop().time()
+                self.replaced = clock.now()
             self.generation += 1
             self._link = _link(self._connection)
         return self._link

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError, TryAgainError
 
+from gateway import clock
 from gateway.store.connection import Command, CommandSender
 from gateway.store.node import Node
 
@@ -180,7 +181,7 @@ class ClusterRouter(CommandSender):
         while left:
             await self._round(left)
             left = await self._again(left)
-            now = asyncio.get_running_loop().time()
+            now = clock.now()
             # However long a dead one was waited for.
             deadline = deadline or now + self._retry_timeout
             if now > deadline:

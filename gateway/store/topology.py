@@ -23,6 +23,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from gateway import clock
 from gateway.store.connection import CommandSender
 from gateway.store.node import Node, away, refusals
 from gateway.store.pools import Address
@@ -199,13 +200,13 @@ class ClusterTopology:
             self._refresh = self._spawn(self._look())
 
     async def _look(self) -> None:
-        loop, again = asyncio.get_running_loop(), True
+        again = True
         while again:
-            await asyncio.sleep(max(0.0, self._refreshed + _REST - loop.time()))
+            await asyncio.sleep(max(0.0, self._refreshed + _REST - clock.now()))
             try:
                 self._learn(await self._told())
             finally:
-                self._refreshed = loop.time()
+                self._refreshed = clock.now()
             again = self._moved_to is not None  # A slot was seen to move meanwhile.
 
     async def _told(self) -> list[Range]:
@@ -263,7 +264,7 @@ class ClusterTopology:
         """Take note of servers that were no masters until now; those of the first map were."""
         for node in nodes if self._masters else ():
             if node not in self._masters:
-                node.promoted = asyncio.get_running_loop().time()
+                node.promoted = clock.now()
 
     def _node(self, host: str, port: int) -> Node:
         """Return a server by its address; a server that comes back is the same one."""
