@@ -8,7 +8,7 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.sse import FRAMES, Event, Parser
 from gateway.upstream.protocols.base import HttpRequest, Refusal
-from gateway.upstream.protocols.chat_chunks import DONE, decoded
+from gateway.upstream.protocols.chat_chunks import DONE, is_whole
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
 from gateway.upstream.protocols.complaints import ERROR_NAMES
@@ -65,8 +65,7 @@ class Chat:
 
     def is_whole(self, event: Event) -> bool:
         """Whether it is `[DONE]`, or JSON to its last brace, or an error by its name."""
-        whole = self.closes(event) or bool(decoded(event.data))
-        return whole or event.name.lower() in ERROR_NAMES
+        return is_whole(event.data) or event.name.lower() in ERROR_NAMES
 
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""

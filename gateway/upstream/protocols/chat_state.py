@@ -159,6 +159,8 @@ class ChatState:
 
     def look_back(self) -> None:
         """Take the last event for an error if it looks like one: nothing came after it."""
+        if not self._last:
+            return
         chunk = decoded(self._last)
         if error := complaints.complaint(chunk) or (
             complaints.last_words(chunk) if self._in_mid_answer else None
