@@ -16,7 +16,14 @@ import pytest
 from gateway.eventlog.entries import EventId
 from gateway.runs.repeats import KEPT, Repeats, asked
 from gateway.store.keys import DATASET_ID, asked_key, log_key, record_key
-from tests.runs.test_takeover import ALICE, LOST, asked_again, dies, in_turn, owner, says, successor
+from tests.runs.test_takeover import (
+    ALICE,
+    LOST,
+    asked_again,
+    crashing,
+    dies,
+    says,
+)
 from tests.sentinels import sentinels
 from tests.support import (
     RedisServer,
@@ -296,11 +303,7 @@ async def passes(gate: Served) -> None:
 async def test_a_repeat_finds_a_stream_that_was_taken_over_by_its_old_and_by_its_new_epoch(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(dies)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
+    async with crashing(own_redis, tmp_path, dies) as (upstream, b, a):
         async with client(a.url) as http:
             before = await posted(http, enough=at_least(len(LOST)))
         a.signal(signal.SIGKILL)

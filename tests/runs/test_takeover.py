@@ -31,6 +31,7 @@ from tests.support import (
     Process,
     RedisServer,
     Script,
+    ScriptedUpstream,
     Served,
     Transcript,
     ask,
@@ -114,6 +115,27 @@ async def redeemed(there: Process, url: str) -> None:
     """Redeem a ticket on a process, and leave before anything came."""
     async with client(there.url) as http, http.stream("GET", url, headers=ALICE) as response:
         assert response.status_code == 200
+
+
+@asynccontextmanager
+async def crashing(
+    redis: RedisServer, folder: Path, *scripts: Script, **more: Any
+) -> AsyncIterator[tuple[ScriptedUpstream, Served, Process]]:
+    """Run an upstream that answers in turn, a replica here, and a process that a test may kill."""
+    async with (
+        scripted(in_turn(*scripts)) as upstream,
+        successor(redis.url, upstream.url, **more) as b,
+        owner(redis.url, upstream.url, folder) as a,
+    ):
+        yield upstream, b, a
+
+
+async def left_behind(b: Served, a: Process, count: int = 1) -> str:
+    """Return the URL of a stream of which some events came before the process that ran it died."""
+    url = await b.ticket()
+    await via(a, url, count)
+    a.signal(signal.SIGKILL)
+    return url
 
 
 def id_of(url: str) -> str:
@@ -201,14 +223,8 @@ async def test_a_further_call_is_counted_and_its_reset_logged_before_it_is_sent(
         found.append(await store.call("XRANGE", log_key(id_of(url)), "-", "+"))
         await whole(call)
 
-    async with (
-        scripted(in_turn(dies, looks)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url, len(LOST))
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, dies, looks) as (_, b, a):
+        url = await left_behind(b, a, len(LOST))
         asked_again(await b.read(url))
         attempts, entries = found
         assert attempts == b"2"
@@ -219,11 +235,7 @@ async def test_a_further_call_is_counted_and_its_reset_logged_before_it_is_sent(
 async def test_a_call_that_was_never_answered_counts_as_paid(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(says_nothing)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
+    async with crashing(own_redis, tmp_path, says_nothing) as (upstream, b, a):
         url = await b.ticket()
         await redeemed(a, url)
         await until(lambda: upstream.calls)
@@ -238,14 +250,8 @@ async def test_sure_refusals_after_a_restart_have_their_own_number(
     async def busy(call: Call) -> None:
         await call.send(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n")
 
-    async with (
-        scripted(in_turn(dies, busy)) as upstream,
-        successor(own_redis.url, upstream.url, upstream_retries=1) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url)
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, dies, busy, upstream_retries=1) as (upstream, b, a):
+        url = await left_behind(b, a)
         got = await b.read(url)
         assert (got.end["state"], got.end["attempts"], len(upstream.calls)) == ("done", 3, 3)
         assert got.names.count("reset") == 1
@@ -254,14 +260,8 @@ async def test_sure_refusals_after_a_restart_have_their_own_number(
 async def test_a_page_that_wants_the_text_alone_is_told_of_the_reset(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(dies)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url)
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, dies) as (_, b, a):
+        url = await left_behind(b, a)
         got = await b.read(f"{url}&format=text")
         assert got.names == ["", "", "reset", "", "", "end"]
         assert got.data == [b"lost ", b"words ", b"Hel", b"lo"]
@@ -327,14 +327,8 @@ async def test_a_paused_owner_whose_stream_was_asked_again_hangs_up_and_shows_th
 async def test_what_the_upstream_had_ended_is_not_asked_again(
     own_redis: RedisServer, tmp_path: Path, data: list[bytes], state: str
 ) -> None:
-    async with (
-        scripted(in_turn(says(*data))) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url, len(data))
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, says(*data)) as (upstream, b, a):
+        url = await left_behind(b, a, len(data))
         got = await b.read(url)
         assert (got.end["state"], got.end["attempts"], got.data) == (state, 1, data)
     assert len(upstream.calls) == 1
@@ -343,11 +337,7 @@ async def test_what_the_upstream_had_ended_is_not_asked_again(
 async def test_a_cancel_that_is_stored_wins_over_a_restart(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(dies)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
+    async with crashing(own_redis, tmp_path, dies) as (upstream, b, a):
         url = await b.ticket()
         await via(a, url, len(LOST))
         a.signal(signal.SIGSTOP)
@@ -394,11 +384,7 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
 async def test_a_replica_that_is_full_asks_nothing_again(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(dies, dies)) as upstream,
-        successor(own_redis.url, upstream.url, max_streams=1) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
+    async with crashing(own_redis, tmp_path, dies, dies, max_streams=1) as (upstream, b, a):
         own, url = await b.ticket(), await b.ticket()
         await via(a, url)
         await b.read(own, enough=lambda got: got.events)
@@ -433,14 +419,8 @@ async def test_both_answers_together_are_no_larger_than_a_stream_may_be(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     half = chunk("x" * 3000)
-    async with (
-        scripted(in_turn(says(half), says(half))) as upstream,
-        successor(own_redis.url, upstream.url, max_log=4096) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url)
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, says(half), says(half), max_log=4096) as (_, b, a):
+        url = await left_behind(b, a)
         got = await b.read(url)
         assert (got.end["state"], got.failure["code"]) == ("truncated", "log_full")
         assert got.data == [half]
@@ -449,14 +429,8 @@ async def test_both_answers_together_are_no_larger_than_a_stream_may_be(
 async def test_what_was_asked_again_is_ended_by_its_owner_at_the_deadline_of_a_deploy(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with (
-        scripted(in_turn(dies, dies)) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url)
-        a.signal(signal.SIGKILL)
+    async with crashing(own_redis, tmp_path, dies, dies) as (upstream, b, a):
+        url = await left_behind(b, a)
         await b.read(url, enough=lambda got: len(got.events) == 5)
         await b.gateway.supervisor.drain(0.2)
         told = await b.completion(url)
@@ -468,14 +442,9 @@ async def test_what_was_asked_again_is_ended_by_its_owner_at_the_deadline_of_a_d
 async def test_what_was_asked_again_can_be_stopped(
     own_redis: RedisServer, tmp_path: Path, how: str
 ) -> None:
-    async with (
-        scripted(in_turn(dies, dies)) as upstream,
-        successor(own_redis.url, upstream.url, grace=2 if how == "grace" else 9) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
-        url = await b.ticket()
-        await via(a, url)
-        a.signal(signal.SIGKILL)
+    grace = 2 if how == "grace" else 9
+    async with crashing(own_redis, tmp_path, dies, dies, grace=grace) as (upstream, b, a):
+        url = await left_behind(b, a)
         await b.read(url, enough=lambda got: len(got.events) == 5)
         if how == "cancel":
             await b.http.delete(url, headers=ALICE)
@@ -503,9 +472,7 @@ async def test_a_takeover_that_breaks_off_half_way_asks_again_once(
             return next(cuts, None) if taken.is_set() and b"XRANGE" in data else None
 
         proxy.judge = judge
-        url = await b.ticket()
-        await via(a, url, len(LOST))
-        a.signal(signal.SIGKILL)
+        url = await left_behind(b, a, len(LOST))
         await until(lambda: len(upstream.calls) == 2)
         await ends(b, url, "done")
         asked_again(await b.read(url))
@@ -531,9 +498,7 @@ async def test_an_eviction_that_is_repeated_leaves_the_new_run_alone(
             return LOSE_REQUEST if len(tries) < 5 else None
 
         proxy.judge = judge
-        url = await b.ticket()
-        await via(a, url, len(LOST))
-        a.signal(signal.SIGKILL)
+        url = await left_behind(b, a, len(LOST))
         await until(lambda: len(tries) == 5, "it was evicted at last")
         got = await b.read(url, enough=lambda got: len(got.events) == 5)
         assert got.names == ["", "", "reset", "", ""]
@@ -656,11 +621,7 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
     own_redis: RedisServer, tmp_path: Path, seen: list[bytes]
 ) -> None:
     """Nothing is known of it, or what is known cannot be understood, which raises."""
-    async with (
-        scripted(in_turn(says(*seen))) as upstream,
-        successor(own_redis.url, upstream.url) as b,
-        owner(own_redis.url, upstream.url, tmp_path) as a,
-    ):
+    async with crashing(own_redis, tmp_path, says(*seen)) as (upstream, b, a):
         url = await b.ticket()
         await redeemed(a, url)
         await ends(b, url, "streaming" if seen else "starting")
