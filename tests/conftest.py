@@ -1,10 +1,11 @@
 """Fixtures: the loop, the two stores, a real Redis."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from gateway.store.client import RedisClient
 from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
 
@@ -54,6 +55,14 @@ def any_redis_url(request: pytest.FixtureRequest) -> str:
         return ""
     server: RedisServer | RedisCluster = request.getfixturevalue(f"shared_{request.param}")
     return server.url
+
+
+@pytest.fixture
+async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
+    """Every kind of store, one after the other."""
+    opened = RedisClient(any_redis_url)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture(params=["embedded", "redis"])

@@ -517,3 +517,13 @@ async def scripted(script: Script) -> AsyncIterator[ScriptedUpstream]:
 async def whole(call: Call) -> None:
     """The script of a completion in four events."""
     await call.send(OK, WHOLE)
+
+
+@asynccontextmanager
+async def gateway(
+    script: Script = whole, **changes: Any
+) -> AsyncIterator[tuple[Served, ScriptedUpstream]]:
+    """Run a gateway before a scripted upstream, which is not waited for at the end."""
+    given = {"drain": 0.2, **changes}
+    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
+        yield gate, upstream

@@ -22,6 +22,7 @@ from gateway.limits.subjects import RECORD, Most
 from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, record_key, subject_keys
+from tests import support
 from tests.clusters import redis_cluster
 from tests.support import (
     OK,
@@ -39,7 +40,6 @@ from tests.support import (
     process,
     redis_server,
     running,
-    scripted,
     settings,
     sse,
     until,
@@ -59,14 +59,6 @@ def redis_url(request: pytest.FixtureRequest) -> str:
         return ""
     server: RedisServer = request.getfixturevalue("own_redis")
     return server.url
-
-
-@pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
-    """Every kind of store, one after the other."""
-    opened = RedisClient(any_redis_url)
-    yield opened
-    await opened.close()
 
 
 def replica(store: RedisClient, size: int = 10 * KIB, **times: float) -> Records:
@@ -286,9 +278,8 @@ class Held:
 async def gateway(
     script: Script = whole, **changes: Any
 ) -> AsyncIterator[tuple[Served, ScriptedUpstream]]:
-    """Run a gateway before a scripted upstream."""
-    given = {"drain": 0.2, **changes}
-    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
+    """Run a gateway before a scripted upstream; at the end nobody is counted any more."""
+    async with support.gateway(script, **changes) as (gate, upstream):
         yield gate, upstream
         limits = gate.gateway.records.limits
         await until(lambda: not limits.viewers.counts, "nobody is counted as a viewer")

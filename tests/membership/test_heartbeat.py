@@ -1,7 +1,7 @@
 """A replica that stands still for a lease is dead, and only then."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from functools import partial
 
 import pytest
@@ -17,12 +17,10 @@ LEASE = 0.4
 
 
 @pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
-    """Both stores, one after the other; what earlier tests left there is evicted."""
-    opened = RedisClient(any_redis_url)
-    await opened.calls(["DEL", HEARTBEATS + tag] for tag in opened.quorum_tags)
-    yield opened
-    await opened.close()
+async def store(store: RedisClient) -> RedisClient:
+    """Every kind of store, one after the other; what earlier tests left there is evicted."""
+    await store.calls(["DEL", HEARTBEATS + tag] for tag in store.quorum_tags)
+    return store
 
 
 def heartbeat(store: RedisClient, lease: float = LEASE) -> Heartbeat:

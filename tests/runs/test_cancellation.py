@@ -3,9 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -17,12 +16,11 @@ from tests.support import (
     Call,
     RedisServer,
     Script,
-    ScriptedUpstream,
     Served,
     Transcript,
     chunk,
+    gateway,
     running,
-    scripted,
     sse,
     until,
 )
@@ -47,14 +45,6 @@ def sends(*parts: bytes) -> Script:
         await call.left.wait()
 
     return script
-
-
-@asynccontextmanager
-async def gateway(script: Script, **changes: Any) -> AsyncIterator[tuple[Served, ScriptedUpstream]]:
-    """Run a gateway before a scripted upstream."""
-    given = {"drain": 0.2, **changes}
-    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
-        yield gate, upstream
 
 
 def start(gate: Served, url: str) -> asyncio.Task[Transcript]:

@@ -1,7 +1,6 @@
 """What each script of the record promises, on the embedded store and on a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
 
 REQUEST = b'{"model":"pretend"}'
-
-
-@pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
-    """Both stores, one after the other."""
-    opened = RedisClient(any_redis_url)
-    yield opened
-    await opened.close()
 
 
 def replica(store: RedisClient, name: str = "") -> Records:

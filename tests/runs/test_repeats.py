@@ -4,8 +4,8 @@ is never paid for again."""
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,14 @@ from tests.runs.test_takeover import (
 from tests.sentinels import sentinels
 from tests.support import (
     RedisServer,
-    ScriptedUpstream,
     Served,
     Transcript,
     ask,
     client,
     cookie,
+    gateway,
     read,
     running,
-    scripted,
     settings,
     until,
     whole,
@@ -44,13 +43,6 @@ from tests.test_promises import Paced, at_least, held
 
 STREAM = {"Accept": "text/event-stream"}
 KEY = {"headers": {"Idempotency-Key": "one"}}
-
-
-@asynccontextmanager
-async def gateway(script: Any, **changes: Any) -> AsyncIterator[tuple[Served, ScriptedUpstream]]:
-    """Run a gateway before a scripted upstream."""
-    async with scripted(script) as upstream, running(upstream_url=upstream.url, **changes) as gate:
-        yield gate, upstream
 
 
 async def posted(

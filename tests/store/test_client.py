@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,14 +15,6 @@ from gateway.store.keys import cancels_key, log_key, new_id, presence_key, recor
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
 from tests.support import RedisServer, free_port, running, scripted, until
 from tests.test_promises import Paced, at_least, held
-
-
-@pytest.fixture
-async def store(any_redis_url: str) -> AsyncIterator[RedisClient]:
-    """Both stores, one after the other."""
-    opened = RedisClient(any_redis_url)
-    yield opened
-    await opened.close()
 
 
 def test_all_keys_of_a_stream_share_a_slot_of_a_cluster() -> None:

@@ -4,8 +4,7 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,8 +25,7 @@ from tests.support import (
     Transcript,
     ask,
     chunk,
-    running,
-    scripted,
+    gateway,
     sse,
 )
 
@@ -51,17 +49,9 @@ def sends(*parts: bytes) -> Script:
     return script
 
 
-@asynccontextmanager
-async def gateway(script: Script, **changes: Any) -> AsyncIterator[Served]:
-    """Run a gateway before a scripted upstream."""
-    given = {"drain": 0.2, **changes}
-    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
-        yield gate
-
-
 async def shown(*parts: bytes, query: str = "", **changes: Any) -> Transcript:
     """Return what a viewer gets of an upstream that sends these bytes."""
-    async with gateway(sends(*parts), **changes) as gate:
+    async with gateway(sends(*parts), **changes) as (gate, _):
         return await gate.read(await gate.ticket() + query)
 
 
@@ -78,7 +68,7 @@ async def test_a_stream_is_one_retry_line_and_then_one_block_an_event(redis_url:
 
 
 async def test_a_stream_has_the_headers_that_keep_proxies_from_holding_it() -> None:
-    async with gateway(sends()) as gate:
+    async with gateway(sends()) as (gate, _):
         headers = {**gate.cookie(), "Accept": SSE, "Accept-Encoding": "gzip, deflate, br, zstd"}
         answer = await gate.http.get(await gate.ticket(), headers=headers)
     assert answer.headers["content-type"] in {SSE, f"{SSE}; charset=utf-8"}
@@ -92,7 +82,7 @@ async def test_the_first_bytes_come_before_the_upstream_says_anything() -> None:
     async def silent(call: Call) -> None:
         await call.left.wait()
 
-    async with gateway(silent) as gate:
+    async with gateway(silent) as (gate, _):
         reading = gate.read(await gate.ticket(), enough=lambda got: b"\n" in got.raw)
         got = await asyncio.wait_for(reading, 3)
     assert re.fullmatch(rb"retry: \d+\n", got.raw)
@@ -100,7 +90,7 @@ async def test_the_first_bytes_come_before_the_upstream_says_anything() -> None:
 
 async def test_every_write_ends_with_a_whole_event() -> None:
     """A client that is cut between two writes has whole events only."""
-    async with gateway(sends(*[sse(chunk("word ")) * 3] * 50)) as gate:
+    async with gateway(sends(*[sse(chunk("word ")) * 3] * 50)) as (gate, _):
         writes = [each for each in await chunks_of(gate) if each != b":\n"]
     assert b"event: end\n" in writes[-1]
     assert all(each.endswith(b"\n\n") for each in writes[1:])
@@ -133,7 +123,7 @@ async def test_a_heartbeat_is_a_colon_and_a_newline_and_comes_in_time(
             await call.send(life)
             await asyncio.sleep(0.1)
 
-    async with gateway(script, heartbeat=0.6) as gate:
+    async with gateway(script, heartbeat=0.6) as (gate, _):
         enough = (
             (lambda got: b"\n:\n:\n" in got.raw) if query or not life.startswith(b"d") else None
         )
@@ -247,7 +237,7 @@ async def test_ids_count_from_one_without_holes() -> None:
 async def test_text_is_the_delta_alone_with_the_ids_of_the_whole_stream() -> None:
     other = chunk("other choice", index=1)
     parts = sse(b'{"choices":[{"delta":{"role":"assistant"}}]}', chunk("Hel"), other, b"junk")
-    async with gateway(sends(parts, sse(chunk("lo\nthere\r\n\ud83d\ude42")))) as gate:
+    async with gateway(sends(parts, sse(chunk("lo\nthere\r\n\ud83d\ude42")))) as (gate, _):
         url = await gate.ticket()
         text, whole = await gate.read(f"{url}&format=text"), await gate.read(url)
         rest = await gate.read(f"{url}&format=text", last_id=text.ids[0])
@@ -259,7 +249,7 @@ async def test_text_is_the_delta_alone_with_the_ids_of_the_whole_stream() -> Non
 
 async def test_text_has_no_name_whatever_the_upstream_calls_it() -> None:
     named = b"event: delta\ndata: " + chunk("Hel") + b"\n\nevent: message\ndata: " + chunk("lo")
-    async with gateway(sends(named + b"\n\n")) as gate:
+    async with gateway(sends(named + b"\n\n")) as (gate, _):
         got = await gate.read(await gate.ticket() + "&format=text")
     assert [each[:2] for each in got.events[:-1]] == [(b"Hel", b""), (b"lo", b"")]
 
@@ -268,7 +258,7 @@ async def test_text_is_that_of_the_same_choice_after_a_reconnect() -> None:
     """In the middle of a log nothing tells any more that there is a choice 0."""
     two = [chunk("b", index=1), chunk("a"), chunk("b", index=1), chunk("a")]
     last = chunk("b", index=1, finish="stop")
-    async with gateway(sends(sse(*two, last))) as gate:
+    async with gateway(sends(sse(*two, last))) as (gate, _):
         url = await gate.ticket(ask(n=2)) + "&format=text"
         whole = await gate.read(url)
         parts = [await gate.read(url, last_id=each) for each in whole.ids[:-1]]
@@ -280,14 +270,14 @@ async def test_text_ends_with_a_failure_as_any_stream_does() -> None:
     async def script(call: Call) -> None:
         await call.send(OK, sse(chunk("Hel")))
 
-    async with gateway(script) as gate:
+    async with gateway(script) as (gate, _):
         got = await gate.read(await gate.ticket() + "&format=text")
     assert got.names == ["", "failure", "end"]
     assert got.failure["code"] == "upstream_cut"
 
 
 async def test_text_of_an_unknown_position_begins_with_a_gap() -> None:
-    async with gateway(sends(sse(chunk("Hel")))) as gate:
+    async with gateway(sends(sse(chunk("Hel")))) as (gate, _):
         got = await gate.read(await gate.ticket() + "&format=text", last_id="7-7")
     assert got.names == ["gap", "", "end"]
 
@@ -433,6 +423,6 @@ def test_a_page_comes_back_three_times_within_the_grace(grace: float) -> None:
 
 
 async def test_a_page_comes_back_three_times_within_the_grace_of_its_preset() -> None:
-    async with gateway(sends(), presets={"default": {"grace": 0.3}}, grace=30) as gate:
+    async with gateway(sends(), presets={"default": {"grace": 0.3}}, grace=30) as (gate, _):
         got = [await gate.read(await gate.ticket()) for _ in range(5)]
     assert max(int(each.raw.split()[1]) for each in got) <= 100

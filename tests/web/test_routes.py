@@ -20,20 +20,17 @@ from tests.support import (
     OK,
     Call,
     RedisServer,
-    Script,
-    ScriptedUpstream,
     Served,
     Transcript,
     ask,
     chunk,
     client,
+    gateway,
     running,
-    scripted,
     served,
     settings,
     sse,
     until,
-    whole,
 )
 
 LISTED = "https://app.example"
@@ -46,16 +43,6 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing here makes the gateway log an error."""
     yield
     assert [each for each in caplog.get_records("call") if each.levelname == "ERROR"] == []
-
-
-@asynccontextmanager
-async def gateway(
-    script: Script = whole, **changes: Any
-) -> AsyncIterator[tuple[Served, ScriptedUpstream]]:
-    """Run a gateway before a scripted upstream."""
-    given = {"drain": 0.2, **changes}
-    async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
-        yield gate, upstream
 
 
 class Held:
