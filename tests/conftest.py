@@ -9,15 +9,17 @@ from gateway.store.client import RedisClient
 from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
 
-# Their gateways are processes of their own: tracing the crowd in this one would only slow it.
-CROWDS = {"test_attacks", "test_bounds", "test_faults", "test_rolling", "test_schedules"}
-TIMED = {"test_protocol"}
+# They judge time or memory, most of other processes: tracing the crowd in this one only slows it.
+CROWDS = {
+    *("test_attacks", "test_bounds", "test_faults", "test_protocol", "test_rolling"),
+    "test_schedules",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure no coverage in tests that look at other processes, or at the time of this one."""
+    """Measure no coverage in tests that judge time or memory."""
     for item in items:
-        if item.path.stem in CROWDS | TIMED:
+        if item.path.stem in CROWDS:
             item.add_marker(pytest.mark.no_cover)
 
 

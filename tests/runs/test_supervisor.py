@@ -121,6 +121,20 @@ async def ends(served: Served, url: str, state: str, seconds: float = 10) -> Non
     await until(has_ended, f"it is {state}", seconds)
 
 
+def cut_replies(proxy: Proxy, script: str, times: int) -> asyncio.Event:
+    """Let the first replies to a script be lost on their way; return what is set from then on."""
+    is_it, left, lost = script_is(script), iter(range(times)), asyncio.Event()
+
+    def judge(data: bytes) -> int | None:
+        if not is_it(data) or next(left, None) is None:
+            return None
+        lost.set()
+        return 0  # Bytes of the reply that come through.
+
+    proxy.judge = judge
+    return lost
+
+
 async def start(served: Served, url: str) -> Transcript:
     """Redeem a ticket, see the first event and leave."""
     return await served.read(url, enough=started)
@@ -133,12 +147,8 @@ async def test_a_claim_goes_on_when_the_request_that_wanted_it_is_gone(
     shared_redis: RedisServer,
 ) -> None:
     is_claim, asked = script_is("claim"), asyncio.Event()
-    async with (
-        scripted(whole) as upstream,
-        proxied(shared_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as served,
-    ):
-        await know_scripts(served)
+    async with behind_a_proxy(shared_redis) as (script, upstream, proxy, served):
+        script.go.set()
         url = await served.ticket()
 
         def judge(data: bytes) -> None:
@@ -158,23 +168,10 @@ async def test_a_claim_goes_on_when_the_request_that_wanted_it_is_gone(
 async def test_a_claim_whose_reply_is_lost_is_one_call_and_all_its_viewers_get_everything(
     shared_redis: RedisServer,
 ) -> None:
-    is_claim, lost = script_is("claim"), asyncio.Event()
-    verdicts = iter([0, 0, 0])
-    async with (
-        scripted(whole) as upstream,
-        proxied(shared_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as served,
-    ):
-        await know_scripts(served)
+    async with behind_a_proxy(shared_redis) as (script, upstream, proxy, served):
+        script.go.set()
         url = await served.ticket()
-
-        def judge(data: bytes) -> int | None:
-            verdict = next(verdicts, None) if is_claim(data) else None
-            if verdict is not None:
-                lost.set()
-            return verdict
-
-        proxy.judge = judge
+        lost = cut_replies(proxy, "claim", 3)
         first = asyncio.create_task(served.read(url))
         await lost.wait()
         second = asyncio.create_task(served.read(url))
@@ -386,22 +383,9 @@ async def test_who_reconnects_as_the_stream_ends_gets_the_end(shared_redis: Redi
 async def test_who_comes_while_the_end_is_being_stored_gets_the_end(
     shared_redis: RedisServer,
 ) -> None:
-    is_seal, lost = script_is("seal"), asyncio.Event()
-    verdicts = iter([0, 0])
-    async with (
-        scripted(whole) as upstream,
-        proxied(shared_redis) as proxy,
-        running(redis_url=proxy.url, upstream_url=upstream.url) as served,
-    ):
-        await know_scripts(served)
-
-        def judge(data: bytes) -> int | None:
-            verdict = next(verdicts, None) if is_seal(data) else None
-            if verdict is not None:
-                lost.set()
-            return verdict
-
-        proxy.judge = judge
+    async with behind_a_proxy(shared_redis) as (script, _, proxy, served):
+        script.go.set()
+        lost = cut_replies(proxy, "seal", 2)
         url = await served.ticket()
         first = asyncio.create_task(served.read(url))
         await lost.wait()

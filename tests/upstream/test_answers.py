@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from tests.asking import KEY, answering, asking, body_of, failure_of, preset, streamed
-from tests.support import OK, WHOLE, Call, chunk, scripted, until
+from tests.support import OK, WHOLE, Call, Script, chunk, scripted, until
 
 
 async def body_after(*head: str, body: bytes = WHOLE, status: str = "200 OK") -> bytes:
@@ -63,19 +63,13 @@ async def test_a_stream_without_a_type_may_come_byte_by_byte() -> None:
         assert await body_of(upstream, preset(server.url)) == WHOLE
 
 
-async def test_a_stream_without_a_type_goes_on_where_it_was_stopped() -> None:
-    more = asyncio.Event()
-
-    async def script(call: Call) -> None:
-        await call.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: a\n\n")
-        await more.wait()
-        await call.send(b"data: b\n\n")
-
+async def stops_and_goes_on(script: Script, more: asyncio.Event) -> None:
+    """Check that who stops after the first of two events, sent at `more`, gets both, each once."""
     got: list[bytes] = []
 
     def take(part: bytes) -> bool:
         got.append(part)
-        return len(got) == 1
+        return len(got) == 1  # As a run does while Redis does not take what it has.
 
     async with (
         scripted(script) as server,
@@ -86,6 +80,17 @@ async def test_a_stream_without_a_type_goes_on_where_it_was_stopped() -> None:
         more.set()
         assert not await chunks.each(take)
     assert b"".join(got) == b"data: a\n\ndata: b\n\n"
+
+
+async def test_a_stream_without_a_type_goes_on_where_it_was_stopped() -> None:
+    more = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: a\n\n")
+        await more.wait()
+        await call.send(b"data: b\n\n")
+
+    await stops_and_goes_on(script, more)
 
 
 WHOLE_ANSWER = json.dumps({"choices": [{"message": {"content": "Hi"}}]}).encode()
@@ -207,21 +212,7 @@ async def test_a_compressed_stream_goes_on_where_it_was_stopped() -> None:
         await more.wait()
         await call.send(packer.compress(b"data: b\n\n") + packer.flush())
 
-    got: list[bytes] = []
-
-    def take(part: bytes) -> bool:
-        got.append(part)
-        return len(got) == 1  # As a run does while Redis does not take what it has.
-
-    async with (
-        scripted(script) as server,
-        asking() as upstream,
-        upstream.ask(preset(server.url), b"{}") as chunks,
-    ):
-        assert await chunks.each(take)
-        more.set()
-        assert not await chunks.each(take)
-    assert b"".join(got) == b"data: a\n\ndata: b\n\n"
+    await stops_and_goes_on(script, more)
 
 
 WHOLE_GZIP = gzipped(WHOLE * 50)
