@@ -100,7 +100,6 @@ TESTED_IN = {
     "serve.http10": "serve.protocol",
     "serve.server": "cli",
     "store.connection": "store.client",
-    "store.data_loss": "membership.heartbeat",
     "store.keys": "store.client",
     "store.node": "store.client",
     "store.outage": "store.client",

@@ -12,27 +12,16 @@ share a copy, so nobody has a valid lease and is dead at once.
 """
 
 from collections.abc import Callable, Collection, Coroutine, Iterable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.membership.failure_detector import FailureDetector, deaths
 from gateway.store.client import RedisClient
-from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import DAY, HEARTBEATS, cancels_key, inbox, naming, runs_key
 from gateway.store.quorum import Quorum
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class News:
-    """What one renewal learned: who died, what to cancel, the keys of dataset ids that changed."""
-
-    dead: list[str] = field(default_factory=list)
-    cancels: list[str] = field(default_factory=list)
-    forgot: list[str] = field(default_factory=list)
 
 
 class QuorumCopy:
@@ -86,14 +75,13 @@ class QuorumCopy:
 
 
 class Heartbeat:
-    """This replica's sign of life; `lease` is in seconds. Every method may raise Unavailable."""
+    """This replica's sign of life; `lease` is in seconds. What asks Redis may raise Unavailable."""
 
     def __init__(self, store: RedisClient, replica: str, lease: float) -> None:
         self.replica = replica
         self.lease = lease
         self.interval = lease / 3
         self._store = store
-        self._data_loss = DataLossDetector(store, lease)
         self._copies = [QuorumCopy(store, replica, lease, tag) for tag in store.quorum_tags]
         self._quorum = Quorum(len(self._copies))
 
@@ -115,18 +103,20 @@ class Heartbeat:
         """When the last renewal was begun that a quorum answered."""
         return sorted(copy.detector.renewed for copy in self._copies)[-self._quorum.size]
 
-    async def renew(self, running: Collection[str], owners: Collection[str]) -> News:
-        """Raise the counter, name the running streams, look at the others; raises Unavailable.
+    async def renew(self, running: Collection[str]) -> list[str]:
+        """Raise the counter, name the running streams; return what to cancel."""
+        answers = await self._ask(lambda copy: copy.renew(running))
+        return list({each for asked in answers for each in asked})
+
+    def deaths(self, owners: Collection[str]) -> list[str]:
+        """Return who is dead by what the renewals read; to be asked once after each of them.
 
         `owners` run streams that are watched here: they are dead too if Redis forgot their count
         and they never bring it back.
         """
-        answers = await self._ask(lambda copy: copy.renew(running))
-        forgot = await self._data_loss.renew()
         heard = [copy.detector for copy in self._copies if copy.answers]
         names = {*owners, *(name for each in heard for name in each.named)} - {self.replica}
-        dead = deaths(heard, names, self._quorum.size)
-        return News(dead, list({each for asked in answers for each in asked}), forgot)
+        return deaths(heard, names, self._quorum.size)
 
     async def register(self, stream_id: str) -> None:
         """Name a stream as run by this replica, before it is claimed or taken over."""
@@ -204,7 +194,6 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """Leave in good order, so that nobody waits for this replica to be dead."""
-        await self._data_loss.stop()
         me = self.replica
         await self._ask(
             lambda copy: self._store.calls(

@@ -19,6 +19,7 @@ from gateway.runs.records import Records
 from gateway.runs.repeats import Repeats
 from gateway.sse import encode
 from gateway.store.client import RedisClient
+from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import (
     asked_key,
     inbox,
@@ -64,6 +65,7 @@ class Rehearsal:
         self._repeats = Repeats(self._records)
         self._presence = Presence(store, me)
         self._heartbeat = Heartbeat(store, me, 1)
+        self._data_loss = DataLossDetector(store, 1)
         self._epoch = 0
 
     async def run(self) -> str:
@@ -98,7 +100,8 @@ class Rehearsal:
         return ""
 
     async def _live(self) -> None:
-        await self._heartbeat.renew([self._id], [])
+        await self._heartbeat.renew([self._id])
+        await self._data_loss.renew()
         await self._heartbeat.ask_to_cancel(self._id, self._me)
         await self._heartbeat.cancelled(*await self._heartbeat.cancels())
 
@@ -154,6 +157,7 @@ class Rehearsal:
         keys += subject_keys(self._me)
         with suppress(Unavailable):
             await self._store.calls(["DEL", key] for key in keys)
+        await self._data_loss.stop()
         with suppress(Unavailable):
             await self._heartbeat.stop()
 

@@ -30,6 +30,7 @@ from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
 from gateway.runs.run import Run, RunLimits
 from gateway.runs.takeover import Takeover
+from gateway.store.data_loss import DataLossDetector
 from gateway.tasks import Tasks
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
@@ -63,6 +64,7 @@ class RunSupervisor:
         self.draining = False
         self._records = records
         self._heartbeat = heartbeat
+        self._data_loss = DataLossDetector(records.store, heartbeat.lease)
         self._limits = records.limits
         self._fanout = fanout
         self._upstream = upstream
@@ -194,6 +196,7 @@ class RunSupervisor:
         idle = not (self._owes or self._takeover.busy)
         await self._tasks.stop()
         if idle:
+            await self._data_loss.stop()
             with suppress(Unavailable):
                 await self._heartbeat.stop()
 
@@ -205,18 +208,19 @@ class RunSupervisor:
             try:
                 owners = self._suspects.owners()
                 paused = not self._heartbeat.lease_valid
-                news = await self._heartbeat.renew(
-                    [run.log.stream_id for run in self._registry.active], owners
-                )
+                active = [run.log.stream_id for run in self._registry.active]
+                cancels = await self._heartbeat.renew(active)
+                lost = await self._data_loss.renew()
+                dead = self._heartbeat.deaths(owners)
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
                     self._doubt(self._registry.active)
-                self.cancellation.carry_out(news.cancels)
-                if news.forgot:
+                self.cancellation.carry_out(cancels)
+                if lost:
                     logger.warning("the store came back without its memory")
-                    self._doubt(self._in_datasets(news.forgot))
-                    self._tasks.spawn(self._repeats.again(self._asked_in(news.forgot)))
-                self._evict(news.dead, owners)
+                    self._doubt(self._in_datasets(lost))
+                    self._tasks.spawn(self._repeats.again(self._asked_in(lost)))
+                self._evict(dead, owners)
                 pause = self._heartbeat.interval
             except Unavailable as error:
                 logger.debug("the heartbeat is not renewed: %s", error)
