@@ -31,7 +31,7 @@ from gateway.eventlog.base import Ownership
 from gateway.eventlog.entries import End, EntryBatch, EntryBatches, EventId, Seal
 from gateway.sse import Event, encode, safe_name
 from gateway.store.client import RedisClient
-from gateway.store.keys import inbox, log_key
+from gateway.store.keys import control_channel, log_key
 
 logger = logging.getLogger("gateway.eventlog.writer")
 
@@ -331,4 +331,6 @@ def wake_ups(logs: Iterable[EventLog]) -> list[list[Any]]:
             now = clock.now()
             for replica in each.watching(now):
                 news.setdefault(replica, []).append(each.stream_id)
-    return [["PUBLISH", inbox(name), "wake " + " ".join(ids)] for name, ids in news.items()]
+    return [
+        ["PUBLISH", control_channel(name), "wake " + " ".join(ids)] for name, ids in news.items()
+    ]

@@ -1,9 +1,9 @@
 """Headroom: what new tickets leave to the streams that run.
 
-A Redis at its `maxmemory` refuses appends and beats like anything else, and then all streams stand
-still. So the last part of it is not for tickets. Every replica looks about once a second and counts
-what it has let in since; where that comes to a quarter of the room seen it looks again, as others
-let in too.
+A Redis at its `maxmemory` refuses appends and heartbeats like anything else, and then all streams
+stand still. So the last part of it is not for tickets. Every replica looks about once a second and
+counts what it has let in since; where that comes to a quarter of the room seen it looks again, as
+others let in too.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ class Room:
         self._share = share
         self._left: int | None = None  # None: no bound is known.
         self._since = 0  # Let in and stored since the last look.
-        self._flying = 0  # Let in, and perhaps not stored yet.
+        self._in_flight = 0  # Let in, and perhaps not stored yet.
         self._looking: asyncio.Task[None] | None = None
         self._pause = 0
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Learn how much is left; many who want it at once share one look."""
         if self._pause:
             self._pause -= 1
@@ -50,19 +50,19 @@ class Room:
         for _ in range(_LOOKS):
             if self._left is None:
                 return True
-            taken = self._since + self._flying
+            taken = self._since + self._in_flight
             if size > self._left or taken + size <= self._left / 4 or not taken:
                 return size <= self._left
-            await self.look()
+            await self.refresh()
         return False  # Others are faster; what comes back finds it full, or less of a crowd.
 
     def take(self, size: int) -> None:
         """Count this much, from before it is sent."""
-        self._flying += size
+        self._in_flight += size
 
     def stored(self, size: int) -> None:
         """Count it as stored, until the next look; whatever came of it."""
-        self._flying -= size
+        self._in_flight -= size
         self._since += size
 
 
@@ -74,14 +74,14 @@ class Headroom:
         self._share = share
         self._rooms: dict[Node, Room] = {}
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Look at all servers, none of which waits for another."""
         if self._share < 1:
             nodes = self._store.nodes
             self._rooms = {each: self._of(each) for each in nodes}
-            await asyncio.gather(*(room.look() for room in self._rooms.values()))
+            await asyncio.gather(*(room.refresh() for room in self._rooms.values()))
 
-    async def enter(self, stream_id: str, size: int) -> Room:
+    async def room_for(self, stream_id: str, size: int) -> Room:
         """Return the room that a request has to be counted in; Unavailable if it does not fit."""
         room = self._of(self._store.node_for(stream_id))
         if not await room.fits(size):

@@ -133,7 +133,7 @@ class Limits:
         """
         size = held.size + RECORD
         taken = size * 5 // 4  # What an allocator of few sizes makes of it.
-        room = await self._headroom.enter(held.stream_id, taken)
+        room = await self._headroom.room_for(held.stream_id, taken)
         room.take(taken)
         try:
             return await self._counted(held, size, create)
@@ -182,7 +182,7 @@ class Limits:
         """Look at the servers' memory, and tell what `running` holds and what is free, for ever."""
         turn = 0
         while True:
-            await self._headroom.look()
+            await self._headroom.refresh()
             if self._most.size:
                 turn = (turn + 1) % self._turns
                 for held in running():

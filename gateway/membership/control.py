@@ -7,7 +7,7 @@ in Redis as well, and looked for.
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.store.client import RedisClient
-from gateway.store.keys import inbox
+from gateway.store.keys import control_channel
 
 Handler = Callable[[Sequence[str]], None]
 
@@ -22,7 +22,7 @@ class ControlChannel:
 
     async def listen(self) -> None:
         """Do what messages ask for, for ever."""
-        async for message in self._store.messages(inbox(self._replica)):
+        async for message in self._store.messages(control_channel(self._replica)):
             word, *rest = message.decode("utf-8", "replace").split() or [""]
             if handle := self._handlers.get(word):
                 handle(rest)

@@ -18,7 +18,7 @@ from gateway import clock
 from gateway.errors import Unavailable
 from gateway.membership.failure_detector import FailureDetector, deaths
 from gateway.store.client import RedisClient
-from gateway.store.keys import DAY, HEARTBEATS, cancels_key, inbox, naming, runs_key
+from gateway.store.keys import DAY, HEARTBEATS, cancels_key, control_channel, naming, runs_key
 from gateway.store.quorum import Quorum
 
 T = TypeVar("T")
@@ -131,7 +131,7 @@ class Heartbeat:
 
         async def ask(copy: QuorumCopy) -> None:
             await self._store.script("ask", [cancels_key(owner, copy.tag)], [DAY, stream_id])
-            await self._store.publish([(inbox(owner), f"cancel {stream_id}")])
+            await self._store.publish([(control_channel(owner), f"cancel {stream_id}")])
 
         await self._ask(ask)
 

@@ -14,7 +14,7 @@ from gateway.runs.endings import Ending
 from gateway.runs.registry import RunRegistry
 from gateway.runs.run import Run
 from gateway.store.client import RedisClient
-from gateway.store.keys import inbox, presence_key
+from gateway.store.keys import control_channel, presence_key
 
 logger = logging.getLogger("gateway.runs.presence")
 
@@ -40,7 +40,8 @@ class Presence:
             if owner:
                 words.setdefault(owner, []).append(stream_id)
         messages = [
-            (inbox(each), f"watch {self._replica} {' '.join(words[each])}") for each in words
+            (control_channel(each), f"watch {self._replica} {' '.join(words[each])}")
+            for each in words
         ]
         if messages:
             await self._store.publish(messages)

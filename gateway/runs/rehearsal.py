@@ -22,7 +22,7 @@ from gateway.store.client import RedisClient
 from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import (
     asked_key,
-    inbox,
+    control_channel,
     log_key,
     new_id,
     presence_key,
@@ -94,7 +94,7 @@ class Rehearsal:
     async def hears(self) -> str:
         """Return why no wake-ups arrive, "" if they do."""
         try:
-            await self._store.hears(inbox(self._me))
+            await self._store.hears(control_channel(self._me))
         except Unavailable as error:
             return str(error)
         return ""

@@ -205,7 +205,7 @@ class RedisClient:
                 self._mute.failed(error)
                 await asyncio.sleep(_REST)
             except (RedisError, OSError) as error:
-                logger.debug("inbox lost: %s", error)  # Of an outage the lines tell.
+                logger.debug("the control channel is lost: %s", error)  # `Outage` says so once.
                 node.on_trouble(error)
                 await asyncio.sleep(0.2)
 

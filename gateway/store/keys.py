@@ -50,7 +50,7 @@ def cancels_key(replica: str, copy: str = "") -> str:
     return f"gw:cancels:{replica}{copy}"
 
 
-def inbox(replica: str) -> str:
+def control_channel(replica: str) -> str:
     """Return the channel on which a replica hears what concerns it."""
     return f"gw:inbox:{replica}"
 

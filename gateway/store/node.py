@@ -1,7 +1,7 @@
 """Node: one Redis server, or an embedded one, and the connections to it.
 
 There are four, however many viewers: for log and heartbeat, which must not wait behind a rush;
-for everything short; for reading logs; and the inbox.
+for everything short; for reading logs; and the control channel.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Topology: the servers there are, and which of them has which slot of a Redis Cluster.
 
-The map is redis-py's reckoning of slots over lines of our own, not its RedisCluster: that one
+The map is redis-py's reckoning of slots over connections of our own, not its RedisCluster: that one
 hides over which connection a command went, and sends again what may have run. It is learned from
 any server that answers, and anew at a redirection or where a server fails.
 

@@ -19,7 +19,14 @@ from gateway.runs.records import Records
 from gateway.runs.source import RecordSource
 from gateway.sse import HEARTBEAT, Event, encode, parse
 from gateway.store.client import RedisClient
-from gateway.store.keys import DATASET_ID, inbox, log_key, new_id, presence_key, record_key
+from gateway.store.keys import (
+    DATASET_ID,
+    control_channel,
+    log_key,
+    new_id,
+    presence_key,
+    record_key,
+)
 from tests.support import RedisServer, until
 
 EPOCH = 5
@@ -677,7 +684,7 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
 
 async def _watch(store: RedisClient, replica: str) -> str:
     """Return the first word to a replica that somebody watches."""
-    async for message in store.messages(inbox(replica)):
+    async for message in store.messages(control_channel(replica)):
         if message.startswith(b"watch"):
             break
     return message.decode()

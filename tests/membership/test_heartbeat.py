@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.store.client import RedisClient
-from gateway.store.keys import HEARTBEATS, cancels_key, inbox, new_id, runs_key
+from gateway.store.keys import HEARTBEATS, cancels_key, control_channel, new_id, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
 
@@ -270,7 +270,7 @@ async def test_a_cancel_is_told_until_it_is_carried_out(store: RedisClient) -> N
 
 async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
     owner, other = heartbeat(store), heartbeat(store)
-    messages = store.messages(inbox(owner.replica))
+    messages = store.messages(control_channel(owner.replica))
     assert await anext(messages) == b""
     await other.ask_to_cancel("stream", owner.replica)
     assert await anext(messages) == b"cancel stream"

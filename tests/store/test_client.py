@@ -250,7 +250,7 @@ async def test_what_redis_refuses_is_logged_once_however_often_it_is(
 async def test_a_redis_that_is_away_is_logged_once_and_once_when_it_is_back(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not once a second by each loop: the heartbeat, the writer, the readers, the inbox."""
+    """Not once a second by each loop: the heartbeat, the writer, the readers and the rest."""
     caplog.set_level("INFO", "gateway")
 
     def lines(level: str) -> list[str]:
