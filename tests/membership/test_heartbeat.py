@@ -9,6 +9,7 @@ import pytest
 from gateway.errors import Unavailable
 from gateway.membership.heartbeat import Heartbeat
 from gateway.store.client import RedisClient
+from gateway.store.data_loss import DataLossDetector
 from gateway.store.keys import HEARTBEATS, cancels_key, control_channel, new_id, runs_key
 from tests.eventlog.test_writer import proxied
 from tests.support import RedisServer, until
@@ -36,8 +37,11 @@ def now() -> float:
 async def renewed(
     who: Heartbeat, running: Collection[str] = (), owners: Collection[str] = ()
 ) -> list[str]:
-    """Renew as a replica does; return whom it finds dead."""
+    """Renew as the supervisor does, which looks for lost data meanwhile; return who is dead."""
     await who.renew(running)
+    data_loss = DataLossDetector(who._store, who.lease)
+    await data_loss.renew()
+    await data_loss.stop()
     return who.deaths(owners)
 
 
