@@ -6,6 +6,7 @@ the settings of the same name. Without a file there is one preset, `default`.
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +26,7 @@ _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
+Protocol = Literal["openai"]
 
 
 def tidy(value: Any) -> Any:
@@ -58,6 +60,7 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    protocol: Protocol = Field("openai", description="what the upstream speaks")
     url: str = Field("", description="full URL of the completion endpoint")
     api_key: Key = Field(SecretStr(""), description="sent as a bearer token")
     headers: dict[str, str] = Field({}, repr=False, description="further request headers")
@@ -110,6 +113,11 @@ class Preset(BaseModel):
             except UnicodeEncodeError:
                 raise ValueError(f"the value of {name} has a character outside Latin-1") from None
         return headers
+
+    @cached_property
+    def dialect(self) -> str:
+        """What a reader of its answers must know, as text: it is kept with each stream."""
+        return self.protocol
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Yield what is shown of it: no login and no key in its URL."""

@@ -5,8 +5,10 @@ from enum import StrEnum
 from typing import Any
 
 from gateway.runs.endings import moved
+from gateway.upstream.protocols.table import DEFAULT
 
-VERSION = 1
+VERSION = 2  # The newest that is understood here.
+FIRST = 1  # Of chats, which replicas of before understand too.
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Record:
     cancel: int
     buried: int  # How often it was named by a dead replica, and nobody owned it yet.
     ahead: int  # Milliseconds that its epochs are ahead of the time.
+    protocol: str  # The dialect of its answer, "" for OpenAI's chat.
     asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
@@ -91,15 +94,24 @@ class Claim:
     request: bytes = b""
 
 
+def dialect_fields(dialect: str) -> dict[str, Any]:
+    """Return what a new record tells of its answer's dialect: nothing of chats.
+
+    Replicas of before there were others would take all for chats: they wait for newer records.
+    """
+    return {} if dialect == DEFAULT else {"protocol": dialect, "version": VERSION}
+
+
 def fields_of(record: Record) -> dict[str, Any]:
     """Return what the record's owner writes again if Redis forgets it."""
     return {
-        "version": VERSION,
+        "version": record.version,
         "subject": record.subject.encode(),
         "preset": record.preset,
         "digest": record.digest,
         "issued": record.issued,
         "start_by": record.start_by,
         "attempts": record.attempts,
+        **({"protocol": record.protocol} if record.protocol else {}),
         **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
     }

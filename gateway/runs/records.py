@@ -16,7 +16,7 @@ from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
-from gateway.runs.record import VERSION, Claim, ClaimVerdict, Created, Record
+from gateway.runs.record import FIRST, Claim, ClaimVerdict, Created, Record
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
@@ -25,7 +25,7 @@ _DRAWS = 64
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
-_TEXTS = ("state", "subject", "preset", "digest", "owner", "asked", "end_id")
+_TEXTS = ("state", "subject", "preset", "digest", "owner", "protocol", "asked", "end_id")
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
@@ -79,10 +79,11 @@ class Records:
     ) -> Created:
         """Store a request, unless its id is taken; tell what is stored there then.
 
-        Unredeemed it is kept no longer than a failover's loss may last. `more` is of its repeats.
+        Unredeemed it is kept no longer than a failover's loss may last. `more` is of its repeats
+        and its dialect.
         """
         fields: dict[str, Any] = {
-            "version": VERSION,
+            "version": FIRST,
             "subject": subject.encode(),
             "preset": preset,
             "request": request,

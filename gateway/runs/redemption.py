@@ -29,6 +29,7 @@ class Opened(NamedTuple):
 
     viewer: Viewer
     seat: Seat
+    dialect: str  # Of its stream's answer.
 
 
 class NothingMore:
@@ -75,7 +76,7 @@ class Redemption:
         finally:
             if viewer is None:
                 seat()
-        return Opened(viewer, seat) if viewer else NothingMore()
+        return Opened(viewer, seat, record.protocol) if viewer else NothingMore()
 
     async def record(self, ticket: Ticket, subject: str) -> Record:
         """Return a ticket's record.

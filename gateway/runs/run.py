@@ -83,7 +83,7 @@ class Run:
         self.finished_at: float | None = None
         self.why = ""  # What it was and what came of it, for operators.
         self._request = request
-        self._frames = self._protocol.frames(limits.event_bytes)
+        self._frames = self._protocol.frames(preset, limits.event_bytes)
         self._limits = limits
         self._completion = completion or self._protocol.completion(request)
         tail.choices = self._completion.choices
@@ -229,7 +229,9 @@ class Run:
     async def _attempt(self, source: UpstreamRequest) -> None:
         self._held = b""
         noise = max(self._limits.log_bytes, _NOISE)
-        self._frames = self._protocol.frames(self._limits.event_bytes, noise)
+        self._frames = self._protocol.frames(
+            self.preset, self._limits.event_bytes, noise, source.last
+        )
         self._heard, self._silence = clock.now(), self.preset.first_byte
         self._sent += 1
         async with source.ask(self.preset, self._request) as chunks:

@@ -36,8 +36,8 @@ class CompletionSnapshot:
     The text is JSON without its quotes: half a surrogate pair is no UTF-8 by itself.
     """
 
-    def __init__(self, request: bytes = b"") -> None:
-        self._protocol = logged_protocol()
+    def __init__(self, dialect: str, request: bytes = b"") -> None:
+        self._protocol = logged_protocol(dialect)
         self._request = request
         self.completion = self._protocol.completion(request)
         self.text = bytearray()  # Grows only: who has an older length may go on to read it.
@@ -79,9 +79,11 @@ class CompletionSnapshot:
             self._since = clock.now()
 
 
-async def snapshot_of(entries: Iterable[EntryBatch], request: bytes) -> CompletionSnapshot:
+async def snapshot_of(
+    entries: Iterable[EntryBatch], dialect: str, request: bytes
+) -> CompletionSnapshot:
     """Return what the whole log of a request tells."""
-    answer = CompletionSnapshot(request)
+    answer = CompletionSnapshot(dialect, request)
     await answer.see(entries)
     return answer
 
@@ -102,7 +104,7 @@ class CompletionSnapshots:
     async def of(self, record: Record) -> CompletionSnapshot:
         """Return what the log of a record tells now; raises Unavailable."""
         while True:
-            answer = self._kept.get(record.stream_id) or await self._new(record.stream_id)
+            answer = self._kept.get(record.stream_id) or await self._new(record)
             async with answer.lock:
                 if self._kept.get(record.stream_id) is answer:
                     answer.asked = clock.now()
@@ -110,13 +112,13 @@ class CompletionSnapshots:
                     if await self._bring_up(answer, record):
                         return answer
 
-    async def _new(self, stream_id: str) -> CompletionSnapshot:
+    async def _new(self, record: Record) -> CompletionSnapshot:
         end = clock.now() + _PATIENCE
         while self._full():
             if clock.now() > end:
                 raise Unavailable("overloaded")
             await asyncio.sleep(0.1)
-        answer = self._kept.setdefault(stream_id, CompletionSnapshot())
+        answer = self._kept.setdefault(record.stream_id, CompletionSnapshot(record.protocol))
         self._alive.add(answer)
         return answer
 

@@ -36,6 +36,7 @@ from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import OURS, Event, parse
 from gateway.upstream.client import Upstream, UpstreamRequest
+from gateway.upstream.protocols.table import DEFAULT
 
 logger = logging.getLogger("gateway.runs.takeover")
 
@@ -220,7 +221,7 @@ class Takeover:
         if not entries or entries[-1].last.epoch != epoch:
             # Its owner may live, and write it again: a log must not get two ends.
             raise Unavailable("store_unavailable", "Redis forgot that the stream was taken over")
-        answer = await self._told(record.stream_id, entries, request)
+        answer = await self._told(record, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
         preset = self._presets(record.preset) if dead != self._heartbeat.replica else None
         start = preset and self._recovery_step(record, preset, left, answer)
@@ -232,13 +233,13 @@ class Takeover:
         return False
 
     async def _told(
-        self, stream_id: str, entries: list[EntryBatch], request: bytes
+        self, record: Record, entries: list[EntryBatch], request: bytes
     ) -> CompletionSnapshot:
         try:
-            return await snapshot_of(entries, request)
+            return await snapshot_of(entries, record.protocol, request)
         except Exception:  # It is somebody else's, and the stream must end all the same.
-            logger.exception("%s: what its log tells is not understood", stream_id)
-            return CompletionSnapshot()
+            logger.exception("%s: what its log tells is not understood", record.stream_id)
+            return CompletionSnapshot("")
 
     def _recovery_step(
         self, record: Record, preset: Preset, left: Start, answer: CompletionSnapshot
@@ -247,6 +248,8 @@ class Takeover:
         over = answer.completion.finished or answer.completion.error is not None
         if over or record.cancelled or not left.request:
             return None
+        if preset.dialect != (record.protocol or DEFAULT):
+            return None  # Its answer would be read as another's.
         deaths = sum(not entry.number for entry in left.entries) - 1
         if deaths > preset.crash_restarts:
             return None

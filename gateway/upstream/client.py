@@ -11,7 +11,7 @@ from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.answers import ERRORS, Chunks, opened
 from gateway.upstream.failures import unanswered
-from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.base import NONE, HttpRequest, Rest
 from gateway.upstream.protocols.table import protocol_of
 from gateway.upstream.transport import Body, Message, Reply, Transport
 
@@ -23,12 +23,18 @@ _HEADS = 256  # Heads of requests that are kept ready.
 class UpstreamRequest(Protocol):
     """What a run gets its answer from: a new request, or the rest of one that was sent before."""
 
+    @property
+    def last(self) -> int:
+        """The number of the last event that is logged of the answer, NONE of a new one."""
+
     def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager[Chunks]:
         """Yield the chunks of an answer; raises UpstreamFailure, also from them."""
 
 
 class Upstream:
     """Asks for completions; one instance, and one pool of connections, a process."""
+
+    last = NONE
 
     def __init__(self) -> None:
         self._transport = Transport()
@@ -44,7 +50,7 @@ class Upstream:
     def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
         """Return the way to an answer's rest, as its protocol knows it; None if there is none."""
         rest = protocol_of(preset).rest(preset, seen)
-        return None if rest is None else Rest(self, rest)
+        return None if rest is None else Reattached(self, rest)
 
     async def send(self, preset: Preset, request: bytes | HttpRequest) -> Reply:
         """Send a prepared request, or one that its protocol made; raises UpstreamFailure."""
@@ -85,16 +91,16 @@ def _without_body(request: HttpRequest) -> httpx.Request:
     return httpx.Request(request.method, httpx.URL(request.url), headers=[*request.headers])
 
 
-class Rest:
+class Reattached:
     """The rest of an answer: what was asked for is sent no more."""
 
-    def __init__(self, upstream: Upstream, rest: HttpRequest) -> None:
+    def __init__(self, upstream: Upstream, rest: Rest) -> None:
         self._upstream = upstream
-        self._rest = rest
+        self._request, self.last = rest
 
     def ask(self, preset: Preset, request: bytes) -> "Asking":
         """Return the context of the rest's chunks; raises UpstreamFailure there."""
-        return Asking(self._upstream, preset, self._rest)
+        return Asking(self._upstream, preset, self._request)
 
 
 class Asking:

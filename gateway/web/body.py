@@ -25,10 +25,12 @@ _MANY = 500  # No request has as many members; each costs more here than in a pa
 
 
 class Asked(NamedTuple):
-    """A request as it is sent, and what two share that ask for the same in other words."""
+    """A request as it is sent, what two share that ask for the same in other words, and what else
+    its record says."""
 
     text: bytes
     digest: str
+    more: dict[str, Any] = {}  # noqa: RUF012 (it is a tuple, and nobody changes it)
 
 
 class Body:

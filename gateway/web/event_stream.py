@@ -14,7 +14,7 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
-from gateway.upstream.protocols.base import AnswerText
+from gateway.upstream.protocols.base import AnswerText, Protocol
 from gateway.upstream.protocols.table import logged_protocol
 from gateway.web.responses import STREAM_HEADERS
 
@@ -29,14 +29,14 @@ class EventStream:
 
     status_code = 200
 
-    __slots__ = ("_fanout", "_first", "_plain", "_seat", "_text", "_viewer", "raw_headers")
+    __slots__ = ("_fanout", "_first", "_plain", "_protocol", "_seat", "_viewer", "raw_headers")
 
     def __init__(self, fanout: Fanout, opened: Opened, first: bytes, *, text: bool = False) -> None:
         self.raw_headers = list(STREAM_HEADERS)
         self._fanout = fanout
-        self._viewer, self._seat = opened
+        self._viewer, self._seat, dialect = opened
         self._first = first
-        self._text = text
+        self._protocol = logged_protocol(dialect) if text else None
         self._plain: PlainText | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,8 +50,8 @@ class EventStream:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
-            if self._text:
-                self._plain = PlainText(await self._answer())
+            if self._protocol is not None:
+                self._plain = PlainText(await self._answer(self._protocol))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
@@ -64,9 +64,9 @@ class EventStream:
             self._fanout.detach(viewer)
             self._seat()
 
-    async def _answer(self) -> AnswerText:
+    async def _answer(self, protocol: Protocol) -> AnswerText:
         tail = self._viewer.tail
-        return logged_protocol().text(await self._fanout.begun_with(tail), tail.choices)
+        return protocol.text(await self._fanout.begun_with(tail), tail.choices)
 
     async def _send_all(self, send: Send) -> None:
         viewer = self._viewer

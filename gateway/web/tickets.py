@@ -13,7 +13,7 @@ from gateway.config.presets import Preset
 from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
-from gateway.runs.record import Created
+from gateway.runs.record import Created, dialect_fields
 from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
@@ -67,7 +67,8 @@ class TicketEndpoints:
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
-        made = (await body_of(request, self._settings.max_body)).made(preset)
+        body = await body_of(request, self._settings.max_body)
+        made = body.made(preset)._replace(more=dialect_fields(preset.dialect))
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
@@ -104,9 +105,9 @@ class TicketEndpoints:
     ) -> Created:
         """Store a request that begins at once, so that a repeat of it finds the stream."""
         name = asked(subject, preset, made.digest)
-        more = await self._repeats.remember(name, stream_id)
+        more = {**made.more, **await self._repeats.remember(name, stream_id)}
         try:
-            created = await self._records.create(stream_id, subject, preset, *made, more)
+            created = await self._records.create(stream_id, subject, preset, *made[:2], more)
             if await request.is_disconnected():
                 raise ClientDisconnect
             return created

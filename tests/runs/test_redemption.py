@@ -49,7 +49,7 @@ async def test_the_first_viewer_starts_the_run_and_all_others_attach_to_it(redis
 
 async def test_who_has_the_end_is_told_that_there_is_nothing_more(redis_url: str) -> None:
     async with asked(redis_url) as (gate, ticket, _):
-        viewer, seat = await opened(gate, ticket)
+        viewer, seat, _ = await opened(gate, ticket)
         await until(lambda: viewer.tail.ended)
         gate.gateway.fanout.detach(viewer)
         seat()

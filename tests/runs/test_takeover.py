@@ -20,7 +20,7 @@ from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, record_key
 from gateway.upstream.protocols import table
-from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.base import HttpRequest, Rest
 from gateway.upstream.protocols.chat import Chat
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
 from tests.runs.test_supervisor import ends, know_scripts, script_is
@@ -558,11 +558,12 @@ def _marks(event: asyncio.Event) -> Any:
 class Kept(Chat):
     """The chat of an upstream that numbers its events and keeps them: one may ask for the rest."""
 
-    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Go on after the last event that has a number."""
         numbers = [json.loads(event.data)["number"] for event in seen]
         there = f"{preset.url}/rest?after={numbers[-1]}" if numbers else ""
-        return HttpRequest("GET", there, self.request(preset, b"").headers) if numbers else None
+        head = self.request(preset, b"").headers
+        return Rest(HttpRequest("GET", there, head), numbers[-1]) if numbers else None
 
 
 @pytest.fixture

@@ -40,6 +40,16 @@ class HttpRequest(NamedTuple):
     body: bytes = b""
 
 
+NONE = -1  # The number of no event.
+
+
+class Rest(NamedTuple):
+    """What asks for an answer's rest, and the number of the last event that is logged of it."""
+
+    request: HttpRequest
+    last: int = NONE
+
+
 class Refusal(NamedTuple):
     """What an answer without a stream tells; `words` are as they came, and may quote our keys."""
 
@@ -147,8 +157,14 @@ class Protocol(typing.Protocol):
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent for a prepared request; of no body what `gateway check` sends."""
 
-    def frames(self, limit: int, noise: int | None = None) -> Frames:
-        """Return what cuts an answer into events of `limit` bytes, with `noise` between them."""
+    def frames(
+        self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
+    ) -> Frames:
+        """Return what cuts an answer into events of `limit` bytes, with `noise` between them.
+
+        Of one that was asked for again those up to the number `last` are logged: they are left out.
+        What echoes a prompt of the preset's own may be left out of an event; nothing else is.
+        """
 
     def completion(self, body: bytes = b"") -> CompletionState:
         """Return the state of an answer to a prepared request, with nothing seen."""
@@ -167,14 +183,19 @@ class Protocol(typing.Protocol):
     ) -> Refusal:
         """Judge an answer that is no success; `headers` in lower case, `body` its beginning."""
 
-    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Return what asks for an answer's rest, at no further price; None if it is lost.
 
         For an upstream that keeps its answers, as background responses are. `seen` are the events
         up to the last one logged, data byte for byte, so the answer's id and the last number are
-        among them. What is answered must begin with the event after that; a refusal ends the
-        stream. What is raised is logged, and taken for None.
+        among them. A refusal ends the stream. What is raised is logged, and taken for None.
         """
+
+    def look(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return what asks how a silent answer is; None where silence means that it is lost."""
+
+    def goes_on(self, body: bytes) -> bool:
+        """Whether what was answered to that says that there is more to come."""
 
     def stop(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
         """Return what tells the upstream to stop; None where closing the connection does."""

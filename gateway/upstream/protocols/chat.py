@@ -7,7 +7,7 @@ from typing import Any
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.sse import FRAMES, Event, Parser
-from gateway.upstream.protocols.base import HttpRequest, Refusal
+from gateway.upstream.protocols.base import NONE, HttpRequest, Refusal, Rest
 from gateway.upstream.protocols.chat_chunks import DONE, is_whole
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
@@ -54,7 +54,9 @@ class Chat:
         kept = [each for each in ours if each[0].lower() not in names]
         return HttpRequest("POST", preset.url, (*kept, *given), body)
 
-    def frames(self, limit: int, noise: int | None = None) -> Parser:
+    def frames(
+        self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
+    ) -> Parser:
         """Return the parser of an event stream."""
         return Parser(limit, noise)
 
@@ -81,9 +83,17 @@ class Chat:
         """Judge by the status, by what OpenAI's headers add to it, and by an error in the body."""
         return judged(preset, status, headers, body)
 
-    def rest(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+    def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Return None: a chat completion is lost with its connection."""
         return None
+
+    def look(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
+        """Return None: who is silent for too long is lost."""
+        return None
+
+    def goes_on(self, body: bytes) -> bool:
+        """Return False: nobody is asked."""
+        return False
 
     def stop(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
         """Return None: a closed connection stops it."""

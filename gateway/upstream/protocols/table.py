@@ -1,21 +1,29 @@
-"""Table: the protocols by name."""
+"""Table: the protocols by name, and the one that a dialect tells.
+
+A dialect is what a reader of an answer must know of it: the name of its protocol. It is kept in the
+record of a stream, so that its log can be read by who knows no preset of that name any more.
+"""
 
 from collections.abc import Mapping
 
 from gateway.config.presets import Preset
+from gateway.errors import Unavailable
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
 
-DEFAULT = "openai"  # What every preset speaks, and every log is in, as none names another yet.
+DEFAULT = "openai"  # Of records that tell none, as all did once.
 
 PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat()}
 
 
 def protocol_of(preset: Preset) -> Protocol:
     """Return the protocol that a preset's upstream speaks."""
-    return PROTOCOLS[DEFAULT]
+    return PROTOCOLS[preset.protocol]
 
 
-def logged_protocol() -> Protocol:
-    """Return the protocol that a stream's log is in."""
-    return PROTOCOLS[DEFAULT]
+def logged_protocol(dialect: str) -> Protocol:
+    """Return the protocol that a stream's log is in; raises Unavailable if it is not known here."""
+    try:
+        return PROTOCOLS[dialect or DEFAULT]
+    except KeyError:
+        raise Unavailable("newer_record", "This replica does not know its protocol.") from None

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.config.presets import Preset
+from gateway.errors import Unavailable
 from gateway.sse import Event
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.table import DEFAULT, PROTOCOLS, logged_protocol, protocol_of
@@ -14,7 +15,19 @@ each = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 
 
 def test_a_preset_and_a_log_that_name_none_speak_the_same() -> None:
-    assert protocol_of(PRESET) is logged_protocol() is PROTOCOLS[DEFAULT]
+    assert protocol_of(PRESET) is logged_protocol("") is PROTOCOLS[DEFAULT]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_log_is_read_as_what_its_preset_spoke(name: str) -> None:
+    preset = Preset.model_validate({"url": "http://u/v1", "protocol": name})
+    assert protocol_of(preset) is logged_protocol(preset.dialect) is PROTOCOLS[name]
+
+
+def test_a_log_of_a_protocol_that_is_not_known_here_waits_for_who_knows_it() -> None:
+    with pytest.raises(Unavailable) as raised:
+        logged_protocol("smoke signals")
+    assert raised.value.code == "newer_record"
 
 
 @each
@@ -48,7 +61,7 @@ def test_nothing_seen_is_no_answer_and_no_text(protocol: Protocol) -> None:
 
 @each
 def test_an_event_larger_than_the_limit_is_told(protocol: Protocol) -> None:
-    frames = protocol.frames(100)
+    frames = protocol.frames(PRESET, 100)
     assert frames.feed(b"x" * 99) == []
     assert not frames.overflow
     frames.feed(b"x" * 99)
@@ -68,4 +81,5 @@ def test_sure_is_a_refusal_before_anything_was_paid_or_one_that_a_preset_lists(
 @each
 def test_of_an_answer_that_nothing_is_known_of_there_is_no_rest(protocol: Protocol) -> None:
     assert protocol.rest(PRESET, []) is None
+    assert protocol.look(PRESET, []) is None
     assert protocol.stop(PRESET, []) is None
