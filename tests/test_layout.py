@@ -118,6 +118,7 @@ TESTED_IN = {
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.refusals": "upstream.client",
+    "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",
