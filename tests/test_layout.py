@@ -88,6 +88,7 @@ TESTED_IN = {
     "membership.control": "runs.cancellation",
     "membership.suspects": "runs.takeover",
     "runs.claims": "runs.supervisor",
+    "runs.intake": "runs.run",
     "runs.ownership": "runs.supervisor",
     "runs.record": "runs.records",
     "runs.registry": "runs.supervisor",
