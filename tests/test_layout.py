@@ -63,6 +63,7 @@ BEHIND: dict[str, set[str]] = {
     "auth.session": {"auth.loading"},
     "upstream.protocols.anthropic": {"upstream.protocols.table"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.ollama": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
 

@@ -11,10 +11,11 @@ from gateway.errors import Unavailable
 from gateway.upstream.protocols.anthropic import Anthropic
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.ollama import Ollama
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
-PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "anthropic": Anthropic()}
+PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "anthropic": Anthropic(), "ollama": Ollama()}
 
 
 def protocol_of(preset: Preset) -> Protocol:
