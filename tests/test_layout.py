@@ -46,7 +46,7 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets"},
+    "pydantic": {"config.settings", "config.presets", "config.price"},
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
