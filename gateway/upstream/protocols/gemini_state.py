@@ -10,9 +10,11 @@ import re
 from typing import Any, ClassVar
 
 from gateway.sse import Event
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.chat_chunks import choices_of
 from gateway.upstream.protocols.reasons import reason_of
 from gateway.upstream.protocols.terminal_state import TerminalState
+from gateway.upstream.protocols.usage import count_in, sum_in
 
 _UNSPECIFIED = frozenset({"FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"})
 _MOST = 100  # Candidates of which note is taken.
@@ -77,13 +79,10 @@ class GeminiState(TerminalState):
     def _is_whole(self, *, framed: bool) -> bool:
         return bool(self._reasons) and not self._unfinished and (framed or not self._went_on)
 
-    @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt and of the answer, thoughts included."""
-        usage = self.estimate() or {}
-        told = [usage.get(name) for name in ("candidatesTokenCount", "thoughtsTokenCount")]
-        known = [each for each in told if type(each) is int]
-        return usage.get("promptTokenCount"), sum(known) if known else None
+    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
+        prompt = sum_in(usage, "promptTokenCount", "toolUsePromptTokenCount")
+        answer = sum_in(usage, self.counts, "thoughtsTokenCount")
+        return Tokens(prompt, answer, count_in(usage, "cachedContentTokenCount"))
 
 
 def candidates_of(chunk: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

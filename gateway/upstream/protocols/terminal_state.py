@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from gateway.sse import Event
 from gateway.upstream.protocols import complaints
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, decoded, is_whole
 from gateway.upstream.protocols.reasons import BROKEN_OFF, is_error, reason_of
 from gateway.upstream.protocols.usage import Usage
@@ -52,6 +53,10 @@ class TerminalState:
         """Take note of what an event tells that passed the gate; {} where it is no object."""
         raise NotImplementedError
 
+    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
+        """Return what a usage tells in this protocol's names."""
+        raise NotImplementedError
+
     def _complaint(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Return the error that an event tells, None if it tells none."""
         return complaints.complaint(chunk)
@@ -64,6 +69,12 @@ class TerminalState:
     def usage(self) -> dict[str, Any] | None:
         """What it told of the price."""
         return self._usage.told
+
+    @property
+    def tokens(self) -> Tokens:
+        """What it took so far, estimated if need be."""
+        usage = self.estimate()
+        return self._counted_in(usage or {})._replace(estimated=usage is not self.usage)
 
     @property
     def finish_reason(self) -> str | None:

@@ -46,6 +46,12 @@ def count_in(usage: dict[str, Any] | None, *paths: str) -> int | None:
     return None
 
 
+def sum_in(usage: dict[str, Any] | None, *paths: str) -> int | None:
+    """Return the sum of those of these members that are a number of tokens; None if none is."""
+    known = [count for path in paths if (count := count_in(usage, path)) is not None]
+    return sum(known) if known else None
+
+
 def _usages(places: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for place in places:
         if isinstance(place, dict) and isinstance(place.get("usage"), dict):

@@ -11,6 +11,7 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.gemini import Gemini
 from gateway.upstream.protocols.gemini_state import GeminiState
 from gateway.upstream.protocols.gemini_text import GeminiText
@@ -184,6 +185,12 @@ def test_the_price_of_an_answer_that_was_cut_is_told_or_estimated() -> None:
     assert seen.estimate() == SOME
     seen, _, _ = read(PRESET, of(says("Hel")), of(says("lo")), framed=False)
     assert seen.estimate() == {"candidatesTokenCount": 2, "estimated": True}
+
+
+def test_thoughts_and_what_tools_said_are_counted() -> None:
+    more = {"thoughtsTokenCount": 9, "toolUsePromptTokenCount": 2, "cachedContentTokenCount": 5}
+    seen, _, _ = read(PRESET, *WHOLE, of(usageMetadata=more), framed=False)
+    assert seen.tokens == Tokens(10, 13, 5)
 
 
 def test_events_that_tell_nothing_of_end_or_price_are_not_decoded() -> None:
