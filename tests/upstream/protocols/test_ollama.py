@@ -162,6 +162,7 @@ def test_lines_that_tell_nothing_of_the_end_are_not_decoded() -> None:
 def test_the_price_of_an_answer_that_was_cut_is_estimated() -> None:
     seen, _, _ = read(PRESET, *HELLO, framed=False)
     assert seen.estimate() == {"eval_count": 2, "estimated": True}
+    assert seen.tokens == (None, 2, None, True)
 
 
 async def test_what_is_sent_asks_for_lines_and_a_key_is_a_bearer_token() -> None:
