@@ -81,9 +81,9 @@ class AnthropicState(TerminalState):
         elif kind == "message_stop":
             self.finish()
 
-    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
-        prompt, answer = sum_in(usage, *_PROMPT), count_in(usage, self.counts)
-        return Tokens(prompt, answer, count_in(usage, "cache_read_input_tokens"))
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        cached = count_in(usage, "cache_read_input_tokens")
+        return Tokens(sum_in(usage, *_PROMPT), count_in(usage, "output_tokens"), cached)
 
     def _is_counted(self, usage: dict[str, Any]) -> bool:
         return self._counted

@@ -79,7 +79,7 @@ class GeminiState(TerminalState):
     def _is_whole(self, *, framed: bool) -> bool:
         return bool(self._reasons) and not self._unfinished and (framed or not self._went_on)
 
-    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
         prompt = sum_in(usage, "promptTokenCount", "toolUsePromptTokenCount")
         answer = sum_in(usage, self.counts, "thoughtsTokenCount")
         return Tokens(prompt, answer, count_in(usage, "cachedContentTokenCount"))

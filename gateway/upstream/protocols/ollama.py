@@ -95,8 +95,9 @@ class OllamaState(TerminalState):
         reasoned = framed and self.finish_reason is not None and not self._went_on
         return super()._is_whole(framed=framed) or reasoned
 
-    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
-        return Tokens(count_in(usage, "prompt_eval_count"), count_in(usage, self.counts))
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        # A prompt that was cached as a whole is not counted at all.
+        return Tokens(count_in(usage, "prompt_eval_count"), count_in(usage, "eval_count"))
 
 
 class OllamaText:

@@ -53,8 +53,8 @@ class TerminalState:
         """Take note of what an event tells that passed the gate; {} where it is no object."""
         raise NotImplementedError
 
-    def _counted_in(self, usage: dict[str, Any]) -> Tokens:
-        """Return what a usage tells in this protocol's names."""
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        """Return what a usage tells, in its upstream's names."""
         raise NotImplementedError
 
     def _complaint(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
@@ -69,12 +69,6 @@ class TerminalState:
     def usage(self) -> dict[str, Any] | None:
         """What it told of the price."""
         return self._usage.told
-
-    @property
-    def tokens(self) -> Tokens:
-        """What it took so far, estimated if need be."""
-        usage = self.estimate()
-        return self._counted_in(usage or {})._replace(estimated=usage is not self.usage)
 
     @property
     def finish_reason(self) -> str | None:
@@ -183,10 +177,20 @@ class TerminalState:
         if error is not None and not self.finished and self.error is None:
             self.error = error  # After a clean end nothing can undo it.
 
+    @property
+    def tokens(self) -> Tokens:
+        """What it took so far, estimated if need be."""
+        told = self._tokens(self.estimate() or {})
+        return told._replace(estimated=True) if self._is_guess else told.or_guess(self.pieces)
+
+    @property
+    def _is_guess(self) -> bool:
+        return bool(self.pieces) and not self._is_counted(self.usage or {})
+
     def estimate(self) -> dict[str, Any] | None:
         """Return the usage, with a guess where it does not tell the answer's: a piece a token."""
         usage = self.usage or {}
-        if not self.pieces or self._is_counted(usage):
+        if not self._is_guess:
             return self.usage
         told = usage.get(self.counts)
         least = told if type(told) is int else 0
