@@ -442,6 +442,13 @@ async def test_the_pretend_upstream_answers_and_fails_as_told() -> None:
             assert (await http.post(path, json=ask())).status_code == 401
 
 
+def test_the_pretend_upstream_says_where_each_provider_is() -> None:
+    with process("upstream", "--port", "0") as pretend:
+        assert pretend.process.stdout is not None
+        more = [pretend.process.stdout.readline().split()[-1] for _ in URLS[1:]]
+    assert more == [pretend.url + path for path in URLS[1:]]
+
+
 def test_a_fault_that_nobody_knows_is_said() -> None:
     result = command("upstream", "--port", "0", "--fault", "nonsense")
     assert result.exit_code in {2, 78}
