@@ -19,6 +19,7 @@ from gateway import __version__
 from gateway.auth.loading import signed_cookie
 from gateway.cli import main
 from gateway.config.settings import table
+from gateway.demo.upstream import URLS
 from tests.serve.test_sockets import taken_port
 from tests.support import (
     OK,

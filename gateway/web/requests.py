@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from gateway.auth.cookies import Cookies
 from gateway.errors import Rejected
-from gateway.web.body import Body
+from gateway.upstream.request_body import RequestBody
 
 _PARTS = 64  # Of an Accept that are looked at.
 
@@ -59,7 +59,7 @@ def idempotent_stream_id(subject: str, preset: str, key: str) -> str:
     return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
-async def body_of(request: Request, limit: int) -> Body:
+async def body_of(request: Request, limit: int) -> RequestBody:
     """Return the JSON object of a request of at most `limit` bytes; raises Rejected."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind == "application/json" or kind.endswith("+json")):
@@ -76,7 +76,7 @@ async def body_of(request: Request, limit: int) -> Body:
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)
-    return Body(bytes(body))
+    return RequestBody(bytes(body))
 
 
 def _too_large(limit: int) -> Rejected:

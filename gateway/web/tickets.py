@@ -17,7 +17,7 @@ from gateway.runs.record import Created, dialect_fields
 from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
-from gateway.web.body import Asked
+from gateway.upstream.request_body import PreparedRequest
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.mount import Mount
 from gateway.web.requests import (
@@ -90,7 +90,9 @@ class TicketEndpoints:
             return await self._open_at(url, request, self._tickets.verify(ticket), subject)
         return issued(ticket, url, created)
 
-    async def _keyed(self, stream_id: str, subject: str, preset: str, made: Asked) -> Created:
+    async def _keyed(
+        self, stream_id: str, subject: str, preset: str, made: PreparedRequest
+    ) -> Created:
         """Store a request, or find what its key has begun: that needs no room."""
         try:
             return await self._records.create(stream_id, subject, preset, *made)
@@ -101,7 +103,7 @@ class TicketEndpoints:
             return known
 
     async def _begun(
-        self, request: Request, stream_id: str, subject: str, preset: str, made: Asked
+        self, request: Request, stream_id: str, subject: str, preset: str, made: PreparedRequest
     ) -> Created:
         """Store a request that begins at once, so that a repeat of it finds the stream."""
         name = asked(subject, preset, made.digest)

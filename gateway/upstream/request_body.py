@@ -1,4 +1,4 @@
-"""Body: a completion request as its caller wrote it. Pure.
+"""Request body: a completion request as its caller wrote it. Pure.
 
 A preset sees what the members mean; the upstream gets the text they came in, so that nothing grows
 (an emoji that is escaped has three times its bytes) and no number is rewritten. What the preset has
@@ -24,7 +24,7 @@ _DEEP = 200  # Each Python has a bound of its own: a replica must be able to rea
 _MANY = 500  # No request has as many members; each costs more here than in a parser written in C.
 
 
-class Asked(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request as it is sent, what two share that ask for the same in other words, and what else
     its record says."""
 
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     more: dict[str, Any] = {}  # noqa: RUF012 (it is a tuple, and nobody changes it)
 
 
-class Body:
+class RequestBody:
     """The members of a JSON object: what each means (`values`) and its text; raises Rejected."""
 
     def __init__(self, data: bytes) -> None:
@@ -51,7 +51,7 @@ class Body:
         except (ValueError, RecursionError) as error:
             raise _no_json(error) from None
 
-    def made(self, preset: Preset) -> Asked:
+    def made(self, preset: Preset) -> PreparedRequest:
         """Return the request that a preset makes of it; raises Rejected."""
         asked = protocol_of(preset).prepare(preset, self.values)
         try:
@@ -59,7 +59,9 @@ class Body:
             parts = [f"{_ENCODER.encode(name)}:{self._text(name, asked[name])}" for name in asked]
         except (ValueError, RecursionError) as error:  # 1e999 only looks like JSON.
             raise _no_json(error) from None
-        return Asked(_utf8(f"{{{','.join(parts)}}}"), hashlib.sha256(same).hexdigest()[:32])
+        return PreparedRequest(
+            _utf8(f"{{{','.join(parts)}}}"), hashlib.sha256(same).hexdigest()[:32]
+        )
 
     def _text(self, name: str, value: Any) -> str:
         if name in self._texts and self.values[name] is value:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
-from gateway.web.body import Asked, Body
+from gateway.upstream.request_body import PreparedRequest, RequestBody
 from tests.support import ask, running, scripted, whole
 
 
@@ -16,10 +16,10 @@ def sent(text: str | bytes, **members: Any) -> bytes:
     return asked(text, **members).text
 
 
-def asked(text: str | bytes, **members: Any) -> Asked:
+def asked(text: str | bytes, **members: Any) -> PreparedRequest:
     """Return what a preset of these members makes of a body."""
     preset = Preset.model_validate({"include_usage": False, **members})
-    return Body(text.encode() if isinstance(text, str) else text).made(preset)
+    return RequestBody(text.encode() if isinstance(text, str) else text).made(preset)
 
 
 def refused(text: str | bytes, **members: Any) -> str:
