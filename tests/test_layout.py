@@ -62,6 +62,7 @@ BEHIND: dict[str, set[str]] = {
     "auth.custom": {"auth.loading"},
     "auth.session": {"auth.loading"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
 
@@ -118,6 +119,9 @@ TESTED_IN = {
     "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.requests": "upstream.protocols.chat",
+    "upstream.protocols.responses_events": "upstream.protocols.responses",
+    "upstream.protocols.responses_frames": "upstream.protocols.responses",
+    "upstream.protocols.responses_text": "upstream.protocols.responses_state",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",

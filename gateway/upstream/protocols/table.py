@@ -10,10 +10,11 @@ from gateway.config.presets import Preset
 from gateway.errors import Unavailable
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.responses import Responses
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
-PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat()}
+PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "responses": Responses()}
 
 
 def protocol_of(preset: Preset) -> Protocol:
