@@ -15,8 +15,8 @@ from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.intake import RunLimits
 from gateway.runs.records import Records
-from gateway.runs.run import RunLimits
 from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.store.client import RedisClient

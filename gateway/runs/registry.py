@@ -13,8 +13,9 @@ from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.limits.subjects import Limits
+from gateway.runs.intake import RunLimits
 from gateway.runs.record import Record, fields_of
-from gateway.runs.run import Run, RunLimits
+from gateway.runs.run import Run
 from gateway.sse import Event
 from gateway.telemetry.base import Telemetry
 from gateway.upstream.client import UpstreamRequest

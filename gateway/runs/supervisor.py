@@ -21,6 +21,7 @@ from gateway.membership.suspects import Suspects
 from gateway.runs.cancellation import Cancellation
 from gateway.runs.claims import Claims
 from gateway.runs.endings import Ending, failure
+from gateway.runs.intake import RunLimits
 from gateway.runs.ownership import Ownership
 from gateway.runs.presence import IdlePolicy, Presence
 from gateway.runs.record import Record
@@ -28,7 +29,7 @@ from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.repeats import Repeats
-from gateway.runs.run import Run, RunLimits
+from gateway.runs.run import Run
 from gateway.runs.takeover import Takeover
 from gateway.store.data_loss import DataLossDetector
 from gateway.tasks import Tasks

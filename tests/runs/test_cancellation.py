@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 
 from gateway.runs.endings import Ending
-from gateway.runs.run import BACKLOG, Run
+from gateway.runs.intake import BACKLOG
+from gateway.runs.run import Run
 from gateway.store.keys import cancels_key
 from tests.support import (
     OK,
@@ -99,7 +100,7 @@ async def test_a_cancel_in_the_pause_before_another_attempt_is_effective() -> No
     async with gateway(sends(BUSY), upstream_retries=3) as (gate, upstream):
         url = await gate.ticket()
         look = start(gate, url)
-        await until(lambda: upstream.calls and the_run(gate)._silence is None, "it pauses")
+        await until(lambda: upstream.calls and the_run(gate).pausing, "it pauses")
         got = await cancel(gate, url, look)
     assert (got.end["state"], got.end["attempts"]) == ("cancelled", 1)
     assert len(upstream.calls) == 1
@@ -145,7 +146,7 @@ async def test_a_cancel_of_a_run_that_waits_for_the_store_is_effective(
         look = start(gate, await gate.ticket())
         await until(lambda: gate.gateway.supervisor.active and the_run(gate).log.entries[1:])
         own_redis.pause()
-        await until(lambda: the_run(gate)._silence is None, "it waits for the store")
+        await until(lambda: the_run(gate).pausing, "it waits for the store")
         assert the_run(gate).log.backlog < 3 * BACKLOG
         the_run(gate).stop(Ending("cancelled"))
         await asyncio.wait_for(upstream.calls[0].left.wait(), 1)

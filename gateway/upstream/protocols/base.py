@@ -183,6 +183,9 @@ class Protocol(typing.Protocol):
     ) -> Refusal:
         """Judge an answer that is no success; `headers` in lower case, `body` its beginning."""
 
+    def keeps(self, preset: Preset) -> bool:
+        """Whether such an answer outlives its connection: only then what follows is asked for."""
+
     def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Return what asks for an answer's rest, at no further price; None if it is lost.
 

@@ -23,6 +23,10 @@ class Lost:
         """Judge by the status, by what headers add to it, and by an error in the body."""
         return judged(preset, status, headers, body)
 
+    def keeps(self, preset: Preset) -> bool:
+        """Return False."""
+        return False
+
     def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Return None: an answer is lost with its connection."""
         return None
