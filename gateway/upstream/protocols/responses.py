@@ -83,6 +83,10 @@ class Responses:
         """Judge by the status, by what headers add to it, and by an error in the body."""
         return judged(preset, status, headers, body)
 
+    def keeps(self, preset: Preset) -> bool:
+        """Whether the preset asks for background responses."""
+        return preset.background
+
     def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
         """Return what asks a background response for what follows its last event."""
         place = place_in(seen) if preset.background else None

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.sse import Event
 from gateway.upstream.protocols import complaints
 from gateway.upstream.protocols.chat_chunks import DONE, decoded, is_whole
+from gateway.upstream.protocols.reasons import reason_of
 from gateway.upstream.protocols.responses_events import End, end_of, may_end
 from gateway.upstream.protocols.usage import Usage
 
@@ -24,7 +25,6 @@ _no_answer = re.compile(
 ).search
 _NOTHING = frozenset({b"", b"{}", b"null", b'""'})
 _SHORT = 128  # Bytes that `[DONE]` and the white space around it may have.
-_REASON = 100  # Characters of a finish reason: it goes into `end` and the record.
 
 
 class ResponsesState:
@@ -147,6 +147,5 @@ def _error(chunk: dict[str, Any], end: End | None) -> dict[str, Any] | None:
 def _reason(end: End) -> str:
     """Return why an answer ended, in the upstream's word."""
     details = end.response.get("incomplete_details")
-    reason = details.get("reason") if isinstance(details, dict) else None
-    told = end.kind == "incomplete" and isinstance(reason, str) and reason.strip()
-    return str(reason)[:_REASON] if told else end.kind
+    told = details.get("reason") if end.kind == "incomplete" and isinstance(details, dict) else None
+    return reason_of(told) or end.kind
