@@ -61,7 +61,9 @@ FENCES: dict[str, set[str]] = {
 BEHIND: dict[str, set[str]] = {
     "auth.custom": {"auth.loading"},
     "auth.session": {"auth.loading"},
+    "upstream.protocols.anthropic": {"upstream.protocols.table"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.ollama": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
@@ -124,6 +126,7 @@ TESTED_IN = {
     "upstream.protocols.responses_events": "upstream.protocols.responses",
     "upstream.protocols.responses_frames": "upstream.protocols.responses",
     "upstream.protocols.responses_text": "upstream.protocols.responses_state",
+    "upstream.protocols.terminal_state": "upstream.protocols.anthropic",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",

@@ -27,7 +27,7 @@ _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "responses"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama"]
 
 
 def tidy(value: Any) -> Any:

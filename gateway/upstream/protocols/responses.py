@@ -4,18 +4,16 @@ With `background` the upstream keeps the answer and goes on without us: what is 
 asked for by its id and the number of the last event, and it is to be told to stop.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
-from gateway.sse import FRAMES, Event, Parser
-from gateway.upstream.protocols.base import NONE, HttpRequest, Refusal, Rest
-from gateway.upstream.protocols.chat_chunks import decoded, is_whole
-from gateway.upstream.protocols.complaints import ERROR_NAMES
-from gateway.upstream.protocols.refusals import judged
-from gateway.upstream.protocols.requests import EVENTS, as_seen, bearer, check, headers_of
+from gateway.sse import Event, Parser
+from gateway.upstream.protocols.base import NONE, HttpRequest, Rest
+from gateway.upstream.protocols.chat_chunks import decoded
+from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, bearer, check, headers_of
 from gateway.upstream.protocols.responses_events import (
     ECHOED,
     closes,
@@ -31,11 +29,8 @@ _OURS = {"stream", "model", "background", "store"}
 _KEPT = {"background": True, "store": True}
 
 
-class Responses:
+class Responses(Framed):
     """Responses, streamed as server-sent events."""
-
-    types = frozenset({"text/event-stream"})
-    starts: tuple[bytes, ...] = FRAMES
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
@@ -65,10 +60,6 @@ class Responses:
         """Return the state of an answer with nothing seen."""
         return ResponsesState()
 
-    def is_whole(self, event: Event) -> bool:
-        """Whether it is `[DONE]`, or JSON to its last brace, or an error by its name."""
-        return is_whole(event.data) or event.name.lower() in ERROR_NAMES
-
     def closes(self, event: Event) -> bool:
         """Whether it is the last snapshot, or `[DONE]`."""
         return closes(event.data)
@@ -76,12 +67,6 @@ class Responses:
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> ResponsesText:
         """Return the text of an answer that began so: with which pieces it comes in."""
         return ResponsesText(begun)
-
-    def refused(
-        self, preset: Preset, status: int, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> Refusal:
-        """Judge by the status, by what headers add to it, and by an error in the body."""
-        return judged(preset, status, headers, body)
 
     def keeps(self, preset: Preset) -> bool:
         """Whether the preset asks for background responses."""

@@ -8,13 +8,20 @@ from collections.abc import Mapping
 
 from gateway.config.presets import Preset
 from gateway.errors import Unavailable
+from gateway.upstream.protocols.anthropic import Anthropic
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.ollama import Ollama
 from gateway.upstream.protocols.responses import Responses
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
-PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "responses": Responses()}
+PROTOCOLS: Mapping[str, Protocol] = {
+    DEFAULT: Chat(),
+    "responses": Responses(),
+    "anthropic": Anthropic(),
+    "ollama": Ollama(),
+}
 
 
 def protocol_of(preset: Preset) -> Protocol:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.runs.endings import ending_events, natural_ending
 from gateway.sse import Event, Parser
-from gateway.upstream.protocols import responses_state
+from gateway.upstream.protocols import terminal_state
 from gateway.upstream.protocols.responses import Responses
 from gateway.upstream.protocols.responses_events import closes
 from gateway.upstream.protocols.responses_state import ResponsesState
@@ -96,7 +96,7 @@ TELLS_NOTHING = [
 def test_an_event_that_tells_nothing_is_not_decoded(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(responses_state, "decoded", None)
+    monkeypatch.setattr(terminal_state, "decoded", None)
     seen = told_by(data)
     assert (seen.closed, seen.error, seen.finished) == (False, None, False)
 
