@@ -46,7 +46,7 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets"},
+    "pydantic": {"config.settings", "config.presets", "config.price"},
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -63,6 +63,7 @@ BEHIND: dict[str, set[str]] = {
     "auth.session": {"auth.loading"},
     "upstream.protocols.anthropic": {"upstream.protocols.table"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
@@ -121,6 +122,8 @@ TESTED_IN = {
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.refusals": "upstream.client",
+    "upstream.protocols.gemini_state": "upstream.protocols.gemini",
+    "upstream.protocols.gemini_text": "upstream.protocols.gemini",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.responses_events": "upstream.protocols.responses",

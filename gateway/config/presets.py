@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from gateway.config.price import Price
 from gateway.errors import redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -27,7 +28,7 @@ _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "responses", "anthropic", "ollama"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini"]
 
 
 def tidy(value: Any) -> Any:
@@ -75,6 +76,11 @@ class Preset(BaseModel):
     )
     retry_after_max: float = Field(
         20, ge=0, allow_inf_nan=False, description="longest Retry-After waited for"
+    )
+    price: Price | None = Field(
+        None,
+        repr=False,
+        description="for a million tokens: prompt, completion, cached",
     )
     on_leave: Literal["cancel", "finish"] = Field(
         "cancel", description="what becomes of a run whose last viewer left"

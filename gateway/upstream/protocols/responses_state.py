@@ -9,8 +9,10 @@ from typing import Any
 
 from gateway.sse import Event
 from gateway.upstream.protocols import complaints
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.responses_events import End, end_of, may_end
 from gateway.upstream.protocols.terminal_state import TerminalState
+from gateway.upstream.protocols.usage import count_in
 
 _TYPED = b'"response.'
 _may_fail = re.compile(rb'"(?:type|object|event)"\s*:\s*"error"|"errors?"\s*:\s*[^\sn]').search
@@ -55,11 +57,9 @@ class ResponsesState(TerminalState):
             self.note_reason(end.kind)
         self.finish()
 
-    @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt and of the answer, estimated if need be; whatever was told."""
-        usage = self.estimate() or {}
-        return usage.get("input_tokens"), usage.get("output_tokens")
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        cached = count_in(usage, "input_tokens_details.cached_tokens")
+        return Tokens(count_in(usage, "input_tokens"), count_in(usage, "output_tokens"), cached)
 
 
 def _reason(end: End) -> Any:

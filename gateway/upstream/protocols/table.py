@@ -11,6 +11,7 @@ from gateway.errors import Unavailable
 from gateway.upstream.protocols.anthropic import Anthropic
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.gemini import Gemini
 from gateway.upstream.protocols.ollama import Ollama
 from gateway.upstream.protocols.responses import Responses
 
@@ -21,6 +22,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "responses": Responses(),
     "anthropic": Anthropic(),
     "ollama": Ollama(),
+    "gemini": Gemini(),
 }
 
 

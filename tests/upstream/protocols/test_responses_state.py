@@ -53,10 +53,15 @@ def test_an_answer_cut_at_any_byte_is_whole_only_with_its_last_event() -> None:
 def test_the_pieces_are_counted_until_the_price_is_told() -> None:
     seen = told_by(of("created"), of("reasoning_text.delta", delta="hm"), HEL, LO)
     assert seen.estimate() == {"output_tokens": 3, "estimated": True}
-    assert seen.tokens == (None, 3)
+    assert seen.tokens == (None, 3, None, True)
     seen.see(Event(END))
     assert seen.estimate() == seen.usage == {"output_tokens": 2}
-    assert seen.tokens == (None, 2)
+    assert seen.tokens == (None, 2, None, False)
+
+
+def test_tokens_are_told_in_the_one_form() -> None:
+    usage = {"input_tokens": 9, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 4}}
+    assert told_by(of("completed", response={"usage": usage})).tokens == (9, 2, 4, False)
 
 
 @pytest.mark.parametrize(
