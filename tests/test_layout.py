@@ -66,6 +66,7 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
     "upstream.protocols.sse": {"upstream.protocols.table"},
+    "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
 
@@ -80,6 +81,9 @@ TESTED_IN = {
     "auth.threads": "auth.loading",
     "clock": "eventlog.tail",
     "config.secrets": "config.settings",
+    "demo.pretend.chat": "demo.upstream",
+    "demo.pretend.faults": "demo.upstream",
+    "demo.pretend.text": "demo.upstream",
     "eventlog.base": "eventlog.writer",
     "eventlog.entries": "eventlog.writer",
     "eventlog.fanout": "eventlog.tail",
@@ -128,6 +132,9 @@ TESTED_IN = {
     "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.sse_paths": "upstream.protocols.sse",
     "upstream.protocols.sse_state": "upstream.protocols.sse",
+    "upstream.protocols.responses_events": "upstream.protocols.responses",
+    "upstream.protocols.responses_frames": "upstream.protocols.responses",
+    "upstream.protocols.responses_text": "upstream.protocols.responses_state",
     "upstream.protocols.terminal_state": "upstream.protocols.anthropic",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",

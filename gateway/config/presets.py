@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,7 +30,7 @@ _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "anthropic", "ollama", "gemini", "sse"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini", "sse"]
 
 
 def tidy(value: Any) -> Any:
@@ -106,6 +107,18 @@ class Preset(BaseModel):
     reason: Picked | None = Field(None, description="sse: the path of the finish reason")
     strict_end: bool = Field(False, description="openai: [DONE] without a reason is no end")
     broken_off: Words = Field([], description="openai: further reasons that finish nothing")
+
+    # Of answers that the upstream keeps.
+    background: bool = Field(
+        False, description="of protocol responses: the answer goes on while nobody is connected"
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _is_kept(cls, background: bool, info: ValidationInfo) -> bool:
+        if background and info.data.get("protocol") != "responses":
+            raise ValueError('is for protocol = "responses" alone: no other answer is kept')
+        return background
 
     @field_validator("url", mode="before")
     @classmethod
