@@ -681,6 +681,17 @@ async def test_a_reason_on_every_chunk_cuts_nothing_off_that_still_comes() -> No
         assert (await gate.completion(url))["text"] == "0123456789"
 
 
+async def test_usage_that_comes_a_while_after_the_finish_is_waited_for() -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(HELLO, STOP))
+        await asyncio.sleep(1)
+        await call.send(sse(of(usage=USAGE), DONE))
+
+    async with scripted(script) as up, running(upstream_url=up.url) as gate:
+        got = await gate.read(await gate.ticket())
+    assert (got.end["state"], got.end["usage"]) == ("done", USAGE)
+
+
 @pytest.mark.parametrize(
     ("sent", "state", "said"),
     [
