@@ -165,9 +165,26 @@ class Oracle:
     def _allowed(self, stream_id: str) -> int:
         preset = self._world.settings.preset("default")
         claims = 1 + self._lost(stream_id, "claims")
-        if preset is None or preset.on_crash != "restart":
+        if preset is None or preset.on_crash != "restart" or self._is_kept(stream_id):
             return claims
         return claims * (1 + preset.crash_restarts) + self._lost(stream_id, "takeovers")
+
+    def _is_kept(self, stream_id: str) -> bool:
+        """Whether its upstream keeps its answer, and has said so: then nothing is paid twice."""
+        blocks = (block for (name, _), block in self._blocks.items() if name == stream_id)
+        return any(b"response.created" in block for block in blocks)
+
+    def _judge_kept(self, stream: "Stream", state: str) -> None:
+        """What is kept and not waited for any more is stopped: once, if its owner is well."""
+        for response in self._world.upstream.kept.of(stream.name):
+            times = response.cancels
+            if times > 1 and not self._world.troubles:
+                self.accuse("told to stop", f"{response.name} was stopped {times} times")
+            ended = self._ended_last.get(stream.stream_id, float("inf"))
+            known = self._is_kept(stream.stream_id) and self._was_well(ended - 3, ended + 3)
+            goes_on = not times and response.over_at > ended + _SLACK
+            if known and goes_on and state == "cancelled":
+                self.accuse("told to stop", f"{response.name} goes on, {stream.name} is {state}")
 
     def _judge_log(self, stream: "Stream") -> None:
         redis = self._world.redis
@@ -177,6 +194,7 @@ class Oracle:
             self.accuse("liveness", f"{stream.name} has no end")
         if not self._world.troubles and not stream.cancels and self._is_watched(stream):
             self._judge_calm(stream, state)
+        self._judge_kept(stream, state)
         if not entries:
             return
         last: Id | None = None
@@ -204,7 +222,8 @@ class Oracle:
         told = [each for each in script[:tries] if each["status"] not in _AGAIN]
         last = told[0] if told else script[:tries][-1]
         if last["status"] == 200:
-            expected = _ENDS.get(last["end"], "done")
+            goes_on = stream.kept and last["end"] not in _TRUE
+            expected = "done" if goes_on else _ENDS.get(last["end"], "done")
         else:
             expected = {0: "truncated", -1: "stalled"}.get(last["status"], "failed")
         if state != expected:
@@ -326,6 +345,7 @@ class Oracle:
 
 
 _DEADLY = {"death", "drain"}
+_TRUE = frozenset({"error", "json"})  # What ends a kept answer too.
 _AGAIN = {429, 503, 529}  # What is asked once more.
 _ENDS = {
     "cut": "truncated",
