@@ -9,8 +9,8 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth.tickets import Ticket, Tickets
+from gateway.config.preset_book import PresetBook
 from gateway.config.presets import Preset
-from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.runs.record import Created, dialect_fields
@@ -36,7 +36,7 @@ class TicketEndpoints:
 
     def __init__(
         self,
-        settings: Settings,
+        presets: PresetBook,
         guards: Guards,
         tickets: Tickets,
         records: Records,
@@ -44,7 +44,9 @@ class TicketEndpoints:
         streams: StreamEndpoints,
         draining: Callable[[], bool],
     ) -> None:
-        self._settings = settings
+        settings = presets.settings
+        self._presets = presets
+        self._max_body = settings.max_body
         self._mount = Mount(settings.public_url, settings.prefix)
         self._guards = guards
         self._tickets = tickets
@@ -67,7 +69,7 @@ class TicketEndpoints:
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
-        body = await body_of(request, self._settings.max_body)
+        body = await body_of(request, self._max_body)
         made = body.made(preset)._replace(more=dialect_fields(preset.dialect))
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
@@ -140,7 +142,7 @@ class TicketEndpoints:
         return answer
 
     def _preset(self, name: str) -> Preset:
-        preset = self._settings.preset(name)
+        preset = self._presets.get(name)
         if preset is None:
             raise Rejected("preset_not_found")
         return preset
