@@ -22,6 +22,7 @@ REJECTED = {
     "not_an_object": (400, "The body is not a JSON object"),
     "stream_required": (400, "Completions are only streamed here"),
     "model_not_allowed": (400, "The preset does not allow this model"),
+    "field_not_allowed": (400, "The preset does not allow this member"),
     "bad_idempotency_key": (400, "The Idempotency-Key is not usable"),
     "not_authenticated": (401, "No valid cookie"),
     "foreign_origin": (403, "The page is not one of ours"),

@@ -9,6 +9,7 @@ import pytest
 from playwright.async_api import BrowserContext, Page
 
 from gateway.config.settings import Settings, table
+from gateway.demo.upstream import FAULTS, URLS
 from tests import test_browser
 from tests.support import OK, Call, ask, chunk, scripted, sse, whole
 from tests.test_browser import cut, in_halves, log_in, watched
@@ -105,6 +106,16 @@ async def test_the_lines_of_the_readme_say_why_there_is_no_ticket(context: Brows
         assert await page.evaluate("said") == "{Uncaught Error: No valid cookie}"
         assert [each.path for each in watch.seen if each.path != "/bare"] == ["/tickets"]
         assert not upstream.calls
+
+
+# docs/pretend.md
+
+
+def test_the_pretend_upstreams_faults_and_places_are_told() -> None:
+    text = (HOME / "docs" / "pretend.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z:A-Z-]+)` \| ", text, re.MULTILINE)
+    assert set(rows) == FAULTS.keys()
+    assert [path for path in URLS if f"`{path}`" not in text] == []
 
 
 # docs/pages.md
