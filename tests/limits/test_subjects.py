@@ -63,13 +63,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 def replica(store: RedisClient, size: int = 10 * KIB, **times: float) -> Records:
     """Return the records as one replica sees them, with a bound for each subject."""
-    given: dict[str, Any] = {
-        "start_by": 60.0,
-        "log_ttl": 600.0,
-        "max_run": lambda: 600,
-        "lease": 1.0,
-        **times,
-    }
+    given = {"start_by": 60.0, "log_ttl": 600.0, "lease": 1.0, **times}
     return Records(store, new_id(), **given, max_run=lambda: 600, most=Most(size=size))
 
 
