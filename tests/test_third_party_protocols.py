@@ -23,12 +23,20 @@ class Dialect(NamedTuple):
     preset: dict[str, Any] | None = None
 
 
+COHERE = {
+    "protocol": "sse",
+    "end": {"event": "message-end"},
+    "text": "delta.message.content.text",
+    "usage": "delta.usage.tokens",
+    "reason": "delta.finish_reason",
+}
 DIALECTS = {
     "openai": Dialect("/v1/chat/completions", "stop"),
     "responses": Dialect("/v1/responses", "completed"),
     "anthropic": Dialect("/v1/messages", "end_turn", preset={"defaults": {"max_tokens": 1000}}),
     "ollama": Dialect("/api/chat", "stop", tokens=(0, 0)),  # It never tells others.
     "gemini": Dialect("/v1beta/models/{model}:streamGenerateContent?alt=sse", "STOP"),
+    "cohere": Dialect("/v2/chat", "COMPLETE", preset=COHERE),
 }
 
 
