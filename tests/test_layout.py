@@ -46,7 +46,7 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets", "config.price"},
+    "pydantic": {"config.dialects", "config.settings", "config.presets", "config.price"},
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -65,6 +65,7 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.chat": {"upstream.protocols.table"},
     "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
+    "upstream.protocols.sse": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
@@ -94,6 +95,7 @@ TESTED_IN = {
     "limits.headroom": "limits.subjects",
     "membership.control": "runs.cancellation",
     "membership.suspects": "runs.takeover",
+    "runs.answer": "runs.attempts",
     "runs.claims": "runs.supervisor",
     "runs.intake": "runs.run",
     "runs.ownership": "runs.supervisor",
@@ -129,6 +131,8 @@ TESTED_IN = {
     "upstream.protocols.gemini_text": "upstream.protocols.gemini",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
+    "upstream.protocols.sse_paths": "upstream.protocols.sse",
+    "upstream.protocols.sse_state": "upstream.protocols.sse",
     "upstream.protocols.responses_events": "upstream.protocols.responses",
     "upstream.protocols.responses_frames": "upstream.protocols.responses",
     "upstream.protocols.responses_text": "upstream.protocols.responses_state",

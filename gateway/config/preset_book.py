@@ -9,14 +9,12 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from gateway.config.presets import Preset
+from gateway.config.presets import DEFAULT, Preset
 from gateway.config.settings import PREFIX, Settings
 from gateway.errors import SettingsError
 from gateway.tasks import in_thread
 
 _PATIENCE = 10.0  # Seconds for the file: it may be a pipe that nobody writes to.
-
-_DEFAULT = Preset.model_validate({})
 
 logger = logging.getLogger("gateway")
 
@@ -85,7 +83,7 @@ def _keeps(why: str) -> None:
 
 
 def _filled(settings: Settings, presets: Mapping[str, Preset]) -> dict[str, Preset]:
-    every = {"default": _DEFAULT, **presets}
+    every = {"default": DEFAULT, **presets}
     return {name: _fill(settings, preset) for name, preset in every.items()}
 
 

@@ -5,7 +5,7 @@ the settings of the same name. Without a file there is one preset, `default`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -18,8 +18,10 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
+from gateway.config.dialects import OF, End, Picked, Words, check, dialect
 from gateway.config.price import Price
 from gateway.errors import redacted
 
@@ -28,7 +30,7 @@ _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini", "sse"]
 
 
 def tidy(value: Any) -> Any:
@@ -77,6 +79,12 @@ class Preset(BaseModel):
     retry_after_max: float = Field(
         20, ge=0, allow_inf_nan=False, description="longest Retry-After waited for"
     )
+    fallback: tuple[str, ...] = Field(
+        (), description="presets tried in turn after a sure refusal, before the first event"
+    )
+    fallback_on_timeout: bool = Field(
+        False, description="go on to them after a time-out or a cut too; it may be paid twice"
+    )
     price: Price | None = Field(
         None,
         repr=False,
@@ -96,6 +104,15 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+
+    # Of one protocol's answers alone, see `dialects`.
+    end: End | None = Field(None, description="sse: what proves that an answer is whole")
+    text: Picked | None = Field(None, description="sse: the path of an event's text")
+    usage: Picked | None = Field(None, description="sse: the path of the usage")
+    error: Picked | None = Field(None, description="sse: the path of an error")
+    reason: Picked | None = Field(None, description="sse: the path of the finish reason")
+    strict_end: bool = Field(False, description="openai: [DONE] without a reason is no end")
+    broken_off: Words = Field([], description="openai: further reasons that finish nothing")
 
     # Of answers that the upstream keeps.
     background: bool = Field(
@@ -133,12 +150,48 @@ class Preset(BaseModel):
                 raise ValueError(f"the value of {name} has a character outside Latin-1") from None
         return headers
 
+    @model_validator(mode="after")
+    def _has_a_dialect(self) -> "Preset":
+        check(self.protocol, self.model_fields_set, self.end)
+        return self
+
     @cached_property
     def dialect(self) -> str:
         """What a reader of its answers must know, as text: it is kept with each stream."""
-        return self.protocol
+        told = self.model_dump(mode="json", include=set(OF), exclude_defaults=True)
+        return dialect(self.protocol, told)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Yield what is shown of it: no login and no key in its URL."""
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
+
+
+DEFAULT = Preset.model_validate({})  # What `default` is where no file says so.
+
+
+def chain_of(name: str, presets: Callable[[str], Preset | None]) -> list[str]:
+    """Return the fallbacks of a preset in the order they are tried, each with its own after it."""
+    found: dict[str, None] = {}
+    waiting = [name]
+    while waiting:
+        each = waiting.pop(0)
+        preset = presets(each)
+        if preset is not None and each not in found:
+            found[each] = None
+            waiting = [*preset.fallback, *waiting]
+    return [each for each in found if each != name]
+
+
+def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
+    """Yield what is wrong with the fallbacks of presets, one line each."""
+    for name, preset in presets.items():
+        for other in preset.fallback:
+            where = f"presets.{name}.fallback"
+            if other not in presets:
+                yield f"{where}: there is no preset {other}"
+            elif name == other or name in chain_of(other, presets.get):
+                yield f"{where}: {other} leads back to {name}"
+            elif presets[other].protocol != preset.protocol:
+                spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
+                yield f"{where}: {spoken}; a page reads one protocol"
