@@ -46,7 +46,7 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets"},
+    "pydantic": {"config.settings", "config.presets", "config.templates"},
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -117,6 +117,7 @@ TESTED_IN = {
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
+    "upstream.protocols.forms": "upstream.protocols.policy",
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",

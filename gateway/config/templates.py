@@ -53,18 +53,24 @@ def template_faults(template: Messages, variables: Mapping[str, Variable]) -> It
     named = list(dict.fromkeys(places(template)))
     if template and not named:
         yield "template: it names no ${variable}: a page could say nothing; use system"
-    yield from (
-        f"template: ${{{each}}} is no variable of it" for each in named if each not in variables
-    )
-    for number, message in enumerate(template):
-        if not isinstance(message.get("role"), str):
-            yield f"template: message {number} has no role"
+    unknown = [each for each in named if each not in variables]
+    yield from (f"template: ${{{each}}} is no variable of it" for each in unknown)
+    yield from (f"template: {each}" for each in _message_faults(template))
     for name, variable in variables.items():
         if not _NAME.fullmatch(name):
             yield f"variables.{name}: a name has letters, digits, _ and -"
         elif name not in named:
             yield f"variables.{name}: the template does not name it"
         yield from (f"variables.{name}.{each}" for each in _variable_faults(variable))
+
+
+def _message_faults(template: Messages) -> Iterator[str]:
+    for number, message in enumerate(template, 1):
+        if not isinstance(message.get("role"), str):
+            yield f"message {number} has no role"
+        for name in ("content", "parts"):
+            if not _is_content(message.get(name, "")):
+                yield f"{name} of message {number} is no text and no list of tables"
 
 
 def _is_content(value: Any) -> bool:

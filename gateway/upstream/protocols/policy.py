@@ -4,6 +4,7 @@ What is ruled over here is read once, and sent as it was read: of a name that co
 member, too, only the one that was looked at goes on, and other spellings of it do not.
 """
 
+from collections.abc import Set
 from typing import Any
 
 from gateway.config.presets import Preset
@@ -47,15 +48,14 @@ def _allowed(preset: Preset, page: dict[str, Any], form: Form) -> dict[str, Any]
         allowed = {"model", "stream", form.messages, form.system, *form.needed, *preset.fields}
         for name in page:
             if name not in allowed - {""}:
-                _check_caps(
-                    preset, {name: page[name]}, form
-                )  # Too many is too many, listed or not.
+                _check_caps(preset, {name: page[name]}, form)  # Too many is told as such.
                 raise _no_field(name)
         return page
-    if preset.hides:
-        _refuse(page, set(forms.REVEALING) - {form.messages, form.system})
-    if preset.models:
-        _refuse(page, set(forms.LEADING_ELSEWHERE), "model_not_allowed")
+    hidden = forms.REVEALING - {form.messages, form.system} if preset.hides else frozenset()
+    if hiding := _named(page, hidden):
+        raise _no_field(hiding)
+    if preset.models and (leading := _named(page, forms.LEADING_ELSEWHERE)):
+        raise Rejected("model_not_allowed", f'"{leading[:60]}" is not for a page to set.')
     if twin := forms.second_spelling(page, _looked_into(preset, form)):
         raise _no_field(twin)
     ours = {"model", "stream", "stream_options", *form.own, *form.copies, *preset.force}
@@ -63,11 +63,10 @@ def _allowed(preset: Preset, page: dict[str, Any], form: Form) -> dict[str, Any]
     return {k: v for k, v in page.items() if k in ours or spelled(k) not in folded}
 
 
-def _refuse(page: dict[str, Any], names: set[str], code: str = "field_not_allowed") -> None:
+def _named(page: dict[str, Any], names: Set[str]) -> str | None:
+    """Return a page's member that is one of these, however it is spelled."""
     folded = {spelled(name) for name in names}
-    for name in page:
-        if spelled(name) in folded:
-            raise Rejected(code, f'"{name[:60]}" is not for a page to set.')
+    return next((name for name in page if spelled(name) in folded), None)
 
 
 def _no_field(name: str) -> Rejected:
@@ -147,10 +146,8 @@ def _capped(
     else:
         each = min([*_bounds(request, form), most // copies])
     if not 1 <= each * copies <= most:
-        detail = f'"{form.copies[0]}" is {copies}: {most} is the most of all answers together.'
-        raise Rejected(
-            "too_many_tokens", detail if copies > 1 else f'"{name}": {most} is the most.'
-        )
+        detail = f'"{name}" of {copies} answers may be {most} together.'
+        raise Rejected("too_many_tokens", detail)
     capped = forms.without(request, form.caps)
     forms.put(capped, name, each)
     return capped
