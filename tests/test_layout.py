@@ -46,7 +46,7 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets", "config.templates"},
+    "pydantic": {"config.settings", "config.presets", "config.price", "config.templates"},
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -61,7 +61,9 @@ FENCES: dict[str, set[str]] = {
 BEHIND: dict[str, set[str]] = {
     "auth.custom": {"auth.loading"},
     "auth.session": {"auth.loading"},
+    "upstream.protocols.anthropic": {"upstream.protocols.table"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.ollama": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
 
@@ -119,7 +121,9 @@ TESTED_IN = {
     "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.forms": "upstream.protocols.policy",
     "upstream.protocols.refusals": "upstream.client",
+    "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
+    "upstream.protocols.terminal_state": "upstream.protocols.anthropic",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.price import Price
 from gateway.config.templates import Many, Messages, Variable, template_faults
 from gateway.errors import redacted
 
@@ -29,7 +30,7 @@ _MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai"]
+Protocol = Literal["openai", "anthropic", "ollama"]
 
 
 def tidy(value: Any) -> Any:
@@ -92,6 +93,11 @@ class Preset(BaseModel):
     )
     retry_after_max: float = Field(
         20, ge=0, allow_inf_nan=False, description="longest Retry-After waited for"
+    )
+    price: Price | None = Field(
+        None,
+        repr=False,
+        description="for a million tokens: prompt, completion, cached",
     )
     on_leave: Literal["cancel", "finish"] = Field(
         "cancel", description="what becomes of a run whose last viewer left"

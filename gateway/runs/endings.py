@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from gateway.eventlog.writer import EventLog
+from gateway.runs.bill import Bill
 from gateway.sse import Event
 from gateway.upstream.protocols.base import CompletionState
 
 EndState = Literal["done", "cancelled", "truncated", "stalled", "failed", "interrupted", "expired"]
 State = Literal["cached", "starting", "streaming"] | EndState
 _S = TypeVar("_S", bound=str)
+_NO_BILL = Bill()
 
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
 MOVES: dict[str, frozenset[State]] = {
@@ -81,7 +83,7 @@ def natural_ending(completion: CompletionState, *, strayed: bool) -> Ending | No
 
 
 def ending_events(
-    ending: Ending, completion: CompletionState | None, attempts: int
+    ending: Ending, completion: CompletionState | None, attempts: int, bill: Bill = _NO_BILL
 ) -> tuple[list[Event], Event, bytes]:
     """Return the last events, the lone `end` if a cancel came first, and the record's result."""
     reason = usage = None
@@ -89,7 +91,7 @@ def ending_events(
         # Who finished told the price or does not count; who was broken off had no time to tell.
         usage = completion.usage if ending.state == "done" else completion.estimate()
         reason = completion.finish_reason
-    result = {"finish_reason": reason, "usage": usage, "attempts": attempts}
+    result = {"finish_reason": reason, "usage": usage, **bill.members(), "attempts": attempts}
     last = [Event(_json({"state": ending.state, **result}), b"end")]
     if ending.failure is not None:
         last.insert(0, Event(_json(ending.failure), b"failure"))

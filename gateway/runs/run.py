@@ -29,6 +29,7 @@ from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Held
+from gateway.runs.bill import Bill
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.intake import Intake, RunLimits
 from gateway.upstream.client import UpstreamRequest
@@ -134,20 +135,16 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         failed = ": {code}: {message}".format_map(ending.failure) if ending.failure else ""
-        failed = failed or f", {clock.now() - self._began:.2f} s, {self._measure()}"
+        bill = Bill.of(self._completion, self.log.fields["preset"], self.preset)
+        took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
+        failed = failed or f", {took}, {bill}"
         self.why = with_cause(f"attempt(s) of preset {self.log.fields['preset']}{failed}", broken)
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
         attempts = self._before + self._sent
-        events, cancelled, result = ending_events(ending, self._completion, attempts)
+        events, cancelled, result = ending_events(ending, self._completion, attempts, bill)
         return await self.log.seal(ending.of(self.log), events, cancelled, result)
-
-    def _measure(self) -> str:
-        """Say how much it was, for operators: numbers only, whatever the upstream told."""
-        tokens = "+".join(map(_number, self._completion.tokens))
-        guess = " (estimated)" if (self._completion.estimate() or {}).get("estimated") else ""
-        return f"{self.log.count} events, {tokens} tokens{guess}"
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""
@@ -230,7 +227,3 @@ class Run:
         words = "The upstream ended the stream before the completion was whole."
         cut = Ending("truncated", failure("upstream_cut", words, retryable=True))
         return self._intake.natural_end() or cut
-
-
-def _number(value: object) -> str:
-    return str(value) if type(value) is int and 0 <= value < 1 << 53 else "?"

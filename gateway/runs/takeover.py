@@ -29,6 +29,7 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.bill import Bill
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.record import Record, fields_of
 from gateway.runs.records import Records
@@ -274,7 +275,9 @@ class Takeover:
         stream_id = record.stream_id
         ending = Ending("done") if answer.completion.finished else _lost()
         try:
-            events, end, result = ending_events(ending, answer.completion, record.attempts)
+            preset = self._presets(record.preset)
+            bill = Bill.of(answer.completion, record.preset, preset)
+            events, end, result = ending_events(ending, answer.completion, record.attempts, bill)
         except Exception:
             logger.exception("%s: ends without what its log tells", stream_id)
             events, end, result = ending_events(ending, None, record.attempts)

@@ -5,7 +5,10 @@ from tests.conformance.server import Server
 from tests.conformance.text import deltas, joined, plain
 from tests.conformance.wire import Stream, Ticket
 
-UNSET = {"text": "", "finish_reason": None, "usage": None, "last_event_id": None, "attempts": 0}
+UNSET = {"text": "", "attempts": 0} | dict.fromkeys(
+    ("finish_reason", "usage", "tokens", "last_event_id")
+)
+_OF_THE_END = ("state", "finish_reason", "usage", "tokens", "preset", "attempts")
 
 
 @promise()
@@ -21,7 +24,7 @@ async def a_completion_equals_what_was_streamed(server: Server) -> None:
     told = await server.completion(ended.ticket)
     end = ended.stream.end
     text = told.get("text")
-    wanted = {name: end.get(name) for name in ("state", "finish_reason", "usage", "attempts")}
+    wanted = {name: end.get(name) for name in _OF_THE_END}
     has("all but the text", told, {**wanted, "last_event_id": ended.stream.ids[-1]})
     spoken = await server.read(f"{ended.ticket.stream}&format=text")
     equal("the text", plain(str(text)), plain(joined(spoken.events)))

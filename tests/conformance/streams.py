@@ -53,11 +53,11 @@ async def the_last_event_is_end_and_then_the_connection_closes(server: Server) -
     stream = (await server.ended()).stream
     end = stream.end
     equal("the number of ends", stream.names.count("end"), 1)
-    missing = {"state", "finish_reason", "usage", "attempts"} - set(end)
+    missing = {"state", "finish_reason", "usage", "tokens", "preset", "attempts"} - set(end)
     holds(not missing, f"end has no {missing}")
     holds(end["state"] in FINAL, f"the state is {end['state']!r}")
     holds(type(end["attempts"]) is int, f"attempts is {end['attempts']!r}")
-    for name, kind in (("finish_reason", str), ("usage", dict)):
+    for name, kind in (("finish_reason", str), ("usage", dict), ("tokens", dict), ("preset", str)):
         holds(end[name] is None or isinstance(end[name], kind), f"{name} is {end[name]!r}")
 
 

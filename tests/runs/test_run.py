@@ -37,6 +37,7 @@ from tests.support import (
 
 KEY = "sk-of-the-tests"
 STOP = chunk("", finish="stop")
+TOKENS = dict.fromkeys(("prompt", "completion", "cached"))
 CHUNKED = OK.replace(b"Connection: close", b"Transfer-Encoding: chunked")
 
 
@@ -118,8 +119,8 @@ async def test_the_log_says_why_an_answer_failed(caplog: pytest.LogCaptureFixtur
     [
         (b'{"prompt_tokens":12,"completion_tokens":40}', "12+40 tokens"),
         (b'{"completion_tokens":40}', "?+40 tokens"),
-        (b'{"prompt_tokens":"1\\nERROR forged","completion_tokens":-1}', "?+? tokens"),
-        (b'{"prompt_tokens":true,"completion_tokens":%s}' % (b"9" * 400), "?+? tokens"),
+        (b'{"prompt_tokens":"1\\nERROR forged","completion_tokens":-1}', "?+3 tokens (estimated)"),
+        (b'{"prompt_tokens":true,"completion_tokens":%s}' % (b"9" * 400), "?+3 tokens (estimated)"),
         (b"null", "?+3 tokens (estimated)"),
     ],
 )
@@ -156,7 +157,8 @@ async def test_the_end_tells_reason_and_usage(redis_url: str) -> None:
     script = sends(OK, sse(chunk("Hi", finish="length"), usage, b"[DONE]"))
     got, _ = await ended(script, redis_url=redis_url)
     expected = {"state": "done", "finish_reason": "length", "usage": {"total_tokens": 7}}
-    assert got.end == {**expected, "attempts": 1}
+    billed = {"tokens": {**TOKENS, "completion": 1, "estimated": True}, "preset": "default"}
+    assert got.end == {**expected, **billed, "attempts": 1}
 
 
 async def test_what_follows_the_finish_is_waited_for() -> None:
@@ -692,7 +694,8 @@ def test_the_end_is_last_and_a_failure_comes_before_it() -> None:
     assert [event.name for event in events] == [b"failure", b"end"]
     assert json.loads(events[0].data) == told
     facts = {"finish_reason": None, "usage": {"completion_tokens": 1, "estimated": True}}
-    assert json.loads(events[1].data) == {"state": "truncated", **facts, "attempts": 2}
+    unbilled = {"tokens": None, "preset": None}
+    assert json.loads(events[1].data) == {"state": "truncated", **facts, **unbilled, "attempts": 2}
 
 
 def test_a_failure_has_a_status_only_where_there_is_one() -> None:
@@ -701,7 +704,8 @@ def test_a_failure_has_a_status_only_where_there_is_one() -> None:
 
 def test_a_clean_end_has_no_failure_and_the_record_says_the_same() -> None:
     events, cancelled, result = ending_events(Ending("done"), told_by(STOP, b"[DONE]"), 1)
-    facts = {"finish_reason": "stop", "usage": None, "attempts": 1}
+    unbilled = {"tokens": None, "preset": None}
+    facts = {"finish_reason": "stop", "usage": None, **unbilled, "attempts": 1}
     assert [event.name for event in events] == [b"end"]
     assert json.loads(events[0].data) == {"state": "done", **facts}
     assert json.loads(cancelled.data) == {"state": "cancelled", **facts}

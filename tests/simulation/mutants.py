@@ -14,6 +14,7 @@ from gateway.eventlog.writer import EventLog
 from gateway.membership.failure_detector import FailureDetector
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending
+from gateway.runs.intake import Intake
 from gateway.runs.presence import Presence
 from gateway.runs.run import Run
 from gateway.store.client import RedisClient
@@ -114,7 +115,7 @@ def asks_again_after_a_cut() -> Patches:
 
 def every_end_is_done() -> Patches:
     """The end of the connection is taken for the end of the completion."""
-    yield patch.object(Run, "_natural_end", lambda self: Ending("done"))
+    yield patch.object(Intake, "natural_end", lambda self: Ending("done"))
 
 
 def nobody_takes_over() -> Patches:

@@ -682,8 +682,8 @@ async def test_a_completion_of_a_cached_ticket_is_empty_and_starts_nothing() -> 
         url = await gate.ticket()
         told = await gate.completion(url)
         assert await gate.completion(url) == told
-    unset = dict.fromkeys(("finish_reason", "usage", "last_event_id"))
-    assert told == {"state": "cached", "text": "", "attempts": 0, **unset}
+    unset = dict.fromkeys(("finish_reason", "usage", "tokens", "last_event_id"))
+    assert told == {"state": "cached", "text": "", "preset": "default", "attempts": 0, **unset}
     assert upstream.calls == []
 
 
@@ -696,7 +696,7 @@ async def test_a_completion_tells_the_answer_so_far_on_every_replica(
         first = await gate.read(url, enough=events(1))
         told = [await gate.completion(url), await b.completion(url)]
         held.go.set()
-    unset = {"finish_reason": None, "usage": None}
+    unset = {"finish_reason": None, "usage": None, "tokens": None, "preset": "default"}
     expected = {"state": "streaming", "text": "Hel", "last_event_id": first.last_id, "attempts": 1}
     assert told == [{**expected, **unset}] * 2
 
@@ -725,7 +725,9 @@ async def test_a_completion_of_an_ended_stream_is_the_whole_answer(redis_url: st
         got = await gate.read(url)
         told = await gate.completion(url)
     expected = {"state": "done", "text": "Hello", "finish_reason": "length", "attempts": 1}
-    assert told == {**expected, "usage": usage, "last_event_id": got.last_id}
+    billed = {"usage": usage, "tokens": got.end["tokens"], "preset": "default"}
+    assert told == {**expected, **billed, "last_event_id": got.last_id}
+    assert got.end["tokens"] == {"prompt": 3, "completion": 2, "cached": None}
     assert (got.end["usage"], got.end["finish_reason"]) == (usage, "length")
 
 
@@ -758,7 +760,7 @@ async def test_a_ticket_cancelled_before_it_was_redeemed_starts_nothing(redis_ur
         got = await gate.read(url)
         assert (await gate.read(url, last_id=got.last_id)).status == 204
         assert (await gate.completion(url))["state"] == "cancelled"
-    unset = {"finish_reason": None, "usage": None}
+    unset = dict.fromkeys(("finish_reason", "usage", "tokens", "preset"))
     assert (got.names, got.end) == (["end"], {"state": "cancelled", **unset, "attempts": 0})
     assert upstream.calls == []
 

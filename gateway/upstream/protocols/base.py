@@ -16,8 +16,8 @@ To add a protocol:
    tested, and the docs its name.
 
 Shared by all who need it: `complaints` and `error_text` (errors in whatever shape), `usage`
-(bounded as a page may see it), `refusals` (which statuses are sure, how long to wait), and
-`gateway.sse.Parser` as `Frames`.
+(bounded as a page may see it; and its tokens), `refusals` (which statuses are sure, how long to
+wait), and `gateway.sse.Parser` as `Frames`.
 
 `see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
 of an error or of the price must not be decoded: let a regular expression look first.
@@ -59,6 +59,26 @@ class Refusal(NamedTuple):
     retry_after: float | None  # Seconds, None if it does not say.
 
 
+class Tokens(NamedTuple):
+    """What an answer took, of prompt and completion; None where nobody knows."""
+
+    prompt: int | None = None  # With those that came from a cache.
+    completion: int | None = None  # With what was thought and not said.
+    cached: int | None = None  # Of those of the prompt.
+    estimated: bool = False  # The upstream never told: it is a guess.
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known."""
+        return self.prompt is not None or self.completion is not None
+
+    def or_guess(self, pieces: int) -> "Tokens":
+        """Return the same, with a piece for a token where the completion's are not known."""
+        if self.completion is not None or not pieces:
+            return self
+        return self._replace(completion=pieces, estimated=True)
+
+
 class Frames(typing.Protocol):
     """The bytes of one answer, cut into events however they come."""
 
@@ -91,8 +111,8 @@ class CompletionState(typing.Protocol):
         """What it told of the price, as it told it; bounded."""
 
     @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt and of the answer, estimated if need be; whatever was told."""
+    def tokens(self) -> Tokens:
+        """What it took so far, estimated if need be: see `usage.count_in`. Asked for at the end."""
 
     @property
     def finish_reason(self) -> str | None:

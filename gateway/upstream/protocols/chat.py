@@ -7,15 +7,14 @@ from urllib.parse import urlsplit
 
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
-from gateway.sse import FRAMES, Event, Parser
-from gateway.upstream.protocols.base import NONE, HttpRequest
-from gateway.upstream.protocols.chat_chunks import DONE, is_whole
+from gateway.sse import Event
+from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.chat_chunks import DONE
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
-from gateway.upstream.protocols.complaints import ERROR_NAMES
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
-from gateway.upstream.protocols.requests import EVENTS, Lost, bearer, headers_of
+from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 
 _CAPS = ("max_tokens", "max_completion_tokens")  # The newer of both is refused by older servers.
 _OTHER_CAPS = ("max_output_tokens", "max_new_tokens", "n_predict", "num_predict")
@@ -25,11 +24,8 @@ _LEGACY = Form(messages="prompt", caps=_CAPS + _OTHER_CAPS)
 _NEW_HOSTS = ("openai.com", "openai.azure.com")
 
 
-class Chat(Lost):
+class Chat(Framed):
     """Chat completions, streamed as server-sent events."""
-
-    types = frozenset({"text/event-stream"})
-    starts: tuple[bytes, ...] = FRAMES
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Rejected where it is not allowed."""
@@ -48,20 +44,10 @@ class Chat(Lost):
         headers = headers_of(preset, EVENTS, *([bearer(key)] if key else []))
         return HttpRequest("POST", preset.url, headers, body)
 
-    def frames(
-        self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
-    ) -> Parser:
-        """Return the parser of an event stream."""
-        return Parser(limit, noise)
-
     def completion(self, body: bytes = b"") -> ChatState:
         """Return the state of an answer with as many choices as were asked for."""
         wanted = json.loads(body or b"{}").get("n")
         return ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
-
-    def is_whole(self, event: Event) -> bool:
-        """Whether it is `[DONE]`, or JSON to its last brace, or an error by its name."""
-        return is_whole(event.data) or event.name.lower() in ERROR_NAMES
 
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""

@@ -15,26 +15,26 @@ from typing import Any
 
 from gateway.sse import Event
 from gateway.upstream.protocols import complaints
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, choices_of, decoded, is_whole
-from gateway.upstream.protocols.usage import Usage
-
-BROKEN_OFF = frozenset(  # Reasons that finish nothing.
-    {"insufficient_system_resource", "abort", "aborted", "cancelled", "canceled", "interrupted"}
-    | {"timeout", "user_cancel"}
-)
+from gateway.upstream.protocols.reasons import BROKEN_OFF, is_error, reason_of
+from gateway.upstream.protocols.usage import Usage, count_in
 
 _tells = re.compile(rb'"(?:finish_reason|usage|errors?)"\s*(?::\s*[^\sn]|[,}\]])').search
 _says = re.compile(rb'"(?:content|text)"\s*:\s*"[^"]').search
 _speaks = re.compile(rb'"(?:\w*(?:[mM]essage|msg)|errors?|detail|description|reason)"').search
-_ERROR = re.compile(r"error|errored|failed|failure|error_.*|.*_error", re.IGNORECASE | re.DOTALL)
-_NO_REASON = frozenset({"", "null", "none", "nil", "undefined"})
 _NO_ANSWER = frozenset({"id", "object", "created", "model", "type", "usage"})
 _NOTHING = frozenset({b"", b"{}", b"null", b'""'})
+_CACHED = (
+    "prompt_tokens_details.cached_tokens",
+    "input_tokens_details.cached_tokens",
+    "prompt_cache_hit_tokens",  # DeepSeek's.
+    "cached_tokens",
+)
 _SHORT = 128  # Bytes that `[DONE]` and the white space around it may have.
 _EARLY = 4  # Events that are looked at once more where `[DONE]` comes soon after them.
 _ROUNDS = 8  # Times that some more are looked at where the first ones were none of an answer.
 _MOST = 1000  # Choices of which note is taken.
-_REASON = 100  # Characters of a finish reason: it goes into `end` and the record.
 
 
 class ChatState:
@@ -181,14 +181,14 @@ class ChatState:
         self.finished = self.at_rest and not self._went_on
 
     def _note(self, index: int, choice: dict[str, Any]) -> None:
-        reason = _reason(choice)
+        reason = reason_of(choice.get("finish_reason"))
         if index in self._reasons and _says_something(choice):
             self._went_on = True
             self._unfinished[index] = None
         elif self.finished and index in self._reasons:
             return  # It is whole, whatever reason is told once more.
         if reason is not None:
-            if _ERROR.fullmatch(reason):  # Some say so instead of an error object.
+            if is_error(reason):
                 self._fail({})
             self._reasons[index] = reason
             if reason.lower() in BROKEN_OFF:
@@ -205,10 +205,9 @@ class ChatState:
             self.error = error
 
     @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt and of the answer, estimated if need be; whatever was told."""
-        usage = self.estimate() or {}
-        return usage.get("prompt_tokens"), usage.get("completion_tokens")
+    def tokens(self) -> Tokens:
+        """What it took so far, estimated if need be."""
+        return _tokens(self.usage).or_guess(self.pieces)
 
     def estimate(self) -> dict[str, Any] | None:
         """Return the usage, or a guess where the upstream never told it: a piece is a token."""
@@ -217,11 +216,14 @@ class ChatState:
         return {"completion_tokens": self.pieces, "estimated": True}
 
 
-def _reason(choice: dict[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or reason.strip().lower() in _NO_REASON:
-        return None
-    return reason[:_REASON]
+def _tokens(usage: dict[str, Any] | None) -> Tokens:
+    """Return what a usage tells in any of the names that servers of this kind have for it."""
+    prompt = count_in(usage, "prompt_tokens", "input_tokens")
+    completion = count_in(usage, "completion_tokens", "output_tokens")
+    total = count_in(usage, "total_tokens")
+    if prompt is not None and completion is not None and total is not None:
+        completion = max(completion, total - prompt)  # Some count thoughts in the total alone.
+    return Tokens(prompt, completion, count_in(usage, *_CACHED))
 
 
 def _says_something(choice: dict[str, Any]) -> bool:

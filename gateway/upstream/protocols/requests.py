@@ -5,8 +5,10 @@ from typing import Any
 
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
-from gateway.sse import Event
-from gateway.upstream.protocols.base import HttpRequest, Refusal, Rest
+from gateway.sse import FRAMES, Event, Parser
+from gateway.upstream.protocols.base import NONE, HttpRequest, Refusal, Rest
+from gateway.upstream.protocols.chat_chunks import is_whole
+from gateway.upstream.protocols.complaints import ERROR_NAMES
 from gateway.upstream.protocols.refusals import judged
 
 EVENTS = b"text/event-stream"
@@ -42,6 +44,23 @@ class Lost:
     def stop(self, preset: Preset, seen: Iterable[Event]) -> HttpRequest | None:
         """Return None: a closed connection stops it."""
         return None
+
+
+class Framed(Lost):
+    """What is the same in those of them that stream server-sent events."""
+
+    types = frozenset({"text/event-stream"})
+    starts: tuple[bytes, ...] = FRAMES
+
+    def frames(
+        self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
+    ) -> Parser:
+        """Return the parser of an event stream."""
+        return Parser(limit, noise)
+
+    def is_whole(self, event: Event) -> bool:
+        """Whether it is `[DONE]`, or JSON to its last brace, or an error by its name."""
+        return is_whole(event.data) or event.name.lower() in ERROR_NAMES
 
 
 def bearer(key: str) -> Header:

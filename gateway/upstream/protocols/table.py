@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 from gateway.config.presets import Preset
 from gateway.errors import Unavailable
+from gateway.upstream.protocols.anthropic import Anthropic
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.ollama import Ollama
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
-PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat()}
+PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "anthropic": Anthropic(), "ollama": Ollama()}
 
 
 def protocol_of(preset: Preset) -> Protocol:

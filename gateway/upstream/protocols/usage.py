@@ -11,6 +11,7 @@ from typing import Any
 
 _DEPTH, _WIDTH, _LONG = 6, 100, 1000
 _HEAVY = 16 * 1024  # Bytes, above which only its numbers are kept.
+_MOST = 1 << 53  # Tokens: beyond it a page's numbers are no longer whole.
 
 
 class Usage:
@@ -32,6 +33,17 @@ class Usage:
     def _weighed(self, told: dict[str, Any]) -> dict[str, Any]:
         self._since = 0
         return told if len(json.dumps(told)) <= _HEAVY else _numbers(told)
+
+
+def count_in(usage: dict[str, Any] | None, *paths: str) -> int | None:
+    """Return the first of these members, as `a.b`, that is a number of tokens; None if none is."""
+    for path in paths:
+        found: Any = usage
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if type(found) in (int, float) and 0 <= found < _MOST and found == int(found):
+            return int(found)
+    return None
 
 
 def _usages(places: Iterable[Any]) -> Iterator[dict[str, Any]]:

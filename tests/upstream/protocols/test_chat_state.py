@@ -123,6 +123,42 @@ def test_nonsense_tells_nothing_and_breaks_nothing(data: bytes) -> None:
     assert ChatText(0).text_of(Event(data)) == ""
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 12, "completion_tokens": 40, "total_tokens": 52}, (12, 40, None)),
+        ({"input_tokens": 12, "output_tokens": 40}, (12, 40, None)),
+        ({"prompt_tokens": 12, "prompt_tokens_details": {"cached_tokens": 8}}, (12, None, 8)),
+        ({"prompt_tokens": 12, "prompt_tokens_details": None}, (12, None, None)),
+        ({"input_tokens": 12, "input_tokens_details": {"cached_tokens": 0}}, (12, None, 0)),
+        ({"prompt_tokens": 12, "prompt_cache_hit_tokens": 4}, (12, None, 4)),
+        ({"prompt_tokens": 12.0, "completion_tokens": 40.5}, (12, None, None)),
+        ({"prompt_tokens": "12", "completion_tokens": True}, (None, None, None)),
+        ({"prompt_tokens": -1, "completion_tokens": 1 << 53}, (None, None, None)),
+        ({"prompt_tokens": [12], "prompt_tokens_details": [8]}, (None, None, None)),
+        ({"total_tokens": 7}, (None, None, None)),
+        ({}, (None, None, None)),
+    ],
+)
+def test_tokens_are_told_in_one_form_whatever_a_server_calls_them(
+    usage: dict[str, Any], tokens: tuple[int | None, ...]
+) -> None:
+    assert told_by(of(choices=[], usage=usage)).tokens == (*tokens, False)
+
+
+def test_thoughts_that_are_counted_in_the_total_alone_are_of_the_completion() -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": 40, "total_tokens": 152}
+    assert told_by(of(choices=[], usage=usage)).tokens == (12, 140, None, False)
+
+
+def test_tokens_that_were_not_told_are_estimated() -> None:
+    words = chunk("Hel"), chunk("lo")
+    assert told_by(*words).tokens == (None, 2, None, True)
+    assert told_by(*words, of(usage={"prompt_tokens": 7})).tokens == (7, 2, None, True)
+    assert told_by(*words, of(usage={"completion_tokens": 9})).tokens == (None, 9, None, False)
+    assert not told_by().tokens.known
+
+
 def test_pieces_estimate_the_usage_that_was_never_told() -> None:
     seen = told_by(chunk("Hel"), chunk("lo"))
     assert seen.estimate() == {"completion_tokens": 2, "estimated": True}

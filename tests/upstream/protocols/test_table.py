@@ -5,7 +5,7 @@ import pytest
 from gateway.config.presets import Preset
 from gateway.errors import Unavailable
 from gateway.sse import Event
-from gateway.upstream.protocols.base import Protocol
+from gateway.upstream.protocols.base import Protocol, Tokens
 from gateway.upstream.protocols.table import DEFAULT, PROTOCOLS, logged_protocol, protocol_of
 from tests.support import ask
 
@@ -54,6 +54,7 @@ def test_nothing_seen_is_no_answer_and_no_text(protocol: Protocol) -> None:
     assert (completion.finished, completion.closed, completion.over) == (False, False, False)
     assert (completion.error, completion.usage, completion.finish_reason) == (None, None, None)
     assert (completion.estimate(), completion.empty, completion.choices) == (None, True, 1)
+    assert completion.tokens == Tokens()
     completion.end(framed=True)
     assert (completion.finished, completion.over) == (False, True)
     assert protocol.text().text_of(Event(b"")) == ""

@@ -1,0 +1,50 @@
+"""Bill: what an answer took, and whose it is, as its end tells it. Pure."""
+
+from typing import Any, NamedTuple
+
+from gateway.config.presets import Preset
+from gateway.upstream.protocols.base import CompletionState, Tokens
+
+
+class Bill(NamedTuple):
+    """Tokens and cost of one answer, None where nobody knows them, and the preset that gave it."""
+
+    preset: str | None = None  # None if nobody was asked.
+    tokens: Tokens = Tokens()
+    cost: float | None = None
+
+    @classmethod
+    def of(cls, completion: CompletionState, name: str, preset: Preset | None) -> "Bill":
+        """Return the bill of an answer as far as it came; its preset may be here no more."""
+        tokens = completion.tokens
+        if tokens.prompt is not None and tokens.cached is not None:
+            tokens = tokens._replace(cached=min(tokens.cached, tokens.prompt))
+        price = preset.price if preset else None
+        return cls(name, tokens, price.cost(*tokens[:3]) if price else None)
+
+    def members(self) -> dict[str, Any]:
+        """Return what `end` and `/completion` tell of it."""
+        cost = {} if self.cost is None else {"cost": self.cost}
+        return {"tokens": told(self.tokens), **cost, "preset": self.preset}
+
+    def __str__(self) -> str:
+        """Say how much it was, for operators: numbers only, whatever the upstream told."""
+        prompt, completion, cached, estimated = self.tokens
+        words = f"{_number(prompt)}+{_number(completion)} tokens"
+        words += f" ({cached} cached)" if cached else ""
+        words += " (estimated)" if estimated else ""
+        cost = "" if self.cost is None else f"{self.cost:.9f}".rstrip("0").rstrip(".")
+        return f"{words}, cost {cost}" if cost else words
+
+
+def told(tokens: Tokens) -> dict[str, Any] | None:
+    """Return tokens as pages get them; None if none are known."""
+    if not tokens.known:
+        return None
+    prompt, completion, cached, estimated = tokens
+    counts = {"prompt": prompt, "completion": completion, "cached": cached}
+    return {**counts, "estimated": True} if estimated else counts
+
+
+def _number(count: int | None) -> str:
+    return "?" if count is None else str(count)
