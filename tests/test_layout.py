@@ -63,6 +63,7 @@ BEHIND: dict[str, set[str]] = {
     "auth.session": {"auth.loading"},
     "upstream.protocols.anthropic": {"upstream.protocols.table"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
+    "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
@@ -121,6 +122,8 @@ TESTED_IN = {
     "upstream.protocols.error_text": "upstream.messages",
     "upstream.protocols.forms": "upstream.protocols.policy",
     "upstream.protocols.refusals": "upstream.client",
+    "upstream.protocols.gemini_state": "upstream.protocols.gemini",
+    "upstream.protocols.gemini_text": "upstream.protocols.gemini",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.terminal_state": "upstream.protocols.anthropic",

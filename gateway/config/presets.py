@@ -30,7 +30,7 @@ _MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "anthropic", "ollama"]
+Protocol = Literal["openai", "anthropic", "ollama", "gemini"]
 
 
 def tidy(value: Any) -> Any:

@@ -314,7 +314,9 @@ def _http(url: str) -> str:
     if url and not re.match("https?://[^/?#]", url):
         raise ValueError("must start with http:// or https:// and a host")
     try:
-        usable = not url or (bool(urlsplit(url).hostname) and urlsplit(url).port != 0)
+        host = urlsplit(url).netloc  # A place for a model there would let pages choose the host.
+        named = "{" not in host and bool(urlsplit(url).hostname)
+        usable = not url or (named and urlsplit(url).port != 0)
     except ValueError:
         usable = False
     if not usable or not url.isprintable() or " " in url:

@@ -11,12 +11,13 @@ from typing import Any
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
-from gateway.upstream.protocols.base import HttpRequest
+from gateway.upstream.protocols.base import HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, decoded
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import EVENTS, Framed, headers_of
 from gateway.upstream.protocols.terminal_state import TerminalState
+from gateway.upstream.protocols.usage import count_in, sum_in
 
 _VERSION = (b"anthropic-version", b"2023-06-01")
 _FORM = Form(system="system", system_as="blocks", copies=(), needed=frozenset(("max_tokens",)))
@@ -80,12 +81,9 @@ class AnthropicState(TerminalState):
         elif kind == "message_stop":
             self.finish()
 
-    @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt, cached ones too, and of the answer."""
-        usage = self.estimate() or {}
-        told = [usage.get(name) for name in _PROMPT]
-        return sum(each for each in told if type(each) is int), usage.get("output_tokens")
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        cached = count_in(usage, "cache_read_input_tokens")
+        return Tokens(sum_in(usage, *_PROMPT), count_in(usage, "output_tokens"), cached)
 
     def _is_counted(self, usage: dict[str, Any]) -> bool:
         return self._counted

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
-from gateway.upstream.protocols.base import NONE, HttpRequest
+from gateway.upstream.protocols.base import NONE, HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import decoded, is_whole
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.ndjson import JsonLines
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import Lost, bearer, headers_of
 from gateway.upstream.protocols.terminal_state import TerminalState
+from gateway.upstream.protocols.usage import count_in
 
 _CHAT = Form(caps=("options.num_predict",), copies=())
 _GENERATE = _CHAT._replace(messages="prompt", system="system")
@@ -97,11 +98,9 @@ class OllamaState(TerminalState):
         reasoned = framed and self.finish_reason is not None and not self._went_on
         return super()._is_whole(framed=framed) or reasoned
 
-    @property
-    def tokens(self) -> tuple[Any, Any]:
-        """Tokens of the prompt, None where it was cached, and of the answer."""
-        usage = self.estimate() or {}
-        return usage.get("prompt_eval_count"), usage.get("eval_count")
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        # A prompt that was cached as a whole is not counted at all.
+        return Tokens(count_in(usage, "prompt_eval_count"), count_in(usage, "eval_count"))
 
 
 class OllamaText:

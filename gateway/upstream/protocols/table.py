@@ -11,11 +11,17 @@ from gateway.errors import Unavailable
 from gateway.upstream.protocols.anthropic import Anthropic
 from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
+from gateway.upstream.protocols.gemini import Gemini
 from gateway.upstream.protocols.ollama import Ollama
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
-PROTOCOLS: Mapping[str, Protocol] = {DEFAULT: Chat(), "anthropic": Anthropic(), "ollama": Ollama()}
+PROTOCOLS: Mapping[str, Protocol] = {
+    DEFAULT: Chat(),
+    "anthropic": Anthropic(),
+    "ollama": Ollama(),
+    "gemini": Gemini(),
+}
 
 
 def protocol_of(preset: Preset) -> Protocol:

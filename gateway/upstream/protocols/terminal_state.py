@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from gateway.sse import Event
 from gateway.upstream.protocols import complaints
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, decoded, is_whole
 from gateway.upstream.protocols.reasons import BROKEN_OFF, is_error, reason_of
 from gateway.upstream.protocols.usage import Usage
@@ -50,6 +51,10 @@ class TerminalState:
 
     def _read(self, chunk: dict[str, Any], event: Event) -> None:
         """Take note of what an event tells that passed the gate; {} where it is no object."""
+        raise NotImplementedError
+
+    def _tokens(self, usage: dict[str, Any]) -> Tokens:
+        """Return what a usage tells, in its upstream's names."""
         raise NotImplementedError
 
     def _complaint(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
@@ -172,10 +177,20 @@ class TerminalState:
         if error is not None and not self.finished and self.error is None:
             self.error = error  # After a clean end nothing can undo it.
 
+    @property
+    def tokens(self) -> Tokens:
+        """What it took so far, estimated if need be."""
+        told = self._tokens(self.estimate() or {})
+        return told._replace(estimated=True) if self._is_guess else told.or_guess(self.pieces)
+
+    @property
+    def _is_guess(self) -> bool:
+        return bool(self.pieces) and not self._is_counted(self.usage or {})
+
     def estimate(self) -> dict[str, Any] | None:
         """Return the usage, with a guess where it does not tell the answer's: a piece a token."""
         usage = self.usage or {}
-        if not self.pieces or self._is_counted(usage):
+        if not self._is_guess:
             return self.usage
         told = usage.get(self.counts)
         least = told if type(told) is int else 0

@@ -46,6 +46,12 @@ def count_in(usage: dict[str, Any] | None, *paths: str) -> int | None:
     return None
 
 
+def sum_in(usage: dict[str, Any], *paths: str) -> int | None:
+    """Return the sum of these members that are numbers of tokens, None if none is."""
+    found = [count for path in paths if (count := count_in(usage, path)) is not None]
+    return sum(found) if found and sum(found) < _MOST else None
+
+
 def _usages(places: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for place in places:
         if isinstance(place, dict) and isinstance(place.get("usage"), dict):

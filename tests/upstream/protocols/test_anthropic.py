@@ -165,6 +165,14 @@ def test_where_it_is_cut_between_reads_makes_no_difference(at: int) -> None:
 def test_the_first_count_of_an_answer_that_was_cut_is_not_taken_for_its_price() -> None:
     seen, _, _ = read(PRESET, *HELLO, framed=False)
     assert seen.estimate() == {"input_tokens": 25, "output_tokens": 2, "estimated": True}
+    assert seen.tokens == (25, 2, None, True)
+
+
+def test_the_prompt_has_the_tokens_that_were_read_from_a_cache_or_written_to_it() -> None:
+    cache = {"cache_read_input_tokens": 7, "cache_creation_input_tokens": 100}
+    begun = start(input_tokens=25, output_tokens=1, **cache)
+    seen, _, _ = read(PRESET, begun, *WHOLE[1:], framed=True)
+    assert seen.tokens == (132, 15, 7, False)
 
 
 def test_a_log_tells_the_same_where_its_names_are_prefixed() -> None:

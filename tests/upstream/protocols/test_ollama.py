@@ -10,6 +10,7 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
+from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.ollama import Ollama, OllamaState, OllamaText
 from tests.support import ask
 from tests.upstream.protocols.shapes import Shape, before, check, data, read, state
@@ -162,6 +163,12 @@ def test_lines_that_tell_nothing_of_the_end_are_not_decoded() -> None:
 def test_the_price_of_an_answer_that_was_cut_is_estimated() -> None:
     seen, _, _ = read(PRESET, *HELLO, framed=False)
     assert seen.estimate() == {"eval_count": 2, "estimated": True}
+    assert seen.tokens == Tokens(None, 2, estimated=True)
+
+
+def test_tokens_are_those_of_the_last_line() -> None:
+    seen, _, _ = read(PRESET, *WHOLE, framed=False)
+    assert seen.tokens == Tokens(26, 15)
 
 
 async def test_what_is_sent_asks_for_lines_and_a_key_is_a_bearer_token() -> None:
