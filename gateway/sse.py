@@ -4,6 +4,7 @@ Pure: no I/O and no clock. The format is WHATWG HTML §9.2 "Server-sent events".
 for byte and never decoded, so what an upstream sent is what a viewer gets.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 HEARTBEAT = b":\n"  # No blank line after it: some clients turn an empty block into an event.
@@ -14,6 +15,8 @@ FRAMES = (b"data:", b"event:", b"id:", b"retry:", b":")  # What a stream can beg
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({b"data", b"event", b"id", b"retry", b""})
 _NAME = 200  # Bytes of an event's name, which is written back into every frame.
+_LARGER = 8  # Limits that an event may have which is expected to be large.
+_HEAD = 1024  # Bytes of it by which it is known before its end.
 _STRAYS = 64 * 1024  # Bytes kept of what is no event stream.
 _PIECES = 1024  # That an event's start is kept in: each has an overhead of its own.
 _BLOCK = 128  # Bytes that an ignored block counts as, beside its own: empty ones cost time too.
@@ -75,15 +78,22 @@ class Parser:
     An event of more than `limit` bytes sets `overflow`; the events before it are still returned,
     and nothing after it is. More than `noise` bytes outside of all events set `noisy` as well.
     Lines of no event stream are kept as `strays`: they may be an error. `odd` tells of any.
+    `is_large` tells of a block, or of its head until it is whole, whether it may have eight limits.
     """
 
-    def __init__(self, limit: int, noise: int | None = None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        noise: int | None = None,
+        is_large: Callable[[bytes, bool], bool] | None = None,
+    ) -> None:
         self.overflow = False
         self.noisy = False
         self.strays: bytes | bytearray = b""
         self.odd = False
         self._limit = limit
         self._noise = noise
+        self._is_large = is_large
         self._ignored = 0
         self._pieces: list[bytes] = []  # Of the event that is not complete yet.
         self._size = 0
@@ -133,8 +143,22 @@ class Parser:
                 self._stray(line)
 
     def _check(self, size: int) -> None:
-        if size > self._limit:
+        if size > self._limit and not self._may_be_large(size):
             self.overflow = self.odd = True
+
+    def _may_be_large(self, size: int) -> bool:
+        """Whether what is incomplete begins as an event that is known to be large."""
+        if self._is_large is None or size > self._limit * _LARGER:
+            return False
+        if len(self._pieces[0]) < _HEAD:
+            self._pieces = [b"".join(self._pieces)]  # Once: then its start has all of the head.
+        return self._is_large(self._pieces[0][:_HEAD], False)
+
+    def _is_known(self, block: bytes) -> bool:
+        """Whether a block above the limit is an event that is known to be large."""
+        if self._is_large is None or len(block) > self._limit * _LARGER:
+            return False
+        return self._is_large(block, True)
 
     def _is_one_line(self, chunk: bytes) -> bool:
         return (
@@ -149,7 +173,7 @@ class Parser:
     def _events(self, blocks: list[bytes]) -> list[Event]:
         events: list[Event] = []
         for block in blocks:
-            if self.overflow or len(block) > self._limit:
+            if self.overflow or (len(block) > self._limit and not self._is_known(block)):
                 self.overflow = self.odd = True
                 break
             if block.startswith(b"data: ") and b"\n" not in block:

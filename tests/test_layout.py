@@ -65,6 +65,7 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.chat": {"upstream.protocols.table"},
     "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
+    "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
 
@@ -126,6 +127,9 @@ TESTED_IN = {
     "upstream.protocols.gemini_text": "upstream.protocols.gemini",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
+    "upstream.protocols.responses_events": "upstream.protocols.responses",
+    "upstream.protocols.responses_frames": "upstream.protocols.responses",
+    "upstream.protocols.responses_text": "upstream.protocols.responses_state",
     "upstream.protocols.terminal_state": "upstream.protocols.anthropic",
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "web.endpoint": "web.routes",

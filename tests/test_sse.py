@@ -151,6 +151,47 @@ def test_an_event_that_never_ends_overflows_before_it_is_whole() -> None:
     assert parser.overflow
 
 
+def begins_with_end(block: bytes, whole: bool) -> bool:
+    """Know an event to be large by its start alone."""
+    return block.startswith(b"event: end")
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("block", "fits"),
+    [
+        (b"event: end\ndata: " + b"x" * 143, True),
+        (b"event: end\ndata: " + b"x" * 144, False),
+        (b"event: two\ndata: " + b"x" * 4, False),
+        (b"data: " + b"x" * 15, False),
+    ],
+)
+def test_an_event_that_is_known_to_be_large_has_eight_limits(
+    block: bytes, fits: bool, step: int
+) -> None:
+    stream = b"data: a\n\n" + block + b"\n\ndata: z\n\n"
+    parser = Parser(20, None, begins_with_end)
+    got = [
+        event for at in range(0, len(stream), step) for event in parser.feed(stream[at : at + step])
+    ]
+    assert [len(event.data) for event in got] == ([1, 143, 1] if fits else [1])
+    assert (parser.overflow, parser.odd) == (not fits, not fits)
+
+
+def test_an_event_of_many_pieces_is_known_by_the_start_that_they_have_together() -> None:
+    heads: list[bytes] = []
+
+    def is_large(block: bytes, whole: bool) -> bool:
+        heads.append(block)
+        return True
+
+    parser = Parser(2000, None, is_large)
+    stream = b"data: " + bytes(range(33, 123)) * 100 + b"\n\n"
+    (event,) = [each for at in range(len(stream)) for each in parser.feed(stream[at : at + 1])]
+    assert len(event.data) == 9000
+    assert {each for each in heads if each != stream[:-2]} == {stream[:1024]}
+
+
 def test_the_limit_is_of_one_event_not_of_the_stream() -> None:
     parser = Parser(limit=20)
     assert len(parser.feed(b"data: 0123456789\n\n" * 100)) == 100

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,7 +31,7 @@ _MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "anthropic", "ollama", "gemini"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini"]
 
 
 def tidy(value: Any) -> Any:
@@ -113,6 +114,18 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+
+    # Of answers that the upstream keeps.
+    background: bool = Field(
+        False, description="of protocol responses: the answer goes on while nobody is connected"
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _is_kept(cls, background: bool, info: ValidationInfo) -> bool:
+        if background and info.data.get("protocol") != "responses":
+            raise ValueError('is for protocol = "responses" alone: no other answer is kept')
+        return background
 
     @field_validator("url", mode="before")
     @classmethod

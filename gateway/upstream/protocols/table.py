@@ -13,11 +13,13 @@ from gateway.upstream.protocols.base import Protocol
 from gateway.upstream.protocols.chat import Chat
 from gateway.upstream.protocols.gemini import Gemini
 from gateway.upstream.protocols.ollama import Ollama
+from gateway.upstream.protocols.responses import Responses
 
 DEFAULT = "openai"  # Of records that tell none, as all did once.
 
 PROTOCOLS: Mapping[str, Protocol] = {
     DEFAULT: Chat(),
+    "responses": Responses(),
     "anthropic": Anthropic(),
     "ollama": Ollama(),
     "gemini": Gemini(),
