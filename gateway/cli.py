@@ -192,24 +192,29 @@ def cookie_(subject: str, **flags: str | None) -> None:
 @click.option(
     "--fault", default="", help="what goes wrong: status:503, cut:10, stall:5, no-done, …"
 )
-@click.option("--api-key", default="", help="the only bearer token accepted")
-def upstream_(
-    host: str, port: int, interval: float, tokens: int | None, fault: str, api_key: str
-) -> None:
-    """Run the pretend upstream alone; GET /calls tells what was asked of it."""
+@click.option("--api-key", default="", help="the only key accepted")
+@click.option(
+    "--attach-for",
+    type=click.FloatRange(0, 3600),
+    default=300,
+    show_default=True,
+    help="seconds after which a background response is streamed to nobody new",
+)
+def upstream_(host: str, port: int, **given: Any) -> None:
+    """Run the pretend upstream alone; GET /calls tells what was asked of it.
+
+    It answers like OpenAI (chat and responses), Anthropic, Ollama, Gemini and Cohere, each at
+    its own paths, which are printed.
+    """
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
     try:
-        demo.parse_fault(fault)
+        demo.parse_fault(given["fault"])
     except ValueError as error:
         raise SettingsError(f"--fault: {error}") from None
-    options = demo.UpstreamOptions(interval=interval, tokens=tokens, fault=fault, api_key=api_key)
+    app = demo.upstream(demo.UpstreamOptions(**given))
     with bind(host, port) as listener:
-        run(
-            demo.upstream(options),
-            listener,
-            level="info",
-            ready=f"pretend upstream listening on {url_of(listener)}/v1/chat/completions",
-        )
+        places = "\n  and ".join(url_of(listener) + path for path in demo.URLS)
+        run(app, listener, level="info", ready=f"pretend upstream listening on {places}")
 
 
 @main.command("page")

@@ -19,6 +19,7 @@ from gateway import __version__
 from gateway.auth.loading import signed_cookie
 from gateway.cli import main
 from gateway.config.settings import table
+from gateway.demo.upstream import URLS
 from tests.serve.test_sockets import taken_port
 from tests.support import (
     OK,
@@ -440,6 +441,13 @@ async def test_the_pretend_upstream_answers_and_fails_as_told() -> None:
             path, right = "/v1/chat/completions", {"Authorization": "Bearer k"}
             assert (await http.post(path, json=ask(), headers=right)).status_code == 503
             assert (await http.post(path, json=ask())).status_code == 401
+
+
+def test_the_pretend_upstream_says_where_each_provider_is() -> None:
+    with process("upstream", "--port", "0") as pretend:
+        assert pretend.process.stdout is not None
+        more = [pretend.process.stdout.readline().split()[-1] for _ in URLS[1:]]
+    assert more == [pretend.url + path for path in URLS[1:]]
 
 
 def test_a_fault_that_nobody_knows_is_said() -> None:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.dialects import OF, End, Picked, Words, check, dialect
 from gateway.config.price import Price
 from gateway.config.templates import Many, Messages, Variable, template_faults
 from gateway.errors import redacted
@@ -31,7 +32,7 @@ _MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini", "sse"]
 
 
 def tidy(value: Any) -> Any:
@@ -115,6 +116,15 @@ class Preset(BaseModel):
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
 
+    # Of one protocol's answers alone, see `dialects`.
+    end: End | None = Field(None, description="sse: what proves that an answer is whole")
+    text: Picked | None = Field(None, description="sse: the path of an event's text")
+    usage: Picked | None = Field(None, description="sse: the path of the usage")
+    error: Picked | None = Field(None, description="sse: the path of an error")
+    reason: Picked | None = Field(None, description="sse: the path of the finish reason")
+    strict_end: bool = Field(False, description="openai: [DONE] without a reason is no end")
+    broken_off: Words = Field([], description="openai: further reasons that finish nothing")
+
     # Of answers that the upstream keeps.
     background: bool = Field(
         False, description="of protocol responses: the answer goes on while nobody is connected"
@@ -152,6 +162,10 @@ class Preset(BaseModel):
         return headers
 
     @model_validator(mode="after")
+    def _has_a_dialect(self) -> "Preset":
+        check(self.protocol, self.model_fields_set, self.end)
+        return self
+
     def _fits_together(self) -> "Preset":
         faults = [*template_faults(self.template, self.variables), *self._contradictions()]
         if faults:
@@ -178,7 +192,8 @@ class Preset(BaseModel):
     @cached_property
     def dialect(self) -> str:
         """What a reader of its answers must know, as text: it is kept with each stream."""
-        return self.protocol
+        told = self.model_dump(mode="json", include=set(OF), exclude_defaults=True)
+        return dialect(self.protocol, told)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Yield what is shown of it: no login and no key in its URL."""

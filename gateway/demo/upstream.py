@@ -1,23 +1,20 @@
-"""The pretend upstream, which answers like OpenAI and fails on request.
+"""The pretend upstream, which answers like six providers and fails on request.
 
 What is to fail is named by `UpstreamOptions.fault`, or by a request's own body, which wins:
 
     {"model": "…", "messages": […], "pretend": {"fault": "cut:12", "interval": 0.02, "tokens": 200}}
 
 `FAULTS` lists what there is; N counts chunks with content, over all choices, and is 10 if left out.
+`pretend` may also say `attach_for`, the seconds after which a background response is streamed to
+nobody new.
 """
 
-import asyncio
 import json
-import re
-import secrets
 import time
-import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from itertools import cycle, islice, zip_longest
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,302 +23,252 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.sse import comment, lines
+from gateway.demo.pretend.anthropic import Anthropic
+from gateway.demo.pretend.base import (
+    Answer,
+    Asked,
+    Event,
+    Provider,
+    Refused,
+    Terms,
+    UpstreamOptions,
+    encoded,
+    terms_of,
+)
+from gateway.demo.pretend.chat import Chat, openai_error
+from gateway.demo.pretend.cohere import Cohere
+from gateway.demo.pretend.faults import FAULTS, Fault, parse_fault
+from gateway.demo.pretend.gemini import Gemini
+from gateway.demo.pretend.kept import KeptResponses
+from gateway.demo.pretend.ollama import Ollama
+from gateway.demo.pretend.responses import Response as KeepableResponse
+from gateway.demo.pretend.responses import Responses
+from gateway.demo.pretend.sending import Line, gzipped, paced
+from gateway.demo.pretend.text import Object, answer, prompt_of
 
-Object = dict[str, Any]
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+__all__ = ["FAULTS", "PATHS", "URLS", "UpstreamOptions", "answer", "parse_fault", "upstream"]
 
-FAULTS: Final = {
-    "status:CODE:N": "refuse with CODE; with :N only a prompt's first N requests",
-    "hang": "not even response headers",
-    "stall:N": "silence after N chunks; 0 is headers and no byte",
-    "cut:N": "the connection breaks inside the event after N chunks",
-    "close:N": "a clean end after N chunks: no finish reason, no [DONE]",
-    "error:N": 'data: {"error": …} after N chunks, then a clean end',
-    "no-done": "all but [DONE]",
-    "html": "200 and a web page",
-    "json": "200 and a completion that is not streamed",
-    "gzip": "Content-Encoding: gzip, flushed with each chunk",
-    "big:BYTES": "a delta of that size after 3 chunks",
-    "comments": "a comment block after each event",
-    "crlf": "lines end in CR LF",
-    "named": "events are named chunk, the third open, the fifth end",
+PATHS: Final[dict[str, Provider]] = {
+    "/v1/chat/completions": Chat(),
+    "/v1/responses": Responses(),
+    "/v1/messages": Anthropic(),
+    "/api/chat": Ollama(),
+    "/api/generate": Ollama(),
+    "/v1beta/models/{model}": Gemini(),
+    "/v2/chat": Cohere(),
 }
-NUMBERS: Final = {spelling.split(":")[0]: spelling.count(":") for spelling in FAULTS}
-PARAGRAPHS: Final = (
-    "What was written down before it was shown survives a lost connection, to the last word.",
-    "Связь пропадает чаще, чем хочется: тоннель, лифт, новая версия. Браузер вернётся сам.",
-    "يكتب الخادم كل حدث في السجل قبل إرساله، ولذلك لا يضيع شيء عند انقطاع الاتصال.",
-    "הדפדפן מתחבר מחדש לבדו ומבקש רק את מה שחסר; דבר אינו אובד ודבר אינו מגיע פעמיים.",
-    "断线之后，浏览器会自动重连，并带上最后一个事件的编号；服务器从那里继续，不多也不少。",
-    "途中でページを閉じても、答えは記録に残ります。もう一度開けば、最初から読み直せます。",
-    "कनेक्शन टूटने पर भी उत्तर खोता नहीं: बस एक पल रुकिए, बाकी शब्द अपने आप आ जाएँगे।",
-    "Même une phrase accentuée (où, garçon, Noël, cœur) arrive entière, « guillemets » compris.",
-    "👩‍👩‍👧‍👦 👩🏽‍🚀 🏳️‍🌈 🇫🇷 🇯🇵 🇧🇷 ❤️‍🔥 👍🏿, then U+2028:\N{LINE SEPARATOR} it ends no event.",
+URLS: Final = tuple(
+    path.replace("{model}", "MODEL:streamGenerateContent?alt=sse") for path in PATHS
 )
 
-
-@dataclass(frozen=True, slots=True)
-class UpstreamOptions:
-    """How the pretend upstream answers where a request does not say."""
-
-    interval: float = 0.05  # Seconds between chunks.
-    tokens: int | None = None  # Chunks in an answer; None is the text's natural length.
-    fault: str = ""
-    api_key: str = ""  # Empty: any will do.
+_LATER = frozenset({"cuts", "comments", "crlf", "named"})  # Faults of later connections too.
 
 
-class Fault(NamedTuple):
-    """What is to go wrong; an empty name is nothing."""
+class _Calls:
+    """What is remembered of requests for an answer."""
 
-    name: str
-    number: int = 10
-    times: int = 0
+    def __init__(self) -> None:
+        self.count = self.open = self.creates = 0
+        self.recent: deque[Object] = deque(maxlen=1000)
 
+    def begin(self, protocol: str) -> Object:
+        """Return what is to be known of one more."""
+        call: Object = {"at": time.time(), "prompt": "", "status": None, "closed": None}
+        self.recent.append(call | {"protocol": protocol})
+        self.count += 1
+        self.open += 1
+        return self.recent[-1]
 
-def parse_fault(text: str) -> Fault:
-    """Return the fault that a text like `cut:12` names; raises ValueError that lists them all."""
-    name, *numbers = text.split(":")
-    most = NUMBERS.get(name, -1) if text else 0
-    if len(numbers) <= most and all(re.fullmatch("[0-9]{1,8}", number) for number in numbers):
-        fault = Fault(name, *map(int, numbers))
-        if name != "status" or 400 <= fault.number <= 599:
-            return fault
-    raise ValueError(f"Unknown fault {text!r}. Known are: {', '.join(FAULTS)}.")
+    def end(self, call: Object) -> None:
+        """Note that nothing of its connection is left."""
+        self.open -= 1
+        call["closed"] = call["closed"] or "client"
 
-
-def answer(messages: list[Object], tokens: int | None = None, choice: int = 0) -> list[str]:
-    """Return the exact deltas of the answer to these messages: the same for the same prompt."""
-    prompt = _prompt(messages)
-    turn = (zlib.crc32(prompt.encode()) + choice) % len(PARAGRAPHS)
-    paragraphs = (f"“{prompt[:80].strip()}”", *PARAGRAPHS[turn:], *PARAGRAPHS[:turn])
-    # At most five characters a piece: models cut words, and emoji sequences, just as blindly.
-    pieces: list[str] = re.findall(r"\s*\S{1,5}", "\n\n".join(paragraphs))
-    return pieces if tokens is None else list(islice(cycle(pieces), tokens))
+    def refused(self, status: float, prompt: str) -> int:
+        """Return how many with this prompt were answered with this status."""
+        return [each["prompt"] for each in self.recent if each["status"] == status].count(prompt)
 
 
-def _prompt(messages: list[Object]) -> str:
-    said = [_text(message.get("content")) for message in messages if message.get("role") == "user"]
-    return said[-1] if said else ""
+class _Endpoint:
+    """The place where one provider is asked for answers."""
 
-
-def _text(content: object) -> str:
-    """Return a message's text, of either shape that OpenAI takes, lone surrogates replaced."""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content or "").encode("utf-8", "replace").decode()
-
-
-def _number(given: Object, name: str, default: Any, low: int, high: int) -> Any:
-    value = given.get(name)
-    if value is None:
-        return default
-    if type(value) not in (int, type(default)) or not low <= value <= high:
-        raise HTTPException(400, f"'{name}' must be a number from {low} to {high}.")
-    return value
-
-
-def _read(content: bytes) -> Any:
-    """Return a request's body; raises HTTPException where it is no completion request."""
-    try:
-        body = json.loads(content)
-    except ValueError:
-        raise HTTPException(400, "We could not parse the JSON body of your request.") from None
-    messages = body.get("messages") if isinstance(body, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise HTTPException(400, "Missing required parameter: 'messages'.")
-    if not all(isinstance(each, dict) for each in [body.setdefault("pretend", {}), *messages]):
-        raise HTTPException(400, "'pretend' and each of 'messages' must be an object.")
-    return body
-
-
-class _Ask:
-    """One valid completion request, its answer already known."""
-
-    def __init__(self, body: Object, options: UpstreamOptions) -> None:
-        messages, pretend = body["messages"], body["pretend"]
-        try:
-            self.fault = parse_fault(str(pretend.get("fault", options.fault)))
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        self._interval = _number(pretend, "interval", float(options.interval), 0, 60)
-        self._stream = body.get("stream") is True
-        tokens = _number(pretend, "tokens", options.tokens, 0, 100_000)
-        most = _number(body, "max_tokens", None, 1, 1 << 30)
-        most = _number(body, "max_completion_tokens", most, 1, 1 << 30)
-        natural = [answer(messages, tokens, i) for i in range(_number(body, "n", 1, 1, 128))]
-        self._deltas = [pieces[:most] for pieces in natural]
-        self._reason = "stop" if natural == self._deltas else "length"
-        asked = sum(len(_text(message.get("content")).split()) + 4 for message in messages)
-        told = sum(map(len, self._deltas))
-        usage = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
-        wanted = body.get("stream_options") if self._stream else {"include_usage": True}
-        counted = isinstance(wanted, dict) and wanted.get("include_usage") is True
-        self._usage = {"usage": usage} if counted else {}
-        self._head: Object = {  # The members that all chunks of this answer share.
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": _text(body.get("model") or "pretend-1"),
-            "system_fingerprint": "fp_pretend",
-            **dict.fromkeys(self._usage),
-        }
-        if self.fault.name == "big":
-            self._deltas[0].insert(3, "x" * self.fault.number)
-
-    def response(self, call: Object, receive: Receive) -> Response:
-        """Return the answer in the form that was asked for, or that the fault makes of it."""
-        fault, headers = self.fault.name, {"Cache-Control": "no-cache"}
-        if fault == "html":
-            return Response("<!doctype html><p>Not what you asked for.", media_type="text/html")
-        if fault == "json" or not self._stream:
-            return Response(self._whole(), media_type="application/json")
-        body = self._blocks(call, receive)
-        if fault == "gzip":
-            body, headers["Content-Encoding"] = _gzipped(body), "gzip"
-        return StreamingResponse(body, media_type="text/event-stream", headers=headers)
-
-    async def _blocks(self, call: Object, receive: Receive) -> AsyncIterator[bytes]:
-        """Yield the answer's events at the asked pace, up to the fault."""
-        (fault, number, _), sent = self.fault, 0
-        for index, (is_content, data) in enumerate(self._events()):
-            block = _block(fault, index, data)
-            if fault in ("stall", "cut", "close", "error") and sent >= number:
-                if fault == "stall":
-                    await asyncio.Event().wait()  # Until the client's going cancels this.
-                error = _event(_json(_error(500, "The server had an error.")))
-                yield {"cut": block[: len(block) // 2], "error": error}.get(fault, b"")
-                break
-            if is_content:
-                await asyncio.sleep(self._interval)
-            yield block
-            sent += is_content
-        call["closed"] = "finished"
-        if fault == "cut" and sent == number:
-            # ASGI has no word for it, and an exception would be logged as the application's error,
-            # so uvicorn's transport is closed under it. On other servers this raises, and will do.
-            cycle = receive.__self__  # type: ignore[attr-defined]
-            cycle.transport.close()
-            await asyncio.Event().wait()
-
-    def _events(self) -> Iterator[tuple[bool, str]]:
-        """Yield every event's data, each with whether it is content."""
-        for index, _ in enumerate(self._deltas):
-            yield False, self._chunk(index, {"role": "assistant", "content": ""})
-        for pieces in zip_longest(*self._deltas):
-            for index, piece in enumerate(pieces):
-                if piece is not None:
-                    yield True, self._chunk(index, {"content": piece})
-        for index, _ in enumerate(self._deltas):
-            yield False, self._chunk(index, {}, self._reason)
-        if self._usage:
-            yield False, _json({**self._head, "choices": [], **self._usage})
-        if self.fault.name != "no-done":
-            yield False, "[DONE]"
-
-    def _chunk(self, index: int, delta: dict[str, str], reason: str | None = None) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _json({**self._head, "choices": [choice]})
-
-    def _whole(self) -> str:
-        said = [{"role": "assistant", "content": "".join(pieces)} for pieces in self._deltas]
-        choices = [
-            {"index": index, "message": message, "logprobs": None, "finish_reason": self._reason}
-            for index, message in enumerate(said)
-        ]
-        head = {**self._head, "object": "chat.completion", "choices": choices}
-        return _json({**head, **self._usage})
-
-
-def _block(fault: str, index: int, data: str) -> bytes:
-    """Return one event as the fault wants it written."""
-    name = {2: b"open", 4: b"end"}.get(index, b"chunk")
-    block = _event(data, name if fault == "named" else b"")
-    block += comment(b"keep-alive") + b"\n" if fault == "comments" else b""
-    return block.replace(b"\n", b"\r\n") if fault == "crlf" else block
-
-
-def _event(data: str, name: bytes = b"") -> bytes:
-    return lines(data.encode(), name) + b"\n"
-
-
-async def _gzipped(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    squeeze = zlib.compressobj(wbits=31)
-    async for block in body:
-        yield squeeze.compress(block) + squeeze.flush(zlib.Z_SYNC_FLUSH)
-    yield squeeze.flush()
-
-
-class _Upstream:
-    """The completion endpoint and what it remembers of its calls."""
-
-    def __init__(self, options: UpstreamOptions) -> None:
-        self._calls: deque[Object] = deque(maxlen=1000)
-        self._count = self._open = 0
+    def __init__(
+        self, provider: Provider, options: UpstreamOptions, calls: _Calls, kept: KeptResponses
+    ) -> None:
+        self._provider = provider
         self._options = options
-        parse_fault(options.fault)  # A wrong one is said now, not with the first request.
+        self._calls = calls
+        self._kept = kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Object = {"at": time.time(), "prompt": "", "status": None, "closed": None}
-        self._calls.append(call)
-        self._count += 1
-        self._open += 1
+        call = self._calls.begin(self._provider.name)
         try:
             response = await self._response(Request(scope, receive), call)
             call["status"] = response.status_code
             await response(scope, receive, send)
             if not isinstance(response, StreamingResponse):
-                call["closed"] = "finished"
-        except HTTPException as refusal:
-            call |= {"status": refusal.status_code, "closed": call["closed"] or "finished"}
-            raise
+                call["closed"] = call["closed"] or "finished"
         finally:
-            self._open -= 1
-            call["closed"] = call["closed"] or "client"
+            self._calls.end(call)
 
     async def _response(self, request: Request, call: Object) -> Response:
-        key, given = self._options.api_key, request.headers.get("authorization")
-        if key and given != f"Bearer {key}":
-            raise HTTPException(401, "Incorrect API key provided.")
-        body = _read(await request.body())
-        call["prompt"] = _prompt(body["messages"])[:1000]
-        ask = _Ask(body, self._options)
-        if ask.fault.name == "hang":
+        try:
+            return await self._answered(request, call)
+        except Refused as refused:
+            return _refusal(self._provider, refused)
+
+    async def _answered(self, request: Request, call: Object) -> Response:
+        provider, asked = self._provider, _asked(request)
+        provider.admit(asked, self._options.api_key)
+        content = await request.body()
+        try:
+            asked = asked._replace(body=_object(content))
+            call["prompt"] = prompt_of(provider.messages(asked))[:1000]
+            terms = terms_of(asked.body, self._options, provider.lacks)
+            made = provider.answer(asked, terms)
+        except RecursionError:
+            raise Refused(400, "The JSON body of your request is nested too deeply.") from None
+        if terms.fault.name == "hang":
             await request.receive()  # The body is read, so what comes is the client's going.
             call["closed"] = "client"
-            raise HTTPException(499)
-        if ask.fault.name == "status":
-            self._refuse(ask.fault, call["prompt"])
-        return ask.response(call, request.receive)
+            raise Refused(499, "")
+        if terms.fault.name == "status":
+            self._refuse(terms.fault, call["prompt"])
+        return self._begun(made, terms, call, request.receive)
 
     def _refuse(self, fault: Fault, prompt: str) -> None:
-        refused = [call["prompt"] for call in self._calls if call["status"] == fault.number]
-        if not fault.times or refused.count(prompt) < fault.times:
-            headers = {"Retry-After": "1"} if fault.number in (429, 503) else None
-            raise HTTPException(fault.number, f"This {fault.number} is pretended.", headers)
+        if not fault.times or self._calls.refused(fault.number, prompt) < fault.times:
+            raise Refused(int(fault.number), f"This {fault.number} is pretended.")
 
-    async def report(self, _: Request) -> Response:
-        """Tell how often we were asked, and what became of it."""
-        return JSONResponse({"count": self._count, "open": self._open, "calls": [*self._calls]})
+    def _begun(self, made: Answer, terms: Terms, call: Object, receive: Receive) -> Response:
+        """Return the answer in the form that was asked for, or that the fault makes of it."""
+        events = paced(made, terms)
+        if isinstance(made, KeepableResponse) and made.background:
+            events = self._kept.keep(made, terms).after(-1)
+            call["id"] = made.id
+        self._calls.creates += 1
+        fault = terms.fault.name
+        if fault == "html":
+            return Response("<!doctype html><p>Not what you asked for.", media_type="text/html")
+        if fault == "json" or not made.streams:
+            return _json(made.whole())
+        line = Line(self._provider.framed, _hanging_up(receive), terms.fault, call)
+        return _streamed(line, events, self._provider.media_type)
 
 
-def _error(status: int, message: str) -> Object:
-    """Return an error in OpenAI's shape."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    code = {401: "invalid_api_key", 429: "rate_limit_exceeded"}.get(status)
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+class _KeptEndpoints:
+    """The places where background responses are asked for once they are made."""
+
+    def __init__(self, provider: Provider, options: UpstreamOptions, kept: KeptResponses) -> None:
+        self._provider = provider
+        self._key = options.api_key
+        self._kept = kept
+
+    def routes(self) -> list[Route]:
+        """Return them."""
+        one = "/v1/responses/{id}"
+        return [
+            Route(one, self._guarded(self._shown), methods=["GET"]),
+            Route(one, self._guarded(self._deleted), methods=["DELETE"]),
+            Route(f"{one}/cancel", self._guarded(self._cancelled), methods=["POST"]),
+        ]
+
+    def _guarded(self, answer: Callable[[Request, str], Response]) -> Callable[..., Any]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                self._provider.admit(_asked(request), self._key)
+                return answer(request, request.path_params["id"])
+            except Refused as refused:
+                return _refusal(self._provider, refused)
+
+        return endpoint
+
+    def _shown(self, request: Request, id_: str) -> Response:
+        if request.query_params.get("stream") != "true":
+            return _json(encoded(self._kept.looked_at(id_)))
+        after = request.query_params.get("starting_after", "-1")
+        kept = self._kept.attached(id_)
+        if after != "-1" and not (after.isdecimal() and len(after) < 10):
+            raise Refused(400, "'starting_after' must be a number.", "starting_after")
+        fault = kept.terms.fault if kept.terms.fault.name in _LATER else Fault("")
+        line = Line(self._provider.framed, _hanging_up(request.receive), fault, {})
+        return _streamed(line, kept.after(int(after)), self._provider.media_type)
+
+    def _cancelled(self, request: Request, id_: str) -> Response:
+        return _json(encoded(self._kept.cancelled(id_)))
+
+    def _deleted(self, request: Request, id_: str) -> Response:
+        self._kept.forget(id_)
+        return _json(encoded({"id": id_, "object": "response", "deleted": True}))
 
 
-def _refusal(_: Request, error: Any) -> Response:
-    return JSONResponse(_error(error.status_code, error.detail), error.status_code, error.headers)
+def _asked(request: Request) -> Asked:
+    return Asked(request.scope["path"], request.query_params, request.headers, {})
+
+
+def _object(content: bytes) -> Object:
+    """Return a request's body; raises Refused where it is no JSON object."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        raise Refused(400, "We could not parse the JSON body of your request.") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "The body of your request must be a JSON object.")
+    return body
+
+
+def _streamed(line: Line, events: AsyncIterator[Event], media_type: str) -> Response:
+    body, headers = line.blocks(events), {"Cache-Control": "no-cache"}
+    if line.fault.name == "gzip":
+        body, headers["Content-Encoding"] = gzipped(body), "gzip"
+    return StreamingResponse(body, media_type=media_type, headers=headers)
+
+
+def _hanging_up(receive: Receive) -> Callable[[], None]:
+    def hang_up() -> None:
+        # ASGI has no word for it, and an exception would be logged as the application's error,
+        # so uvicorn's transport is closed under it. On other servers this raises, and will do.
+        cycle = receive.__self__  # type: ignore[attr-defined]
+        cycle.transport.close()
+
+    return hang_up
+
+
+def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = text.encode("utf-8", "replace")  # Names in a refusal may be halves of a pair.
+    return Response(content, status, headers, "application/json")
+
+
+def _refusal(provider: Provider, refused: Refused) -> Response:
+    headers = {"Retry-After": "1"} if refused.status in provider.waits else None
+    return _json(encoded(provider.refusal(refused)), refused.status, headers)
+
+
+def _astray(_: Request, error: Any) -> Response:
+    return JSONResponse(
+        openai_error(Refused(error.status_code, error.detail)), error.status_code, error.headers
+    )
 
 
 def upstream(options: UpstreamOptions | None = None) -> Starlette:
-    """Return an app that answers `POST /v1/chat/completions` like OpenAI, or fails as asked."""
-    endpoint = _Upstream(options or UpstreamOptions())
+    """Return an app that answers like the providers of `PATHS`, or fails as asked."""
+    given = options or UpstreamOptions()
+    parse_fault(given.fault)  # A wrong one is said now, not with the first request.
+    calls, kept = _Calls(), KeptResponses()
+
+    async def report(_: Request) -> Response:
+        """Tell how often we were asked, and what became of it."""
+        asks = {"creates": calls.creates, **asdict(kept.counted), "responses": kept.tell()}
+        told = {"count": calls.count, "open": calls.open, "calls": [*calls.recent]}
+        return JSONResponse(told | asks)
+
     routes = [
-        Route("/v1/chat/completions", endpoint, methods=["POST"]),
-        Route("/calls", endpoint.report),
+        Route(path, _Endpoint(provider, given, calls, kept), methods=["POST"])
+        for path, provider in PATHS.items()
+    ]
+    routes += _KeptEndpoints(PATHS["/v1/responses"], given, kept).routes()
+    routes += [
+        Route("/calls", report),
         Route("/healthz", JSONResponse({"status": "ok"}), methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refusal})
+    return Starlette(routes=routes, exception_handlers={HTTPException: _astray})

@@ -4,41 +4,20 @@ import asyncio
 import gzip
 import json
 import logging
-import socket
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 
 from gateway.demo.upstream import FAULTS, UpstreamOptions, answer, parse_fault, upstream
-from tests.support import until
+from tests.demo.serving import data, keep, serving, told
 
 PATH = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "user", "content": "Why is the sky blue?"}]
-
-
-@asynccontextmanager
-async def serving(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve the app on a free port of the loopback; yields a client of it."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    await server.startup([listener])  # Not `serve`: that takes the signals, and stops in ticks.
-    try:
-        async with httpx.AsyncClient(base_url=base, timeout=5, verify=False) as client:
-            yield client
-    finally:
-        await server.shutdown([listener])
 
 
 @pytest.fixture
@@ -52,34 +31,11 @@ def body(fault: str = "", tokens: int | None = 30, **members: Any) -> dict[str, 
     return {"model": "m", "messages": MESSAGES, "stream": True, "pretend": pretend} | members
 
 
-def data(text: str) -> list[str]:
-    """Return the data of every event with one line of it; U+2028 is no line break here."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-
-
 def content(events: list[str], choice: int = 0) -> list[str]:
     """Return the deltas of one choice."""
     choices = [each for event in events for each in json.loads(event)["choices"]]
     deltas = [each["delta"].get("content", "") for each in choices if each["index"] == choice]
     return [delta for delta in deltas if delta]
-
-
-async def told(client: httpx.AsyncClient, **wanted: Any) -> dict[str, Any]:
-    """Wait until `GET /calls` says what is wanted, and return it."""
-
-    async def as_wanted() -> Any:
-        calls = (await client.get("/calls")).json()
-        return calls if calls.items() >= wanted.items() else None
-
-    calls: dict[str, Any] = await until(as_wanted, f"calls: {wanted}")
-    return calls
-
-
-async def keep(chunks: AsyncIterator[bytes], got: list[bytes]) -> None:
-    """Put what comes where it is found even if the last of it is an error."""
-    async for chunk in chunks:
-        got.append(chunk)
 
 
 async def test_a_stream_is_what_openai_sends(client: httpx.AsyncClient) -> None:
@@ -305,7 +261,8 @@ async def test_named_names_each_event_and_uses_our_names_too(client: httpx.Async
 
 def test_every_fault_of_the_table_is_understood() -> None:
     for spelling in FAULTS:
-        text = spelling.replace("CODE", "503").replace("BYTES", "9").replace("N", "4")
+        text = spelling.replace("CODE", "503").replace("BYTES", "9")
+        text = text.replace("SECONDS", "0.5").replace("N", "4")
         assert parse_fault(text).name == spelling.split(":")[0]
 
 

@@ -1,7 +1,7 @@
 """Chat: OpenAI's chat completions, and what the field has made of them. Pure."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.reasons import BROKEN_OFF
 from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 
 _CAPS = ("max_tokens", "max_completion_tokens")  # The newer of both is refused by older servers.
@@ -25,7 +26,11 @@ _NEW_HOSTS = ("openai.com", "openai.azure.com")
 
 
 class Chat(Framed):
-    """Chat completions, streamed as server-sent events."""
+    """Chat completions, streamed as server-sent events; what is given is a dialect's."""
+
+    def __init__(self, *, strict_end: bool = False, broken_off: Sequence[str] = ()) -> None:
+        self._strict_end = strict_end
+        self._breaks_off = BROKEN_OFF.union(broken_off) if broken_off else BROKEN_OFF
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Rejected where it is not allowed."""
@@ -47,7 +52,12 @@ class Chat(Framed):
     def completion(self, body: bytes = b"") -> ChatState:
         """Return the state of an answer with as many choices as were asked for."""
         wanted = json.loads(body or b"{}").get("n")
-        return ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
+        state = ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
+        if self._strict_end:  # Nothing is kept of it for the streams of all others.
+            state.strict_end = True
+        if self._breaks_off is not BROKEN_OFF:
+            state.breaks_off = self._breaks_off
+        return state
 
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""

@@ -502,6 +502,32 @@ async def test_every_shape_ends_as_its_upstream_meant_it(shape: Shape) -> None:
     assert len(up.calls) == 1
 
 
+TOLD = {
+    "strict, DONE without a reason": truncated(closed(HELLO, DONE)),
+    "strict, a reason and DONE": done(closed(HELLO, STOP, DONE)),
+    "strict, a reason alone": done(closed(HELLO, STOP)),
+    "strict, no answer but DONE": failed(closed(DONE), says="without", code="empty_answer"),
+    "a reason that the preset calls broken off": truncated(
+        closed(HELLO, chunk("", finish="Pause"), DONE), reason="Pause", code="upstream_broke_off"
+    ),
+    "one that all do": truncated(
+        closed(HELLO, chunk("", finish="abort"), DONE), reason="abort", code="upstream_broke_off"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TOLD.values(), ids=TOLD)
+async def test_a_preset_may_trust_done_less_and_know_further_reasons(shape: Shape) -> None:
+    async with scripted(sends(shape.answer)) as up:
+        told = {"url": up.url, "strict_end": True, "broken_off": ["pause"]}
+        async with running(presets={"default": told}) as gate:
+            got = await gate.read(url := await gate.ticket())
+            answer = await gate.completion(url)
+    assert (got.end["state"], got.end["finish_reason"]) == (shape.state, shape.reason)
+    assert (answer["text"], answer["state"]) == (shape.text, shape.state)
+    assert shape.state == "done" or shape.code in {"", got.failure["code"]}
+
+
 PROOFS = {
     "reason": [ROLE, chunk("hel"), chunk("lo"), STOP, of(usage=USAGE), DONE],
     "DONE": [ROLE, chunk("hel"), chunk("lo"), DONE],
