@@ -27,6 +27,12 @@ class Tasks:
         """Begin a loop that runs until `stop`."""
         self.spawn(_supervised(loop))
 
+    async def over(self, seconds: float) -> None:
+        """Wait until all have ended, and end what has not by then."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+        await self.stop()
+
     async def stop(self) -> None:
         """End all of them."""
         tasks = left = set(self._tasks)

@@ -98,6 +98,7 @@ TESTED_IN = {
     "limits.headroom": "limits.subjects",
     "membership.control": "runs.cancellation",
     "membership.suspects": "runs.takeover",
+    "runs.answer": "runs.attempts",
     "runs.claims": "runs.supervisor",
     "runs.intake": "runs.run",
     "runs.ownership": "runs.supervisor",

@@ -5,7 +5,7 @@ the settings of the same name. Without a file there is one preset, `default`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -95,6 +95,12 @@ class Preset(BaseModel):
     )
     retry_after_max: float = Field(
         20, ge=0, allow_inf_nan=False, description="longest Retry-After waited for"
+    )
+    fallback: tuple[str, ...] = Field(
+        (), description="presets tried in turn after a sure refusal, before the first event"
+    )
+    fallback_on_timeout: bool = Field(
+        False, description="go on to them after a time-out or a cut too; it may be paid twice"
     )
     price: Price | None = Field(
         None,
@@ -199,3 +205,30 @@ class Preset(BaseModel):
         """Yield what is shown of it: no login and no key in its URL."""
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
+
+
+def chain_of(name: str, presets: Callable[[str], Preset | None]) -> list[str]:
+    """Return the fallbacks of a preset in the order they are tried, each with its own after it."""
+    found: dict[str, None] = {}
+    waiting = [name]
+    while waiting:
+        each = waiting.pop(0)
+        preset = presets(each)
+        if preset is not None and each not in found:
+            found[each] = None
+            waiting = [*preset.fallback, *waiting]
+    return [each for each in found if each != name]
+
+
+def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
+    """Yield what is wrong with the fallbacks of presets, one line each."""
+    for name, preset in presets.items():
+        for other in preset.fallback:
+            where = f"presets.{name}.fallback"
+            if other not in presets:
+                yield f"{where}: there is no preset {other}"
+            elif name == other or name in chain_of(other, presets.get):
+                yield f"{where}: {other} leads back to {name}"
+            elif presets[other].protocol != preset.protocol:
+                spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
+                yield f"{where}: {spoken}; a page reads one protocol"

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.config.presets import Key, Preset, tidy
+from gateway.config.presets import Key, Preset, fallback_faults, tidy
 from gateway.config.secrets import FILE, SECRET, mounted, with_keys
 from gateway.errors import SettingsError, redacted
 
@@ -177,6 +177,12 @@ class Settings(BaseSettings):
                 _http(preset.url)
             except ValueError as error:
                 raise ValueError(f"presets.{name}.url: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks_lead_on(self) -> "Settings":
+        for fault in fallback_faults({"default": _DEFAULT, **self.presets}):
+            raise ValueError(fault)
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

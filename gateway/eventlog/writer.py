@@ -89,6 +89,11 @@ class EventLog:
         return self._pending_bytes + (len(self.in_flight.frames) if self.in_flight else 0)
 
     @property
+    def uncommitted(self) -> bytes:
+        """The frames that Redis is not known to have."""
+        return b"".join([self.in_flight.frames if self.in_flight else b"", *self._pending])
+
+    @property
     def count(self) -> int:
         """The events of this owner so far."""
         return self._seq

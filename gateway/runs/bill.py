@@ -1,5 +1,6 @@
 """Bill: what an answer took, and whose it is, as its end tells it. Pure."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gateway.config.presets import Preset
@@ -12,20 +13,29 @@ class Bill(NamedTuple):
     preset: str | None = None  # None if nobody was asked.
     tokens: Tokens = Tokens()
     cost: float | None = None
+    tried: Sequence[str] = ()  # The presets that were asked in turn, if there was more than one.
 
     @classmethod
-    def of(cls, completion: CompletionState, name: str, preset: Preset | None) -> "Bill":
+    def of(
+        cls,
+        completion: CompletionState,
+        name: str,
+        preset: Preset | None,
+        tried: Sequence[str] = (),
+    ) -> "Bill":
         """Return the bill of an answer as far as it came; its preset may be here no more."""
         tokens = completion.tokens
         if tokens.prompt is not None and tokens.cached is not None:
             tokens = tokens._replace(cached=min(tokens.cached, tokens.prompt))
         price = preset.price if preset else None
-        return cls(name, tokens, price.cost(*tokens[:3]) if price else None)
+        cost = price.cost(*tokens[:3]) if price else None
+        return cls(name, tokens, cost, tried if len(tried) > 1 else ())
 
     def members(self) -> dict[str, Any]:
         """Return what `end` and `/completion` tell of it."""
         cost = {} if self.cost is None else {"cost": self.cost}
-        return {"tokens": told(self.tokens), **cost, "preset": self.preset}
+        tried = {"presets": [*self.tried]} if self.tried else {}
+        return {"tokens": told(self.tokens), **cost, "preset": self.preset, **tried}
 
     def __str__(self) -> str:
         """Say how much it was, for operators: numbers only, whatever the upstream told."""

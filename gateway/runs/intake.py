@@ -5,7 +5,9 @@ looked at by who ends the run.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gateway import clock
 from gateway.config.presets import Preset
@@ -17,6 +19,8 @@ from gateway.upstream.client import Chunks
 from gateway.upstream.messages import said
 from gateway.upstream.protocols.base import NONE, CompletionState
 from gateway.upstream.protocols.table import protocol_of
+
+Looks = Callable[[], Awaitable[bool] | None]
 
 BACKLOG = 1 << 20  # Bytes read from an upstream while Redis does not take them; then it waits.
 _AT_ONCE = 1 << 16  # Bytes: they may be ten thousand events, and other streams wait meanwhile.
@@ -36,7 +40,7 @@ class Intake:
     """What one answer was read with, and what it has told so far."""
 
     __slots__ = (
-        *("completion", "silence", "finished_at"),
+        *("completion", "silence", "finished_at", "deadline", "_patience"),
         *("_log", "_limits", "_preset", "_protocol", "_frames", "_held", "_heard", "_spoke"),
     )
 
@@ -53,6 +57,8 @@ class Intake:
         self._frames = self._protocol.frames(preset, limits.event_bytes)
         self._held = b""  # Read, and not yet looked at.
         self._heard = clock.now()
+        self.deadline: asyncio.Timeout | None = None  # Of who asks somebody else.
+        self._patience: asyncio.Timeout | None = None  # Of who asks how a silent answer is.
         self._spoke = False  # Since the last look: a clock costs more than a flag, at every event.
 
     def begin(self, last: int = NONE) -> None:
@@ -68,9 +74,28 @@ class Intake:
             self._spoke, self._heard = False, now
         return now - self._heard
 
-    async def read(self, chunks: Chunks) -> None:
-        """Take what comes, to the end of the answer or of the body; raises UpstreamFailure."""
-        while await chunks.each(self._take):
+    @property
+    def whole(self) -> bool:
+        """Whether the upstream came to an end of its own, good or bad."""
+        completion = self.completion
+        return completion.finished or completion.closed or completion.error is not None
+
+    def interrupt(self) -> bool:
+        """Wake who does something about silence, if somebody does; return whether."""
+        waiting = self._patience or (None if self._log.count else self.deadline)
+        if waiting is None:
+            return False
+        self.silence = None
+        waiting.reschedule(clock.now())
+        return True
+
+    async def read(self, chunks: Chunks, looks: Looks | None = None) -> None:
+        """Take what comes, to the end of the answer or of the body; raises UpstreamFailure.
+
+        `looks` asks whether a silent answer goes on.
+        """
+        each = chunks.each if looks is None else partial(self._patiently, looks, chunks)
+        while await each(self._take):
             while self._held and not self.completion.closed:
                 await self._let_others()
                 self._take(self._held)
@@ -80,6 +105,23 @@ class Intake:
         if chunks.framed:  # Else nothing tells the end of the body from a cut.
             self._keep([each for each in self._frames.rest() if self._protocol.is_whole(each)])
         self.completion.end(framed=chunks.framed)
+
+    async def _patiently(self, looks: Looks, chunks: Chunks, take: Callable[[bytes], bool]) -> bool:
+        """Do as `chunks.each`; one that is silent for long is asked after, and waited for on."""
+        while True:
+            try:
+                async with asyncio.timeout(None) as self._patience:
+                    return await chunks.each(take)
+            except TimeoutError:
+                self._patience = None
+                goes_on = looks()
+                if goes_on is None:
+                    raise stalled(self._preset.stall) from None
+                if not await goes_on:
+                    return False  # Its rest is to be fetched.
+                self._heard, self.silence = clock.now(), self._preset.stall
+            finally:
+                self._patience = None
 
     def _take(self, chunk: bytes) -> bool:
         """Keep a chunk; say whether to stop: at the end, or until Redis has taken the backlog."""
@@ -147,6 +189,12 @@ class Intake:
             again = self.completion.retryable
             return Ending("failed", failure("upstream_error", words, retryable=again))
         return natural_ending(self.completion, strayed=strayed)
+
+
+def stalled(seconds: float) -> UpstreamFailure:
+    """Return what becomes of an answer that was silent for too long."""
+    words = f"The upstream was silent for {seconds:g} seconds."
+    return UpstreamFailure("upstream_stalled", words, state="stalled", retryable=True)
 
 
 def _too_large(code: str, message: str) -> UpstreamFailure:

@@ -24,10 +24,11 @@ class Ownership:
 
         One that was late since its claim may have been declared dead, though it is well again: its
         claim is then no right to spend money.
-        A further attempt is recorded, and its `reset` logged, before it is made. A cancel stored by
-        then stops it: between a death and this run there was nobody to be woken.
+        A further attempt, or one of another preset, is recorded, and its `reset` logged, before it
+        is made. A cancel stored by then stops it: between a death and this run there was nobody to
+        be woken.
         """
-        again = run.attempts > 1 or run.log.taken_over
+        again = run.attempts > 1 or run.log.taken_over or run.switched
         if again:
             await run.log.flushed()
         while again or not self._heartbeat.lease_held_since(claimed):

@@ -8,11 +8,13 @@ A Redis may come back empty. Its dataset id dates what it has (see `data_loss`):
 that may have a record that is only forgotten, not expired.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway import clock
-from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed
+from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import EntryBatch, Seal
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
@@ -22,6 +24,7 @@ from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
 
 _DRAWS = 64
+_AWAY = 0.2  # Seconds until Redis is asked once more.
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
@@ -92,7 +95,8 @@ class Records:
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]
         create = Script("create", _keys(stream_id), args)
-        reply = await self.limits.create(Held(subject, stream_id, len(request)), create)
+        held = Held(subject, stream_id, len(request) + len(fields.get("body", b"")))
+        reply = await self.limits.create(held, create)
         issued, start_by, now = (int(part) for part in reply[:3])
         made = Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
         if made.state in FINAL:
@@ -133,6 +137,13 @@ class Records:
     async def request(self, stream_id: str) -> bytes:
         """Return the request of a stream that has not ended, b"" if there is none."""
         return await self.store.call("HGET", record_key(stream_id), "request") or b""
+
+    async def waited_for_body(self, stream_id: str) -> bytes:
+        """Return what a page asked for, where it is kept for fallbacks; waits for Redis."""
+        while True:
+            with suppress(Unavailable):
+                return await self.store.call("HGET", record_key(stream_id), "body") or b""
+            await asyncio.sleep(_AWAY)
 
     async def claim(self, stream_id: str, nonce: str, buried: int = 0) -> Claim:
         """Become the owner of a cached stream; the same nonce again gives the same answer.

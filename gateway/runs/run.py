@@ -21,6 +21,7 @@ everything for two leases more, and writes it again if Redis comes back empty.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from gateway import clock
@@ -29,10 +30,14 @@ from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Held
+from gateway.runs.attempts import Attempts
 from gateway.runs.bill import Bill
 from gateway.runs.endings import Ending, ending_events, failure
-from gateway.runs.intake import Intake, RunLimits
+from gateway.runs.failover import Candidate, Plan
+from gateway.runs.intake import Intake, RunLimits, stalled
+from gateway.runs.record import dialect_fields
 from gateway.upstream.client import UpstreamRequest
+from gateway.upstream.failures import broken_off
 from gateway.upstream.protocols.base import CompletionState
 from gateway.upstream.protocols.table import protocol_of
 
@@ -65,14 +70,15 @@ class Run:
         self.preset = preset
         self.attempts = before + 1  # The one at hand; it counts as sent when it is.
         self._before = before  # Sent by owners that died.
-        self._sent = 0
+        self.sent = 0
+        self.switched = False  # Whether another preset is asked than its record named at first.
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
         self.why = ""  # What it was and what came of it, for operators.
-        self._request = request
+        self.request = request
         self._limits = limits
         completion = completion or protocol_of(preset).completion(request)
-        self._intake = Intake(log, preset, limits, completion)
+        self.intake = Intake(log, preset, limits, completion)
         tail.choices = completion.choices
         self._ending: Ending | None = None
         self._pull: asyncio.Task[Any] | None = None  # The run's task, while it pulls.
@@ -100,11 +106,11 @@ class Run:
     @property
     def held(self) -> Held:
         """What it holds of what is its subject's."""
-        return Held(self.subject, self.log.stream_id, len(self._request))
+        return Held(self.subject, self.log.stream_id, len(self.request))
 
     @property
     def _completion(self) -> CompletionState:
-        return self._intake.completion
+        return self.intake.completion
 
     @property
     def pulling(self) -> bool:
@@ -114,17 +120,24 @@ class Run:
     @property
     def pausing(self) -> bool:
         """Whether it waits itself: for Redis, or for its next attempt."""
-        return self._intake.silence is None
+        return self.intake.silence is None
 
     async def main(
-        self, source: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
+        self,
+        source: UpstreamRequest,
+        permit: Callable[["Run"], Awaitable[None]],
+        plan: Plan | None = None,
+        abandoned: Callable[["Run"], None] = lambda _: None,
     ) -> str:
-        """Pull, then seal; return the state stored. Raises Fenced."""
+        """Pull, then seal; return the state stored. Raises Fenced.
+
+        `abandoned` hears of an answer that its upstream keeps, and that is not waited for any more.
+        """
         broken: Exception | None = None
         if self._ending is None:
             self._pull = task = asyncio.current_task()
             try:
-                await self._attempts(source, permit)
+                await Attempts(self, source, partial(permit, self), plan).make()
                 if self._stopped:
                     await asyncio.sleep(0)  # The cancelling that is due must not hit the seal.
             except asyncio.CancelledError:
@@ -135,14 +148,18 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         failed = ": {code}: {message}".format_map(ending.failure) if ending.failure else ""
-        bill = Bill.of(self._completion, self.log.fields["preset"], self.preset)
+        name = self.log.fields["preset"]
+        bill = Bill.of(self._completion, name, self.preset, plan.tried if plan else ())
         took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
         failed = failed or f", {took}, {bill}"
-        self.why = with_cause(f"attempt(s) of preset {self.log.fields['preset']}{failed}", broken)
+        chain = " -> ".join(bill.tried or [name])
+        self.why = with_cause(f"attempt(s) of preset {chain}{failed}", broken)
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
-        attempts = self._before + self._sent
+        if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):
+            abandoned(self)
+        attempts = self._before + self.sent
         events, cancelled, result = ending_events(ending, self._completion, attempts, bill)
         return await self.log.seal(ending.of(self.log), events, cancelled, result)
 
@@ -160,70 +177,47 @@ class Run:
 
     def check(self, now: float) -> None:
         """Stop a run that is too long or whose upstream is silent."""
-        if not self.pulling:
+        if not self.pulling or self._stopped:
             return
-        silent = self._intake.silent_for(now)
-        finished_at, silence = self._intake.finished_at, self._intake.silence
+        silent = self.intake.silent_for(now)
+        finished_at, silence = self.intake.finished_at, self.intake.silence
         if finished_at is not None:
             if now - finished_at > min(self.preset.stall, _AFTER_FINISH):
                 self.stop(Ending("done"))
         elif now - self._began > self.preset.max_run:
             words = f"The completion took longer than {self.preset.max_run:g} seconds."
             self.stop(Ending("truncated", failure("run_too_long", words, retryable=False)))
-        elif silence is not None and silent > silence:
+        elif silence is not None and silent > silence and not self.intake.interrupt():
             self.stop(self._silent(silence))
 
     def _silent(self, seconds: float) -> Ending:
-        words = f"The upstream was silent for {seconds:g} seconds."
-        stalled = failure("upstream_stalled", words, retryable=True)
-        at_rest = Ending("done") if self._completion.at_rest else Ending("stalled", stalled)
-        return self._intake.natural_end() or at_rest
+        at_rest = Ending("done") if self._completion.at_rest else _ending(stalled(seconds))
+        return self.intake.natural_end() or at_rest
+
+    def turn_to(self, other: Candidate) -> None:
+        """Ask another preset from now on; nothing of an answer may be logged yet."""
+        self.preset, self.request, self.switched = other.preset, other.request, True
+        completion = protocol_of(other.preset).completion(other.request)
+        self.intake = Intake(self.log, other.preset, self._limits, completion)
+        self.tail.choices = completion.choices
+        dialect = {"protocol": "", **dialect_fields(other.preset.dialect)}
+        self.log.fields.update(preset=other.name, request=other.request, **dialect)
 
     def _fenced(self) -> None:
         self._stop_pulling()
-
-    async def _attempts(
-        self, source: UpstreamRequest, permit: Callable[["Run"], Awaitable[None]]
-    ) -> None:
-        while True:
-            await permit(self)
-            self._intake.begin(source.last)
-            self._sent += 1
-            try:
-                async with source.ask(self.preset, self._request) as chunks:
-                    await self._intake.read(chunks)
-                return
-            except UpstreamFailure as failed:
-                pause = self._pause(failed)
-                if pause is None:
-                    raise
-                logger.info("%s: attempt %d: %s", self.log.stream_id, self.attempts, failed)
-            self._intake.silence = None
-            await asyncio.sleep(pause)
-            self.attempts += 1
-            self.log.fields["attempts"] = self.attempts
-
-    def _pause(self, failed: UpstreamFailure) -> float | None:
-        """Return the seconds before the next attempt, None if there must be none."""
-        if not failed.sure or self._sent > self.preset.retries:
-            return None
-        pause = failed.retry_after
-        if pause is None:
-            pause = min(0.5 * 2 ** (self._sent - 1), 8.0)
-        return pause if pause <= self.preset.retry_after_max else None
 
     def _outcome(self, error: Exception | None) -> Ending:
         """Tell how the pull ended; an upstream that had finished before is done all the same."""
         if isinstance(error, UpstreamFailure):
             capped = error.code in {"log_full", "event_too_large"}
-            return (None if capped else self._intake.natural_end()) or Ending(
-                error.state,
-                failure(error.code, error.message, retryable=error.retryable, status=error.status),
-            )
+            return (None if capped else self.intake.natural_end()) or _ending(error)
         if error is not None and not isinstance(error, Fenced):
             logger.error("%s: the run broke", self.log.stream_id, exc_info=error)
             words = "The gateway made a mistake."
             return Ending("failed", failure("internal", words, retryable=True))
-        words = "The upstream ended the stream before the completion was whole."
-        cut = Ending("truncated", failure("upstream_cut", words, retryable=True))
-        return self._intake.natural_end() or cut
+        return self.intake.natural_end() or _ending(broken_off())
+
+
+def _ending(failed: UpstreamFailure) -> Ending:
+    told = failure(failed.code, failed.message, retryable=failed.retryable, status=failed.status)
+    return Ending(failed.state, told)

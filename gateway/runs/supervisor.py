@@ -18,9 +18,11 @@ from gateway.eventlog.group_commit import GroupCommit
 from gateway.membership.control import ControlChannel, Handler
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
+from gateway.runs.answer import answer_events
 from gateway.runs.cancellation import Cancellation
 from gateway.runs.claims import Claims
 from gateway.runs.endings import Ending, failure
+from gateway.runs.failover import Plan, Refusals
 from gateway.runs.intake import RunLimits
 from gateway.runs.ownership import Ownership
 from gateway.runs.presence import IdlePolicy, Presence
@@ -69,6 +71,8 @@ class RunSupervisor:
         self._limits = records.limits
         self._fanout = fanout
         self._upstream = upstream
+        self._presets = presets
+        self._refusals = Refusals()
         self._interval = interval  # Seconds between two sweeps.
         self._tasks = Tasks()
         self._writer = GroupCommit(records.store, records)
@@ -133,7 +137,8 @@ class RunSupervisor:
         stream_id = run.log.stream_id
         try:
             permit = partial(self._ownership.permit, start.claimed)
-            state = await run.main(start.rest or self._upstream, permit)
+            source = start.rest or self._upstream
+            state = await run.main(source, permit, self._plan(run), self._abandon)
             self._registry.ended(run, state)  # Before any wait: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
@@ -146,6 +151,17 @@ class RunSupervisor:
             await self._let_go(run)
         finally:
             self._registry.ended(run)
+
+    def _plan(self, run: Run) -> Plan | None:
+        """Return whom a run may ask in turn, None where that is its preset alone."""
+        if not run.preset.fallback:
+            return None
+        body = partial(self._records.waited_for_body, run.log.stream_id)
+        return Plan(run.log.fields["preset"], self._presets, self._refusals, body)
+
+    def _abandon(self, run: Run) -> None:
+        seen = answer_events(run.tail.entries, run.log.uncommitted)
+        self._upstream.abandon(run.preset, seen)
 
     async def _let_go(self, run: Run) -> None:
         """Follow a stream that is another one's; reclaiming ends what Redis says is ours."""

@@ -18,7 +18,7 @@ stream, and a third one goes on.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -29,18 +29,20 @@ from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.answer import answer_events
 from gateway.runs.bill import Bill
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.record import Record, fields_of
 from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry, Start
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
-from gateway.sse import OURS, Event, parse
-from gateway.upstream.client import Upstream, UpstreamRequest
+from gateway.sse import Event
+from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.table import DEFAULT
 
 logger = logging.getLogger("gateway.runs.takeover")
 
+_REATTACHED = 20  # Deaths that an answer may outlive which is kept: it may be their cause.
 _AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have run thousands.
 
 
@@ -224,14 +226,23 @@ class Takeover:
             raise Unavailable("store_unavailable", "Redis forgot that the stream was taken over")
         answer = await self._told(record, entries, request)
         left = Start(epoch, request, entries, before=record.attempts)
-        preset = self._presets(record.preset) if dead != self._heartbeat.replica else None
-        start = preset and self._recovery_step(record, preset, left, answer)
-        if preset and start and self._registry.begin_if_room(record, preset, start):
+        preset = self._preset(record)
+        goes_on = preset if dead != self._heartbeat.replica else None
+        start = goes_on and self._recovery_step(record, goes_on, left, answer)
+        if goes_on and start and self._registry.begin_if_room(record, goes_on, start):
             how = "asked again" if start.events else "re-attached"
             logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
             return True
+        if preset and not (answer.completion.finished or answer.completion.error):
+            self._upstream.abandon(preset, answer_events(entries))
         await self._seal(record, left, answer)
         return False
+
+    def _preset(self, record: Record) -> Preset | None:
+        """Return what a stream was asked by, None where that would read its answer as another's."""
+        preset = self._presets(record.preset)
+        known = preset is not None and preset.dialect == (record.protocol or DEFAULT)
+        return preset if known else None
 
     async def _told(
         self, record: Record, entries: list[EntryBatch], request: bytes
@@ -249,27 +260,15 @@ class Takeover:
         over = answer.completion.finished or answer.completion.error is not None
         if over or record.cancelled or not left.request:
             return None
-        if preset.dialect != (record.protocol or DEFAULT):
-            return None  # Its answer would be read as another's.
         deaths = sum(not entry.number for entry in left.entries) - 1
-        if deaths > preset.crash_restarts:
-            return None
-        if rest := self._rest(record.stream_id, preset, left.entries):
+        rest = self._upstream.reattach(preset, answer_events(left.entries))
+        if rest and deaths <= _REATTACHED:
             before = max(0, left.before - 1)  # The request at hand is the one that goes on.
             return replace(left, before=before, completion=answer.completion, rest=rest)
-        if preset.on_crash != "restart":
+        if rest or preset.on_crash != "restart" or deaths > preset.crash_restarts:
             return None
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
         return replace(left, events=[reset])
-
-    def _rest(
-        self, stream_id: str, preset: Preset, entries: list[EntryBatch]
-    ) -> UpstreamRequest | None:
-        try:
-            return self._upstream.reattach(preset, _seen(entries))
-        except Exception:  # It is somebody else's, and the stream must end all the same.
-            logger.exception("%s: cannot be re-attached", stream_id)
-            return None
 
     async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> None:
         stream_id = record.stream_id
@@ -295,15 +294,6 @@ class Takeover:
 
 def _is_of(record: Record | None, replica: str) -> bool:
     return record is not None and record.running and record.owner == replica
-
-
-def _seen(entries: list[EntryBatch]) -> Iterator[Event]:
-    """Yield the upstream's events since the last `reset`; none is parsed before it is asked for."""
-    events = [event for entry in entries for event in parse(entry.frames)]
-    resets = [number for number, event in enumerate(events) if event.name == b"reset"]
-    for event in events[resets[-1] if resets else 0 :]:
-        if event.name not in OURS:
-            yield event
 
 
 def _complain(words: str, error: Exception) -> None:

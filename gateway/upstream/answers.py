@@ -22,6 +22,7 @@ ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
 _EMPTY = frozenset({204, 205})
 _BODY_WAIT = 2.0  # Seconds for the body of a refusal.
+_SNAPSHOT = 4 << 20  # Bytes of an answer as a whole.
 _LOOKED_AT = 64 * 1024  # Bytes read of what is no stream, or not known to be one.
 
 
@@ -71,9 +72,25 @@ async def opened(reply: Reply, preset: Preset) -> Chunks:
     return chunks
 
 
-async def _opened(reply: Reply, preset: Preset) -> Chunks:
+async def whole(reply: Reply) -> bytes:
+    """Return a body that is no stream, or the beginning of a long one; raises UpstreamFailure."""
+    codings = _codings(reply)
+    plain = unpacked(reply.body, codings) if codings and not unreadable(codings) else None
+    body = bytearray()
+    async for chunk in Chunks(reply.body, plain):
+        body += chunk
+        if len(body) > _SNAPSHOT:
+            break
+    return bytes(body)
+
+
+def _codings(reply: Reply) -> list[str]:
     names = (b"content-encoding", b"transfer-encoding")  # In the order in which they were put on.
-    codings = compressions([each for name in names for each in fields(reply.headers, name)])
+    return compressions([each for name in names for each in fields(reply.headers, name)])
+
+
+async def _opened(reply: Reply, preset: Preset) -> Chunks:
+    codings = _codings(reply)
     strange = unreadable(codings)
     if not 200 <= reply.status < 300 or reply.status in _EMPTY:
         plain = unpacked(reply.body, codings) if codings and not strange else None

@@ -1,22 +1,33 @@
 """Client: asking for a completion, and the way to the bytes of its answer."""
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
 from gateway.config.presets import Preset
+from gateway.errors import UpstreamFailure
 from gateway.sse import Event
-from gateway.upstream.answers import ERRORS, Chunks, opened
+from gateway.tasks import Tasks
+from gateway.upstream.answers import ERRORS, Chunks, opened, whole
 from gateway.upstream.failures import unanswered
 from gateway.upstream.protocols.base import NONE, HttpRequest, Rest
 from gateway.upstream.protocols.table import protocol_of
 from gateway.upstream.transport import Body, Message, Reply, Transport
 
+T = TypeVar("T")
+
+logger = logging.getLogger("gateway.upstream.client")
+
 __all__ = ["Asking", "Chunks", "Upstream", "UpstreamRequest"]
 
+_OK, _AWAY = 200, 500
+_SHORT = 10.0  # Seconds for an answer that is no completion.
+_STOPS = (0.0, 0.5, 2.0)  # Seconds before each time that an upstream is told to stop.
+_LAST = 5.0  # Seconds in which upstreams are told to stop at the end of the process.
 _HEADS = 256  # Heads of requests that are kept ready.
 
 
@@ -30,6 +41,12 @@ class UpstreamRequest(Protocol):
     def ask(self, preset: Preset, request: bytes) -> AbstractAsyncContextManager[Chunks]:
         """Yield the chunks of an answer; raises UpstreamFailure, also from them."""
 
+    def reattach(self, preset: Preset, seen: Iterable[Event]) -> "UpstreamRequest | None":
+        """Return the way to an answer's rest, None if there is none."""
+
+    def looks(self, preset: Preset, seen: Iterable[Event]) -> "Awaitable[bool] | None":
+        """Return what asks whether a silent answer goes on, None if nobody can be asked."""
+
 
 class Upstream:
     """Asks for completions; one instance, and one pool of connections, a process."""
@@ -38,6 +55,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self._transport = Transport()
+        self._tasks = Tasks()
         self._messages: dict[tuple[Any, ...], Message] = {}
 
     def ask(self, preset: Preset, request: bytes) -> "Asking":
@@ -49,8 +67,47 @@ class Upstream:
 
     def reattach(self, preset: Preset, seen: Iterable[Event]) -> UpstreamRequest | None:
         """Return the way to an answer's rest, as its protocol knows it; None if there is none."""
-        rest = protocol_of(preset).rest(preset, seen)
+        protocol = protocol_of(preset)
+        rest = _understood(protocol.rest, preset, seen) if protocol.keeps(preset) else None
         return None if rest is None else Reattached(self, rest)
+
+    def looks(self, preset: Preset, seen: Iterable[Event]) -> Awaitable[bool] | None:
+        """Return what asks whether a silent answer goes on, None if nobody can be asked."""
+        look = _understood(protocol_of(preset).look, preset, seen)
+        return None if look is None else self._goes_on(preset, look)
+
+    async def _goes_on(self, preset: Preset, look: HttpRequest) -> bool:
+        with suppress(UpstreamFailure, TimeoutError):
+            status, body = await self._told(preset, look)
+            return status == _OK and protocol_of(preset).goes_on(body)
+        return False
+
+    def abandon(self, preset: Preset, seen: Iterable[Event]) -> None:
+        """Tell the upstream to stop an answer that it keeps, in a task of its own.
+
+        Without us it would go on with it, and be paid for.
+        """
+        keeps = protocol_of(preset).keeps(preset)
+        if keeps and (stop := _understood(protocol_of(preset).stop, preset, seen)):
+            self._tasks.spawn(self._stop(preset, stop))
+
+    async def _stop(self, preset: Preset, stop: HttpRequest) -> None:
+        for pause in _STOPS:  # Again only where it may not have heard it, or says so.
+            await asyncio.sleep(pause)
+            with suppress(UpstreamFailure, TimeoutError):
+                status, _ = await self._told(preset, stop)
+                if status < _AWAY:
+                    return
+        logger.warning("an upstream may go on with an answer: it could not be told to stop")
+
+    async def _told(self, preset: Preset, request: HttpRequest) -> tuple[int, bytes]:
+        """Return an answer that is no stream; raises UpstreamFailure, TimeoutError."""
+        async with asyncio.timeout(preset.connect + _SHORT):
+            reply = await self.send(preset, request)
+            try:
+                return reply.status, await whole(reply)
+            finally:
+                await reply.body.aclose()
 
     async def send(self, preset: Preset, request: bytes | HttpRequest) -> Reply:
         """Send a prepared request, or one that its protocol made; raises UpstreamFailure."""
@@ -83,8 +140,20 @@ class Upstream:
             raise unanswered(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, once what is abandoned was told so, or could not be in time."""
+        await self._tasks.over(_LAST)
         await self._transport.aclose()
+
+
+def _understood(
+    ask: Callable[[Preset, Iterable[Event]], T | None], preset: Preset, seen: Iterable[Event]
+) -> T | None:
+    """Return what a protocol makes of what is logged: it is somebody else's, and may be odd."""
+    try:
+        return ask(preset, seen)
+    except Exception:
+        logger.exception("what is logged of an answer is not understood")
+        return None
 
 
 def _without_body(request: HttpRequest) -> httpx.Request:
@@ -97,6 +166,7 @@ class Reattached:
     def __init__(self, upstream: Upstream, rest: Rest) -> None:
         self._upstream = upstream
         self._request, self.last = rest
+        self.reattach, self.looks = upstream.reattach, upstream.looks
 
     def ask(self, preset: Preset, request: bytes) -> "Asking":
         """Return the context of the rest's chunks; raises UpstreamFailure there."""

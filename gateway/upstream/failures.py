@@ -16,6 +16,12 @@ def broken(error: Exception) -> UpstreamFailure:
     return UpstreamFailure("upstream_cut", how, state="truncated", retryable=True)
 
 
+def broken_off(words: str = "") -> UpstreamFailure:
+    """Return what becomes of an answer that ended before it was whole."""
+    words = words or "The upstream ended the stream before the completion was whole."
+    return UpstreamFailure("upstream_cut", words, state="truncated", retryable=True)
+
+
 def unanswered(error: Exception) -> UpstreamFailure:
     """Tell a connection that was never made from one that may have carried the request."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):

@@ -37,6 +37,7 @@ class RequestBody:
     """The members of a JSON object: what each means (`values`) and its text; raises Rejected."""
 
     def __init__(self, data: bytes) -> None:
+        self.data = data
         self.values: dict[str, Any] = {}
         self._texts: dict[str, str] = {}
         try:
@@ -62,6 +63,13 @@ class RequestBody:
         return PreparedRequest(
             _utf8(f"{{{','.join(parts)}}}"), hashlib.sha256(same).hexdigest()[:32]
         )
+
+    def instead(self, preset: Preset) -> PreparedRequest:
+        """Return the request that a fallback makes of it: of its own model, if it must."""
+        if preset.models and self.values.get("model") not in preset.models:
+            self.values["model"] = preset.models[0]
+            self._texts.pop("model", None)
+        return self.made(preset)
 
     def _text(self, name: str, value: Any) -> str:
         if name in self._texts and self.values[name] is value:

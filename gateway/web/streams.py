@@ -71,7 +71,7 @@ class StreamEndpoints:
             "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
             "usage": result.get("usage", answer.completion.usage),
             "tokens": result.get("tokens"),
-            **{name: result[name] for name in ("cost",) if name in result},
+            **{name: result[name] for name in ("cost", "presets") if name in result},
             "preset": result.get("preset", record.preset),
             "last_event_id": answer.last_id,
             "attempts": result.get("attempts", record.attempts),

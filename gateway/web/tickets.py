@@ -5,6 +5,7 @@ that the same request has begun.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -17,7 +18,7 @@ from gateway.runs.record import Created, dialect_fields
 from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
-from gateway.upstream.request_body import PreparedRequest
+from gateway.upstream.request_body import PreparedRequest, RequestBody
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.mount import Mount
 from gateway.web.requests import (
@@ -68,7 +69,7 @@ class TicketEndpoints:
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
         body = await body_of(request, self._settings.max_body)
-        made = body.made(preset)._replace(more=dialect_fields(preset.dialect))
+        made = body.made(preset)._replace(more=_facts(preset, body))
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
@@ -144,3 +145,9 @@ class TicketEndpoints:
         if preset is None:
             raise Rejected("preset_not_found")
         return preset
+
+
+def _facts(preset: Preset, body: RequestBody) -> dict[str, Any]:
+    """Return what a record says beside what each says."""
+    facts = dialect_fields(preset.dialect)
+    return {**facts, "body": body.data} if preset.fallback else facts

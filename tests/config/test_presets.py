@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config.presets import Preset
+from gateway.config.presets import Preset, fallback_faults
 
 
 def preset(**members: Any) -> Preset:
@@ -66,3 +66,23 @@ def test_what_cannot_be_sent_in_one_line_is_refused_and_not_shown(wrong: dict[st
     (error,) = caught.value.errors(include_input=False)
     assert error["loc"][0] in wrong
     assert "sk" not in error["msg"]
+
+
+FALLBACKS = {
+    "nobody": ({"a": {"fallback": ["b"]}}, "presets.a.fallback: there is no preset b"),
+    "itself": ({"a": {"fallback": ["a"]}}, "presets.a.fallback: a leads back to a"),
+    "a circle": (
+        {"a": {"fallback": ["b"]}, "b": {"fallback": ["c"]}, "c": {"fallback": ["a"]}},
+        "presets.a.fallback: b leads back to a",
+    ),
+    "another protocol": (
+        {"a": {"fallback": ["b"]}, "b": {"protocol": "anthropic"}},
+        "presets.a.fallback: b speaks anthropic, a openai; a page reads one protocol",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tables", "fault"), FALLBACKS.values(), ids=FALLBACKS)
+def test_a_fallback_that_leads_nowhere_or_astray_is_told(tables: Any, fault: str) -> None:
+    presets = {name: Preset.model_validate(each) for name, each in tables.items()}
+    assert next(fallback_faults(presets)) == fault

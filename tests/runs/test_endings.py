@@ -7,6 +7,7 @@ import pytest
 
 import gateway
 from gateway.runs.endings import FINAL, MOVES, Ending, State, moved
+from gateway.runs.intake import Intake
 from gateway.runs.run import Run
 from tests.support import running, scripted, whole
 
@@ -40,7 +41,7 @@ def test_a_stream_moves_as_the_table_says(before: State, after: State) -> None:
 
 
 async def test_a_run_that_has_no_event_cannot_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "_keep", lambda run, events: None)
+    monkeypatch.setattr(Intake, "_keep", lambda run, events: None)
     monkeypatch.setattr(Run, "_outcome", lambda run, error: Ending("done"))
     async with scripted(whole) as upstream, running(upstream_url=upstream.url) as gate:
         assert (await gate.read(await gate.ticket())).end["state"] == "interrupted"

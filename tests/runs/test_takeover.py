@@ -4,7 +4,7 @@ never shows two answers as one."""
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +16,11 @@ from gateway.auth.tickets import Tickets
 from gateway.config.presets import Preset
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.reader import read_all
-from gateway.sse import Event, parse
+from gateway.sse import parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, record_key
-from gateway.upstream.protocols import table
-from gateway.upstream.protocols.base import HttpRequest, Rest
-from gateway.upstream.protocols.chat import Chat
 from tests.eventlog.test_writer import LOSE_REQUEST, proxied
+from tests.kept import KEPT, keeps, kind, use_kept_chat
 from tests.runs.test_supervisor import ends, know_scripts, script_is
 from tests.support import (
     OK,
@@ -555,40 +553,10 @@ def _marks(event: asyncio.Event) -> Any:
 # Re-attached
 
 
-class Kept(Chat):
-    """The chat of an upstream that numbers its events and keeps them: one may ask for the rest."""
-
-    def rest(self, preset: Preset, seen: Iterable[Event]) -> Rest | None:
-        """Go on after the last event that has a number."""
-        numbers = [json.loads(event.data)["number"] for event in seen]
-        there = f"{preset.url}/rest?after={numbers[-1]}" if numbers else ""
-        head = self.request(preset, b"").headers
-        return Rest(HttpRequest("GET", there, head), numbers[-1]) if numbers else None
-
-
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every preset speak such a chat."""
-    monkeypatch.setattr(table, "PROTOCOLS", {table.DEFAULT: Kept()})
-
-
-def numbered(number: int, text: str, finish: str | None = None, index: int = 0) -> bytes:
-    """Return the data of a numbered chunk."""
-    plain = json.loads(chunk(text, finish=finish, index=index))
-    return json.dumps({**plain, "number": number}).encode()
-
-
-KEPT = [numbered(1, "Hel"), numbered(2, "", "stop", 1), numbered(3, "lo"), numbered(4, "", "stop")]
-
-
-async def keeps(call: Call) -> None:
-    """Answer with two events at first, and with the others who asks for the rest."""
-    if b"/rest?after=" in call.head:
-        after = int(call.head.partition(b"after=")[2].split()[0])
-        await call.send(OK, sse(*KEPT[after:]))
-    else:
-        await call.send(OK, sse(*KEPT[:2]))
-        await call.left.wait()
+    """Let every preset speak a chat that is kept."""
+    use_kept_chat(monkeypatch)
 
 
 @pytest.mark.usefixtures("kept")
@@ -612,8 +580,7 @@ async def test_an_upstream_that_keeps_its_answers_is_gone_on_with_and_nothing_is
         assert (before.end["state"], before.end["attempts"]) == ("done", 1)
         assert (await b.completion(url))["text"] == "Hello"
         assert upstream.calls[-1].head.startswith(b"GET ")
-        paid = [call for call in upstream.calls if b"/rest" not in call.head]
-        assert (len(paid), len(upstream.calls)) == (1, 2)
+        assert [kind(call) for call in upstream.calls] == ["create", "rest"]
 
 
 @pytest.mark.usefixtures("kept")
@@ -629,3 +596,16 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
         await until(lambda: upstream.calls)
         a.signal(signal.SIGKILL)
         asked_again(await b.read(url), seen)
+
+
+@pytest.mark.usefixtures("kept")
+async def test_a_kept_answer_of_a_dead_replica_that_was_cancelled_is_stopped(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with crashing(own_redis, tmp_path, keeps) as (upstream, b, a):
+        url = await b.ticket(ask(n=2))
+        await via(a, url, 2)
+        a.signal(signal.SIGKILL)
+        await b.http.delete(url, headers=ALICE)
+        assert (await b.read(url)).end["state"] == "cancelled"
+        await until(lambda: [kind(call) for call in upstream.calls] == ["create", "stop"])

@@ -13,10 +13,10 @@ from gateway.eventlog.group_commit import NodeCommitter
 from gateway.eventlog.writer import EventLog
 from gateway.membership.failure_detector import FailureDetector
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.attempts import Attempts
 from gateway.runs.endings import Ending
 from gateway.runs.intake import Intake
 from gateway.runs.presence import Presence
-from gateway.runs.run import Run
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
 from tests.simulation import world
@@ -104,13 +104,13 @@ def stale_owner_asks() -> Patches:
 
 def asks_again_after_a_cut() -> Patches:
     """A request that may have been paid for is repeated."""
-    pause = Run._pause
+    pause = Attempts._pause
 
-    def always(self: Run, failed: Any) -> float | None:
+    def always(self: Attempts, failed: Any) -> float | None:
         failed.sure = True
         return pause(self, failed)
 
-    yield patch.object(Run, "_pause", always)
+    yield patch.object(Attempts, "_pause", always)
 
 
 def every_end_is_done() -> Patches:

@@ -16,7 +16,7 @@ local epoch = string.format('%.0f', math.max(now + (tonumber(r[5]) or 0), (tonum
 local id = epoch .. '-1'
 redis.call('XADD', KEYS[2], id, '1', ARGV[2] .. 'id: ' .. id .. '\n\n', 'end', 'cancelled')
 redis.call('HSET', KEYS[1], 'state', 'cancelled', 'end_id', id, 'epoch', epoch, 'result', ARGV[3])
-redis.call('HDEL', KEYS[1], 'request')
+redis.call('HDEL', KEYS[1], 'request', 'body')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[1])
 return {'cancelled', ''}

@@ -15,7 +15,7 @@ local state, id, count, frames = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 if r[4] then state, id, count, frames = ARGV[10], ARGV[11], ARGV[12], ARGV[13] end
 redis.call('XADD', KEYS[2], id, count, frames, 'end', state)
 redis.call('HSET', KEYS[1], 'state', state, 'end_id', id, 'result', ARGV[5])
-redis.call('HDEL', KEYS[1], 'request')
+redis.call('HDEL', KEYS[1], 'request', 'body')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {'sealed', state}

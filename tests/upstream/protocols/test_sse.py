@@ -11,7 +11,7 @@ from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event, parse, safe_name
 from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.table import logged_protocol, protocol_of
-from tests.support import ask
+from tests.support import OK, Call, RedisServer, ask, chunk, running, scripted, sse
 from tests.upstream.protocols.shapes import Shape, before, check, data, event, read, state
 
 KIND = "text/event-stream"
@@ -271,6 +271,32 @@ def test_tokens_are_read_under_the_names_that_the_field_has_for_them() -> None:
 def test_the_price_of_an_answer_that_was_cut_is_estimated() -> None:
     seen, _, _ = read(declared(WORKERS), *HI, framed=False)
     assert seen.estimate() == {"completion_tokens": 2, "estimated": True}
+
+
+@pytest.mark.parametrize(
+    ("told", "sent", "text"),
+    [(COHERE, [*SAID, last()], "Hello"), ({"strict_end": True}, [chunk("Hello")], "Hello")],
+    ids=["sse", "openai"],
+)
+async def test_a_replica_without_the_preset_reads_a_log_as_it_was_declared(
+    shared_redis: RedisServer, told: dict[str, Any], sent: list[bytes], text: str
+) -> None:
+    body = b"".join(sent) if told is COHERE else sse(*sent, b"[DONE]")
+
+    async def script(call: Call) -> None:
+        await call.send(OK, body)
+
+    async with scripted(script) as up:
+        given = {"redis_url": shared_redis.url, "upstream_url": up.url}
+        async with running(**given, presets={"default": told}) as one, running(**given) as other:
+            url = await one.ticket()
+            state = (await one.read(url)).end["state"]
+            shown = await other.read(url + "&format=text")
+            assert "".join(each.data.decode() for each in shown.events if not each.name) == text
+            answer = await other.completion(url)
+    assert (answer["text"], answer["state"]) == (text, state)
+    assert state == ("done" if told is COHERE else "truncated")
+    assert len(up.calls) == 1
 
 
 async def test_what_is_sent_asks_for_events_and_the_key_is_a_bearer_token() -> None:

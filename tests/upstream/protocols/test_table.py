@@ -1,11 +1,13 @@
 """What holds for every protocol: each of the table is asked the same."""
 
+import json
 from typing import Any, get_args
 
 import pytest
 
 from gateway.config.presets import Preset
 from gateway.errors import Unavailable
+from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
 from gateway.upstream.protocols.base import Protocol, Tokens
 from gateway.upstream.protocols.table import DEFAULT, PROTOCOLS, logged_protocol, protocol_of
@@ -86,6 +88,35 @@ def test_nothing_seen_is_no_answer_and_no_text(protocol: Protocol) -> None:
     completion.end(framed=True)
     assert (completion.finished, completion.over) == (False, True)
     assert protocol.text().text_of(Event(b"")) == ""
+
+
+ODD = [
+    *(b"", b"{", b"[]", b"null", b'"x"', b"1" * 5000, b"\xff\xfe", b"NaN", b"[" * 100_000),
+    *(b'{"type":' * 100_000, b'{"error":null,"error":{}}', b'{"usage":{"a":1e999,"a":-0.0}}'),
+    b'{"done":true,"type":"message_stop","text":"\\ud800","finishReason":"\\udfff","x":[NaN]}',
+    b'{"choices":[{"delta":{"content":"\\ud800"},"finish_reason":"\\ud800"}],"usage":{"a":NaN}}',
+    b'{"usage":{"x":%s},"message":{"usage":[]},"usageMetadata":{"a":%s}}' % (b"9" * 5000, b"9" * 9),
+]
+
+
+@each
+@pytest.mark.parametrize("name", [b"", b"error", b"message_stop", b"end", b"\xff"])
+def test_whatever_an_event_is_nothing_breaks_and_an_end_can_be_told(
+    protocol: Protocol, name: bytes
+) -> None:
+    for data in ODD:
+        seen, text = protocol.completion(), protocol.text()
+        for event in (Event(data, name), Event(data)):
+            seen.see(event)
+            seen.hear(data)
+            seen.suspect(event)
+            assert isinstance(text.text_of(event), str)
+            assert {type(protocol.is_whole(event)), type(protocol.closes(event))} == {bool}
+        seen.end(framed=True)
+        ending = natural_ending(seen, strayed=True) or Ending("truncated")
+        events, _, _ = ending_events(ending, seen, 1)
+        assert json.loads(events[-1].data)["state"] == ending.state
+        assert isinstance(seen.retryable, bool)
 
 
 @each

@@ -1,0 +1,234 @@
+"""An answer that its upstream keeps is gone on with, asked after, and stopped; paid once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.kept import KEPT, keeps, kind, use_kept_chat
+from tests.support import (
+    OK,
+    Call,
+    Script,
+    ScriptedUpstream,
+    Served,
+    ask,
+    gateway,
+    sse,
+    until,
+)
+
+TWO = sse(*KEPT[:2])
+GONE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 0\r\n\r\n"
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every preset speak a chat that is kept."""
+    use_kept_chat(monkeypatch)
+
+
+pytestmark = pytest.mark.usefixtures("kept")
+
+
+def said(words: bytes) -> bytes:
+    """Return an answer that is no stream."""
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(words), words)
+
+
+def script(**ways: Callable[[Call], Any]) -> Script:
+    """Return a script that answers each kind of call in its own way; `keeps` is for the rest."""
+
+    async def answer(call: Call) -> None:
+        await ways.get(kind(call), keeps)(call)
+
+    return answer
+
+
+def sends(*parts: bytes) -> Script:
+    """Return a way to answer: these bytes, and the end of the connection."""
+
+    async def send(call: Call) -> None:
+        await call.send(*parts)
+
+    return send
+
+
+def holds(*parts: bytes) -> Script:
+    """Return a way to answer: these bytes, and silence."""
+
+    async def hold(call: Call) -> None:
+        await call.send(*parts)
+        await call.left.wait()
+
+    return hold
+
+
+async def cuts(call: Call) -> None:
+    """Break the connection after two events."""
+    await call.send(OK, TWO)
+    await asyncio.sleep(0.05)  # Else the reset may overtake what was sent.
+    call.cut()
+
+
+def kinds(upstream: ScriptedUpstream) -> list[str]:
+    """Return what was asked, in order."""
+    return [kind(call) for call in upstream.calls]
+
+
+@pytest.mark.parametrize("way", [cuts, sends(OK, TWO)], ids=["cut", "a clean end"])
+async def test_a_kept_answer_goes_on_where_its_connection_ended_and_is_paid_once(
+    way: Script,
+) -> None:
+    async with gateway(script(create=way)) as (gate, upstream):
+        url = await gate.ticket(ask(n=2))
+        got = await gate.read(url)
+        assert (got.names, got.data) == ([*[""] * 4, "end"], KEPT)
+        assert (got.end["state"], got.end["attempts"]) == ("done", 1)
+        assert (await gate.completion(url))["text"] == "Hello"
+    assert kinds(upstream) == ["create", "rest"]
+
+
+async def test_a_rest_that_breaks_again_is_asked_for_again() -> None:
+    broken: list[Call] = []
+
+    async def rest(call: Call) -> None:
+        broken.append(call)
+        if len(broken) == 1:
+            await call.send(OK, sse(KEPT[2]))
+        elif len(broken) == 2:
+            await call.send(BUSY)
+        else:
+            await keeps(call)
+
+    async with gateway(script(create=cuts, rest=rest)) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+    assert (got.data, got.end["state"], got.end["attempts"]) == (KEPT, "done", 1)
+    assert kinds(upstream) == ["create", "rest", "rest", "rest"]
+
+
+async def test_a_rest_that_is_refused_ends_truncated_and_nothing_new_is_asked_for() -> None:
+    async with gateway(script(create=cuts, rest=sends(GONE))) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+        await until(lambda: kinds(upstream)[-1] == "stop")
+    assert (got.end["state"], got.end["attempts"]) == ("truncated", 1)
+    assert got.failure["code"] == "upstream_cut"
+    assert kinds(upstream) == ["create", "rest", "stop"]
+
+
+async def test_a_connection_that_breaks_before_the_first_event_is_truncated() -> None:
+    async with gateway(script(create=sends(OK))) as (gate, upstream):
+        got = await gate.read(await gate.ticket())
+    assert got.end["state"] in {"truncated", "failed"}
+    assert kinds(upstream) == ["create"]
+
+
+async def test_a_silent_answer_that_goes_on_is_waited_for() -> None:
+    looked, ways = asyncio.Event(), {"create": holds(OK, TWO)}
+
+    async def create(call: Call) -> None:
+        await call.send(OK, TWO)
+        await looked.wait()
+        await call.send(sse(*KEPT[2:]))
+
+    async def look(call: Call) -> None:
+        if len([each for each in kinds_seen if each == "look"]) == 2:
+            looked.set()
+        await call.send(said(b"running"))
+
+    kinds_seen: list[str] = []
+
+    async def answer(call: Call) -> None:
+        kinds_seen.append(kind(call))
+        await {"create": create, "look": look}.get(kind(call), ways["create"])(call)
+
+    async with gateway(answer, upstream_stall=0.3) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+    assert (got.data, got.end["state"]) == (KEPT, "done")
+    assert kinds(upstream) == ["create", "look", "look"]
+
+
+@pytest.mark.parametrize("answer", [said(b"over"), GONE], ids=["over", "unknown"])
+async def test_of_a_silent_answer_that_is_over_the_rest_is_asked_for(answer: bytes) -> None:
+    ways = script(create=holds(OK, TWO), look=sends(answer))
+    async with gateway(ways, upstream_stall=0.3) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+    assert (got.data, got.end["state"]) == (KEPT, "done")
+    assert kinds(upstream) == ["create", "look", "rest"]
+
+
+async def test_a_silence_before_the_first_event_is_a_stall() -> None:
+    async with gateway(script(create=holds(OK)), upstream_stall=0.3) as (gate, upstream):
+        got = await gate.read(await gate.ticket())
+    assert (got.end["state"], got.failure["code"]) == ("stalled", "upstream_stalled")
+    assert kinds(upstream) == ["create"]
+
+
+# Told to stop
+
+
+@asynccontextmanager
+async def under_way(**changes: Any) -> AsyncIterator[tuple[Served, ScriptedUpstream, str]]:
+    """Run a gateway with a stream of which two events were seen, and that goes on."""
+    ways = script(create=holds(OK, TWO), look=sends(said(b"running")), stop=sends(said(b"")))
+    async with gateway(ways, **changes) as (gate, upstream):
+        url = await gate.ticket(ask(n=2))
+        await gate.read(url, enough=lambda got: len(got.data) == 2)
+        yield gate, upstream, url
+
+
+async def stopped(upstream: ScriptedUpstream) -> None:
+    """Check that the upstream is told to stop, once."""
+    await until(lambda: "stop" in kinds(upstream), "it is told to stop")
+    assert kinds(upstream) == ["create", "stop"]
+
+
+async def test_a_cancel_is_told_to_the_upstream_once() -> None:
+    async with under_way() as (gate, upstream, url):
+        await gate.http.delete(url, headers=gate.cookie())
+        assert (await gate.read(url)).end["state"] == "cancelled"
+        await stopped(upstream)
+
+
+async def test_a_run_that_nobody_watches_any_more_is_stopped_at_its_upstream() -> None:
+    async with under_way(grace=0.3) as (_, upstream, _):
+        await stopped(upstream)
+
+
+async def test_a_run_that_takes_too_long_is_stopped_at_its_upstream() -> None:
+    async with under_way(max_run=0.5) as (gate, upstream, url):
+        assert (await gate.read(url)).end["state"] == "truncated"
+        await stopped(upstream)
+
+
+async def test_a_run_that_a_drain_interrupts_is_stopped_at_its_upstream() -> None:
+    async with under_way(drain=0.1) as (gate, upstream, _):
+        await gate.gateway.drain()
+        await stopped(upstream)
+
+
+async def test_an_upstream_that_cannot_hear_it_is_told_to_stop_again() -> None:
+    told: list[Call] = []
+
+    async def stop(call: Call) -> None:
+        told.append(call)
+        await call.send(BUSY if len(told) == 1 else said(b""))
+
+    async with gateway(script(create=holds(OK, TWO), stop=stop)) as (gate, upstream):
+        url = await gate.ticket(ask(n=2))
+        await gate.read(url, enough=lambda got: len(got.data) == 2)
+        await gate.http.delete(url, headers=gate.cookie())
+        await until(lambda: len(told) == 2)
+    assert kinds(upstream) == ["create", "stop", "stop"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_answer_that_came_to_its_end_is_not_stopped(n: int) -> None:
+    answer = KEPT[2:] if n == 1 else KEPT
+    async with gateway(script(create=sends(OK, sse(*answer, b"[DONE]")))) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=n)))
+        assert got.end["state"] == "done"
+    assert kinds(upstream) == ["create"]
