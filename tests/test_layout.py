@@ -46,7 +46,10 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.dialects", "config.settings", "config.presets", "config.price"},
+    "pydantic": {
+        *("config.dialects", "config.settings", "config.presets", "config.price"),
+        "config.templates",
+    },
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -126,6 +129,7 @@ TESTED_IN = {
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
+    "upstream.protocols.forms": "upstream.protocols.policy",
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.gemini_state": "upstream.protocols.gemini",
     "upstream.protocols.gemini_text": "upstream.protocols.gemini",

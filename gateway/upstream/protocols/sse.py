@@ -7,11 +7,11 @@ from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest
 from gateway.upstream.protocols.chat_chunks import DONE
-from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, bearer, check, headers_of
+from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 from gateway.upstream.protocols.sse_paths import End, Pick
 from gateway.upstream.protocols.sse_state import Declaration, DeclaredState, DeclaredText
-
-_OURS = {"stream", "model"}
 
 
 class Declared(Framed):
@@ -22,9 +22,7 @@ class Declared(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        request = {**preset.defaults, **as_seen(preset, body, _OURS), **preset.force}
-        check(preset, request)
-        return request
+        return ruled(preset, body, Form())
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key as a bearer token, unless the preset's headers say more."""
