@@ -17,8 +17,12 @@ LISTS = frozenset(("secrets", "cookie_secrets"))  # One a line, if they are not 
 _LARGEST = 64 * 1024
 
 
-def mounted(layers: Sequence[Mapping[str, Any]], label: str = "") -> dict[str, str]:
+def mounted(
+    layers: Sequence[Mapping[str, Any]], label: str = "", held: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the settings that files hold; `layers` are the sources, the nearest one first.
+
+    What is `held` by name is not read.
 
     Raises SettingsError, which names the file's setting behind a label.
     """
@@ -30,7 +34,8 @@ def mounted(layers: Sequence[Mapping[str, Any]], label: str = "") -> dict[str, s
                 raise SettingsError(f"{names}: both are given; leave one of them out")
             if name + FILE in layer:
                 told = f"{label}{(name + FILE).upper()}"
-                found[name] = secret_in(layer[name + FILE], told, lines=name in LISTS)
+                known = held.get(name) if held else None
+                found[name] = known or secret_in(layer[name + FILE], told, lines=name in LISTS)
             if name in layer or name in found:
                 break
     return found
