@@ -142,7 +142,7 @@ class TicketEndpoints:
 
     def _preset(self, name: str) -> Preset:
         preset = self._settings.preset(name)
-        if preset is None:
+        if preset is None or not preset.public:
             raise Rejected("preset_not_found")
         return preset
 

@@ -505,14 +505,14 @@ def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
 
 
 def test_a_preset_without_a_url_anywhere_is_wrong(toml: WriteToml) -> None:
-    assert wrong(**toml("[presets.p]\n")).startswith("presets.p: no url")
+    assert "gateway.toml: presets.p: no url" in wrong(**toml("[presets.p]\n"))
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:80", "ftp://u/", "http://", "http://h:x/", "http://u/ v"]
 )
 def test_a_preset_whose_url_cannot_be_one_is_wrong(url: str, toml: WriteToml) -> None:
-    assert wrong(**toml(f'[presets.p]\nurl = "{url}"')).startswith("presets.p.url: ")
+    assert "gateway.toml: presets.p.url: " in wrong(**toml(f'[presets.p]\nurl = "{url}"'))
 
 
 def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
@@ -524,9 +524,10 @@ def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
 
 
 def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nstall = -1')).startswith("presets.p.stall")
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nmodles = []')).startswith(
-        "presets.p.modles is no setting"
+    given = '[presets.p]\nurl = "http://u/"\n'
+    assert "gateway.toml: presets.p.stall" in wrong(**toml(f"{given}stall = -1"))
+    assert "presets.p.modles is no setting; did you mean models?" in wrong(
+        **toml(f"{given}modles = []")
     )
 
 
