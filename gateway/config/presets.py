@@ -209,6 +209,9 @@ class Preset(BaseModel):
             yield name, redacted(value) if isinstance(value, str) else value
 
 
+DEFAULT = Preset.model_validate({})  # What `default` is where no file says so.
+
+
 def chain_of(name: str, presets: Callable[[str], Preset | None]) -> list[str]:
     """Return the fallbacks of a preset in the order they are tried, each with its own after it."""
     found: dict[str, None] = {}

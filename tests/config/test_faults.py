@@ -88,6 +88,16 @@ variables.z = {{}}
     assert "secret" not in str(told)
 
 
+def test_every_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+    told = faults(
+        tmp_path,
+        f'[presets.a]\n{URL}api_key_env = "NO_SUCH_KEY"\n[presets.b]\n{URL}api_key_file = "/no"',
+    )
+    assert [each.split(": ")[0] for each in told] == [
+        *("presets.a.api_key_env", "presets.b.api_key_file"),
+    ]
+
+
 def test_presets_without_a_place_to_ask_are_all_named(tmp_path: Path) -> None:
     text = '[presets.a]\n[presets.b]\n[presets.c]\nurl = "ftp://u/"'
     told = faults(tmp_path, text)
