@@ -65,7 +65,8 @@ class _OneLine(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            click.echo(f"gateway: {with_cause(str(error), None)}", err=True)
+            for line in str(error).splitlines():
+                click.echo(f"gateway: {with_cause(line, None)}", err=True)
             ctx.exit(CONFIG_ERROR)
 
 

@@ -74,7 +74,7 @@ class GatewayError(Exception):
 
 
 class SettingsError(GatewayError):
-    """A setting is wrong; the message is one line that names it."""
+    """Settings are wrong; the message has a line for each that names it."""
 
 
 class Rejected(GatewayError):

@@ -48,7 +48,7 @@ FENCES: dict[str, set[str]] = {
     "itsdangerous": {"auth.tickets", "auth.session"},
     "pydantic": {
         *("config.dialects", "config.settings", "config.presets", "config.price"),
-        "config.templates",
+        *("config.faults", "config.templates"),
     },
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},

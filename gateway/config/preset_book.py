@@ -54,7 +54,7 @@ class PresetBook:
         except TimeoutError:
             _keeps(f"the file is not read within {_PATIENCE:g} s")
         except SettingsError as error:
-            _keeps(str(error))
+            _keeps("; ".join(str(error).splitlines()))
         except Exception:
             logger.exception("SIGHUP: the presets stay as they were")
 

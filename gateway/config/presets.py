@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -172,6 +173,7 @@ class Preset(BaseModel):
         check(self.protocol, self.model_fields_set, self.end)
         return self
 
+    @model_validator(mode="after")
     def _fits_together(self) -> "Preset":
         faults = [*template_faults(self.template, self.variables), *self._contradictions()]
         if faults:
@@ -235,3 +237,17 @@ def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
             elif presets[other].protocol != preset.protocol:
                 spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
                 yield f"{where}: {spoken}; a page reads one protocol"
+
+
+def endpoint_faults(preset: Preset, url: str) -> Iterator[str]:
+    """Yield what a preset has that its endpoint has no place for, each as `key: reason`."""
+    path = urlsplit(url).path.rstrip("/")
+    legacy = path.endswith("/completions") and not path.endswith("/chat/completions")
+    if preset.protocol == "openai" and legacy:
+        told = {"system": preset.system, "template": preset.template}
+        yield from (f"{each}: {path} takes a prompt, no messages" for each in told if told[each])
+    if preset.protocol == "ollama" and path.endswith("/generate") and preset.template:
+        yield f"template: {path} takes a prompt, no messages; use /api/chat"
+    if preset.protocol == "gemini":
+        lists = [each for each in preset.template if isinstance(each.get("content"), list)]
+        yield from ("template: what Gemini calls content is in `parts`" for _ in lists[:1])

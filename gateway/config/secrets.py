@@ -61,14 +61,22 @@ def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
     return ",".join(parts)
 
 
-def with_keys(presets: Any, environment: Mapping[str, str]) -> Any:
+def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> Any:
     """Return the tables of presets with the keys that their `api_key_file` or `api_key_env` name.
 
-    Raises SettingsError.
+    Raises SettingsError, which names the table behind a label, with a line for each that is wrong.
     """
     if not isinstance(presets, dict):
         return presets
-    return {name: _with_key(f"presets.{name}", each, environment) for name, each in presets.items()}
+    filled, faults = {}, []
+    for name, table in presets.items():
+        try:
+            filled[name] = _with_key(f"{label}presets.{name}", table, environment)
+        except SettingsError as error:
+            faults.append(str(error))
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return filled
 
 
 def _with_key(told: str, table: Any, environment: Mapping[str, str]) -> Any:

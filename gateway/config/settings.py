@@ -17,7 +17,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.config.presets import DEFAULT, Key, Preset, fallback_faults, tidy
+from gateway.config.faults import fault_lines
+from gateway.config.presets import (
+    DEFAULT,
+    Key,
+    Preset,
+    endpoint_faults,
+    fallback_faults,
+    tidy,
+)
 from gateway.config.secrets import FILE, SECRET, mounted, with_keys
 from gateway.errors import SettingsError, redacted
 
@@ -71,7 +79,7 @@ class Settings(BaseSettings):
     config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
     max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
     head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
-    max_body: Bytes = Field(1 << 20, description="largest completion request")
+    max_body: Bytes = Field(4 << 20, description="largest completion request")
     body_timeout: Seconds = Field(
         30, description="longest wait for the end of a body that comes slower than 16 KB a second"
     )
@@ -167,19 +175,27 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _presets_have_a_url(self) -> "Settings":
-        for name, preset in self.presets.items():
-            if not (preset.url or self.upstream_url):
-                raise ValueError(f"presets.{name}: no url, and no upstream_url to fall back on")
-            try:
-                _http(preset.url)
-            except ValueError as error:
-                raise ValueError(f"presets.{name}.url: {error}") from None
+        faults = [each for name in self.presets for each in self._url_faults(name)]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
+
+    def _url_faults(self, name: str) -> Iterator[str]:
+        preset = self.presets[name]
+        url = preset.url or self.upstream_url
+        if not url:
+            yield f"presets.{name}: no url, and no upstream_url to fall back on"
+        try:
+            _http(preset.url)
+            yield from (f"presets.{name}.{each}" for each in endpoint_faults(preset, url))
+        except ValueError as error:
+            yield f"presets.{name}.url: {error}"
 
     @model_validator(mode="after")
     def _fallbacks_lead_on(self) -> "Settings":
-        for fault in fallback_faults({"default": DEFAULT, **self.presets}):
-            raise ValueError(fault)
+        faults = [*fallback_faults({"default": DEFAULT, **self.presets})]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -209,7 +225,7 @@ def table() -> Iterator[Row]:
 
 
 def load(flags: dict[str, Any], before: Settings | None = None) -> Settings:
-    """Return the settings; raises SettingsError with one line that names the wrong one.
+    """Return the settings; raises SettingsError with a line for each that is wrong.
 
     With those of `before`, what secrets' files held then is taken again: one may have been a pipe.
     """
@@ -217,7 +233,7 @@ def load(flags: dict[str, Any], before: Settings | None = None) -> Settings:
     path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
     from_file = _read(Path(path)) if path else {}
     if "presets" in from_file:
-        from_file["presets"] = with_keys(from_file["presets"], os.environ)
+        from_file["presets"] = with_keys(from_file["presets"], os.environ, f"{path}: ")
     # An empty variable does not beat the file: compose passes on what nobody has set.
     from_environment = {
         name: value
@@ -232,7 +248,7 @@ def load(flags: dict[str, Any], before: Settings | None = None) -> Settings:
     try:
         return Settings(**{**given, **files})
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
+        raise SettingsError(fault_lines(error, Settings.model_fields, PREFIX, path)) from None
 
 
 def as_variables(flags: dict[str, Any], loaded: Settings) -> dict[str, str]:
@@ -292,18 +308,6 @@ def _http(url: str) -> str:
     if not usable or not url.isprintable() or " " in url:
         raise ValueError("is no URL with a host, and a port if it has one")
     return url
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    reason = redacted(first["msg"].removeprefix("Value error, "))
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
-        return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    if not where or "." in where:
-        return f"{where}: {reason}" if where else reason
-    return f"{PREFIX}{where.upper()}: {reason}"
 
 
 def _shown(default: Any) -> str:

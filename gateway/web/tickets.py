@@ -144,7 +144,7 @@ class TicketEndpoints:
 
     def _preset(self, name: str) -> Preset:
         preset = self._presets.get(name)
-        if preset is None:
+        if preset is None or not preset.public:
             raise Rejected("preset_not_found")
         return preset
 

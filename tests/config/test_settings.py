@@ -406,9 +406,9 @@ def test_a_presets_key_may_be_in_a_file_or_a_variable(
     loaded = load(toml(f"[presets.a]\n{url}{file}\n[presets.b]\n{url}{variable}"))
     assert [told(loaded, name)[1] for name in "ab"] == ["A" * 9, "two"]
     for wrong_one in (f'{file}\napi_key = "x"', f"{file}\n{variable}", 'api_key_env = "NO_SUCH"'):
-        assert wrong(**toml(f"[presets.a]\n{url}{wrong_one}")).startswith("presets.a")
+        assert "gateway.toml: presets.a" in wrong(**toml(f"[presets.a]\n{url}{wrong_one}"))
     said = wrong(**toml(f'[presets.a]\n{url}api_key_file = "/no/such"'))
-    assert said.startswith("presets.a.api_key_file: cannot read /no/such")
+    assert "gateway.toml: presets.a.api_key_file: cannot read /no/such" in said
 
 
 # Unknown variables
@@ -506,14 +506,14 @@ def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
 
 
 def test_a_preset_without_a_url_anywhere_is_wrong(toml: WriteToml) -> None:
-    assert wrong(**toml("[presets.p]\n")).startswith("presets.p: no url")
+    assert "gateway.toml: presets.p: no url" in wrong(**toml("[presets.p]\n"))
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:80", "ftp://u/", "http://", "http://h:x/", "http://u/ v"]
 )
 def test_a_preset_whose_url_cannot_be_one_is_wrong(url: str, toml: WriteToml) -> None:
-    assert wrong(**toml(f'[presets.p]\nurl = "{url}"')).startswith("presets.p.url: ")
+    assert "gateway.toml: presets.p.url: " in wrong(**toml(f'[presets.p]\nurl = "{url}"'))
 
 
 def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
@@ -525,9 +525,10 @@ def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
 
 
 def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nstall = -1')).startswith("presets.p.stall")
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nmodles = []')).startswith(
-        "presets.p.modles is no setting"
+    given = '[presets.p]\nurl = "http://u/"\n'
+    assert "gateway.toml: presets.p.stall" in wrong(**toml(f"{given}stall = -1"))
+    assert "presets.p.modles is no setting; did you mean models?" in wrong(
+        **toml(f"{given}modles = []")
     )
 
 
