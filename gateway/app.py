@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.auth.loading import authenticator
+from gateway.auth.loading import authenticators
 from gateway.auth.tickets import Tickets
 from gateway.config import settings as settings_
 from gateway.config.preset_book import PresetBook
@@ -91,13 +91,14 @@ class Gateway:
             self._sweep_interval,
             telemetry=telemetry,
         )
+        self.authenticators = authenticators(settings)
         self.routes = Routes(
             self.presets,
             self.tickets,
             self.records,
             self.fanout,
             self.supervisor,
-            authenticator(settings),
+            self.authenticators,
             telemetry,
         )
         self.app = self.with_routes([])
@@ -145,6 +146,7 @@ class Gateway:
                 await self.supervisor.drain(self.settings.drain)
             await self.supervisor.stop()
             await self.fanout.stop()
+            await self.authenticators.close()
             await self.upstream.close()
             await self.store.close()
 

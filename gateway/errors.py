@@ -78,14 +78,22 @@ class SettingsError(GatewayError):
 
 
 class Rejected(GatewayError):
-    """A request that will not pass as it is; `code` is a key of REJECTED."""
+    """A request that will not pass as it is; `code` is a key of REJECTED, `reason` a finer one."""
 
-    def __init__(self, code: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str = "",
+        headers: dict[str, str] | None = None,
+        *,
+        reason: str = "",
+    ) -> None:
         super().__init__(detail or code)
         self.code = code
         self.status, self.title = REJECTED[code]
         self.detail = detail
         self.headers = headers or {}
+        self.reason = reason
 
 
 class Unavailable(GatewayError):

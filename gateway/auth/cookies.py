@@ -19,7 +19,7 @@ class Cookies(Mapping[str, str]):
     """What `Cookie` lines say; of several values of a name the last, as Starlette has it."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        self._text = ";".join(lines)[:_MOST]  # HTTP/2 has a line for each.
+        self._text = "; ".join(lines)[:_MOST]  # HTTP/2 has a line for each.
         self._chosen = -1
         self._doubled: set[str] = set()
 
@@ -46,6 +46,21 @@ class Cookies(Mapping[str, str]):
             other = Cookies([self._text])
             other._chosen = chosen
             yield other
+
+    def lines(self, most: int) -> list[str]:
+        """Return these as a request may have them; `most` times at most, with one value of each
+        name in each, if one is there twice."""
+        turns = min(most, max(map(len, self._raw.values()), default=0))
+        if turns < 2:
+            return [self._text] if self._raw else []
+        return [
+            "; ".join(
+                f"{name}={values[-min(turn, len(values))]}"
+                for name, values in self._raw.items()
+                if values
+            )
+            for turn in range(1, turns + 1)
+        ]
 
     def __getitem__(self, name: str) -> str:
         """Return a cookie's value; raises KeyError."""

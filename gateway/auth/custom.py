@@ -10,7 +10,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
-from gateway.auth.base import one_of, usable
+from gateway.auth.base import Caller, Finding, agreed, known, lines_of, shown
 from gateway.auth.cookies import Cookies
 from gateway.auth.threads import Threads
 from gateway.errors import GatewayError, Unavailable, with_cause
@@ -32,32 +32,39 @@ class Custom:
     def __init__(
         self, name: str, call: Callable[[Mapping[str, str], Mapping[str, str]], Any]
     ) -> None:
-        self._name = name
+        self.name = name
         self._call = call
         self._threads = None if _is_async(call) else Threads(_THREADS, _WAITING)
         self._told: dict[str, float] = {}
 
-    async def subject(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+    async def find(self, caller: Caller) -> Finding:
         """Return what the callable says; raises Unavailable if that cannot reach what it needs."""
-        said = {await self._ask(headers, cookies)}
+        headers, cookies = caller.headers, caller.cookies
+        said = [await self._ask(headers, cookies)]
         if isinstance(cookies, Cookies):
             others = islice(cookies.others(), _OTHERS)
-            said |= {await self._ask(headers, each) for each in others}
-        return one_of(said)
+            said += [await self._ask(headers, each) for each in others]
+        finding = agreed(said)
+        if finding.reason == "bad_cookie" and not (cookies or lines_of(headers, "authorization")):
+            return Finding(why="the request has no cookie, and it names nobody without")
+        return finding
 
-    async def _ask(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+    async def _ask(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Finding:
         call = partial(self._call, headers, cookies)
         try:
             async with asyncio.timeout(_TIMEOUT):
                 said = await self._threads.run(call) if self._threads else call()
-                return usable(await said if inspect.isawaitable(said) else said)
+                said = await said if inspect.isawaitable(said) else said
         except GatewayError:
             raise
         except OSError as error:  # Among them what it connects to, and a TimeoutError.
             raise Unavailable("auth_unavailable", reason=type(error).__name__) from error
         except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
             self._tell(error, headers)
-            return None
+            return Finding(None, "bad_cookie", f"it raises {type(error).__name__}")
+        if said is None:
+            return Finding(None, "bad_cookie", "it names nobody", shown(cookies))
+        return known(said, f"it says a {type(said).__name__} that can name nobody")
 
     def _tell(self, error: BaseException, headers: Mapping[str, str]) -> None:
         """Say in one line where it broke: once a minute, as any stranger can make it break."""
@@ -72,7 +79,7 @@ class Custom:
         words = str(error)[:300]
         for given in _CREDENTIAL.findall(" ".join(_credentials(headers))):
             words = words.replace(given, "***")  # A ValueError shows what it was given.
-        what = f"{self._name}: {type(error).__name__} at {where}: {words}"
+        what = f"{self.name}: {type(error).__name__} at {where}: {words}"
         logger.error("GATEWAY_AUTH %s", with_cause(what, None))
 
 

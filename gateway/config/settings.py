@@ -6,7 +6,6 @@ docs/settings.md are made from it.
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.config.addresses import header_name, http_url, networks, origins, path
 from gateway.config.faults import fault_lines
 from gateway.config.presets import (
     DEFAULT,
@@ -31,8 +31,6 @@ from gateway.errors import SettingsError, redacted
 
 PREFIX = "GATEWAY_"
 _OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
-_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+", re.ASCII)
 
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -60,17 +58,45 @@ class Settings(BaseSettings):
     upstream_api_key: Key = Field(SecretStr(""), description="sent to it as a bearer token")
     upstream_api_key_file: str = Field("", description="file that holds GATEWAY_UPSTREAM_API_KEY")
     auth: str = Field(
-        "signed", description="signed (Starlette's session cookie) or module:callable"
+        "signed",
+        description="who knows the user; comma list, tried in turn: signed (Starlette's session), "
+        "flask, django, jwt, forward, header, guest, module:callable",
     )
-    cookie_name: str = Field("session", min_length=1, description="the cookie that names the user")
+    cookie_name: str = Field(
+        "", description="the cookie that names the user; empty = that of the framework"
+    )
     cookie_secrets: Secrets = Field(
-        (), description="secrets of that cookie, newest first; empty = those of the tickets"
+        (),
+        description="secrets of that cookie, the app's own (SECRET_KEY), newest first; empty = "
+        "those of the tickets",
     )
     cookie_secrets_file: str = Field(
         "", description="file that holds GATEWAY_COOKIE_SECRETS, or one a line"
     )
     cookie_max_age: Seconds = Field(14 * 86400, description="oldest cookie accepted")
-    subject_field: str = Field("sub", min_length=1, description="where in the session the user is")
+    subject_field: str = Field(
+        "",
+        description="where in the session the user is (user.id); empty = as the framework has it",
+    )
+    jwt_jwks_url: str = Field("", description="keys that JWTs are verified with, at their issuer")
+    jwt_public_key: str = Field("", description="or a file with them: PEM, or a JWK set")
+    jwt_algorithms: Names = Field((), description="only these; empty = those that fit the keys")
+    jwt_audience: Names = Field((), description="a token's aud has to be one of these; comma list")
+    jwt_issuer: str = Field("", description="a token's iss has to be this")
+    forward_auth_url: str = Field(
+        "", description="URL of the app that says whose cookies these are"
+    )
+    forward_auth_header: str = Field("", description="header of its answer that names the user")
+    forward_auth_ttl: Annotated[float, Field(ge=0, le=3600)] = Field(
+        10, description="its yes is kept for; a no never is"
+    )
+    forward_auth_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        3, description="longest wait for its answer"
+    )
+    auth_header: str = Field("", description="header by which a proxy in front names the user")
+    trusted_proxies: Names = Field(
+        (), description="addresses and networks of the proxies that may set it; comma list"
+    )
     allowed_origins: Names = Field((), description="further origins of pages, for CORS; comma list")
     public_url: str = Field("", description="the gateway as browsers see it; makes URLs absolute")
     prefix: str = Field(
@@ -126,7 +152,11 @@ class Settings(BaseSettings):
     def _tidy(cls, value: Any) -> Any:
         return tidy(value)
 
-    @field_validator("secrets", "cookie_secrets", "allowed_origins", mode="before")
+    @field_validator(
+        *("secrets", "cookie_secrets", "allowed_origins"),
+        *("jwt_algorithms", "jwt_audience", "trusted_proxies"),
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -140,31 +170,21 @@ class Settings(BaseSettings):
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
 
-    @field_validator("upstream_url", "public_url")
+    _headers = field_validator("auth_header", "forward_auth_header")(header_name)
+    _proxies = field_validator("trusted_proxies")(networks)
+    _origins = field_validator("allowed_origins")(origins)
+    _path = field_validator("prefix")(path)
+
+    @field_validator("upstream_url", "public_url", "jwt_jwks_url", "forward_auth_url")
     @classmethod
     def _url(cls, value: str) -> str:
-        value = _http(value.strip())
+        value = http_url(value.strip())
         return value.rstrip("/") if value.count("/") == 3 else value
 
     @field_validator("public_url")
     @classmethod
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
-
-    @field_validator("prefix")
-    @classmethod
-    def _path(cls, value: str) -> str:
-        if value and not _PATH.fullmatch(value):
-            raise ValueError("must be a path such as /llm, without a slash at its end")
-        return value
-
-    @field_validator("allowed_origins")
-    @classmethod
-    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            if not _ORIGIN.fullmatch(value.rstrip("/")):
-                raise ValueError(f"{value} is no origin; expected https://host or http://host:port")
-        return tuple(value.rstrip("/") for value in values)
 
     @model_validator(mode="after")
     def _one_path(self) -> "Settings":
@@ -186,7 +206,7 @@ class Settings(BaseSettings):
         if not url:
             yield f"presets.{name}: no url, and no upstream_url to fall back on"
         try:
-            _http(preset.url)
+            http_url(preset.url)
             yield from (f"presets.{name}.{each}" for each in endpoint_faults(preset, url))
         except ValueError as error:
             yield f"presets.{name}.url: {error}"
@@ -293,21 +313,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(_plain(each) for each in value)
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-
-def _http(url: str) -> str:
-    """Return a URL; raises ValueError, which does not quote it, if it is none of http."""
-    if url and not re.match("https?://[^/?#]", url):
-        raise ValueError("must start with http:// or https:// and a host")
-    try:
-        host = urlsplit(url).netloc  # A place for a model there would let pages choose the host.
-        named = "{" not in host and bool(urlsplit(url).hostname)
-        usable = not url or (named and urlsplit(url).port != 0)
-    except ValueError:
-        usable = False
-    if not usable or not url.isprintable() or " " in url:
-        raise ValueError("is no URL with a host, and a port if it has one")
-    return url
 
 
 def _shown(default: Any) -> str:

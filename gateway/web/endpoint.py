@@ -7,10 +7,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.auth.base import Authenticator
+from gateway.auth.base import Caller
+from gateway.auth.chain import Chain
 from gateway.errors import Rejected, Unavailable
 from gateway.telemetry.base import Telemetry
 from gateway.web.event_stream import EventStream
+from gateway.web.mount import Mount
 from gateway.web.origins import Origins
 from gateway.web.requests import accepts, cookies_of
 from gateway.web.responses import LongReply, Retry, rejected, unavailable
@@ -20,15 +22,17 @@ logger = logging.getLogger("gateway.web.endpoint")
 AnyResponse = Response | LongReply | EventStream
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
+_COOKIE = "gateway.cookie"  # In a request's scope: what is to be set in its answer.
 _ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
 
 
 class Guards:
     """What is asked of every caller first: from which page, and who; both raise Rejected."""
 
-    def __init__(self, origins: Origins, authenticator: Authenticator) -> None:
+    def __init__(self, origins: Origins, chain: Chain, mount: Mount) -> None:
         self._origins = origins
-        self._authenticator = authenticator
+        self._chain = chain
+        self._mount = mount
 
     async def caller(self, request: Request) -> str:
         """Return the subject who asks, from a page of ours or from none."""
@@ -41,10 +45,17 @@ class Guards:
         return await self._subject(request)
 
     async def _subject(self, request: Request) -> str:
-        subject = await self._authenticator.subject(request.headers, cookies_of(request))
-        if subject is None:
-            raise Rejected("not_authenticated", "Log in, then try again.")
-        return subject
+        headers, client = request.headers, request.client
+        posted = request.method == "POST" and "origin" in headers  # And it was checked.
+        peer = client.host if client else ""
+        finding = await self._chain.find(Caller(headers, cookies_of(request), peer, posted))
+        if finding.cookie:
+            path = self._mount.cookie_path(request.scope.get("root_path", ""))
+            request.scope[_COOKIE] = f"{finding.cookie}; Path={path}"
+        if finding.subject is None:
+            told = "Log in, then try again."
+            raise Rejected("not_authenticated", told, reason=finding.reason)
+        return finding.subject
 
 
 class Methods:
@@ -86,6 +97,8 @@ class Methods:
             logger.exception("%s %s broke", request.method, request.url.path)
             answer = self._rejected(Rejected("internal"))
         answer.raw_headers += self._origins.cors(request.headers)
+        if cookie := request.scope.get(_COOKIE):
+            answer.raw_headers.append((b"set-cookie", cookie.encode("latin-1")))
         if self._draining():
             answer.raw_headers.append((b"connection", b"close"))
         return answer

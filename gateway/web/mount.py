@@ -24,6 +24,10 @@ class Mount:
             root = self._prefix + root
         return self._public + root + path
 
+    def cookie_path(self, root_path: str) -> str:
+        """Return where browsers are to send a cookie of ours to, and nowhere else."""
+        return urlsplit(self.url(root_path, "/")).path.rstrip("/") or "/"
+
     def paths(self, path: str) -> list[str]:
         """Return the paths that a request for one of ours comes with."""
         return [path, self._prefix + path] if self._prefix else [path]

@@ -19,6 +19,7 @@ from gateway.sse import comment, retry
 
 Headers = list[tuple[bytes, bytes]]
 
+_NOTHING: dict[str, str] = {}
 _SLICE = 16 * 1024  # Bytes of a long reply that are sent at once.
 
 STREAM_HEADERS: Headers = [
@@ -116,7 +117,8 @@ def nothing_more() -> Response:
 
 def rejected(error: Rejected) -> Response:
     """Return a refusal as a problem (RFC 9457) with its stable code."""
-    return _problem(error.status, error.code, error.title, error.detail, error.headers)
+    more = {"reason": error.reason} if error.reason else {}
+    return _problem(error.status, error.code, error.title, error.detail, error.headers, more)
 
 
 def unavailable(error: Unavailable, times: Retry, names_stream: bool) -> Response:
@@ -133,8 +135,15 @@ def unavailable(error: Unavailable, times: Retry, names_stream: bool) -> Respons
     return _problem(error.status, error.code, error.title, error.detail, headers)
 
 
-def _problem(status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
-    problem = {"type": "about:blank", "title": title, "status": status, "code": code}
+def _problem(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    headers: dict[str, str],
+    more: dict[str, str] = _NOTHING,
+) -> Response:
+    problem = {"type": "about:blank", "title": title, "status": status, "code": code, **more}
     if detail:
         problem["detail"] = detail
     return Response(

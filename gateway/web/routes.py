@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from gateway.auth.base import Authenticator
+from gateway.auth.chain import Chain
 from gateway.auth.tickets import Tickets
 from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
@@ -38,7 +38,7 @@ class Routes:
         records: Records,
         fanout: Fanout,
         supervisor: RunSupervisor,
-        authenticator: Authenticator,
+        chain: Chain,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
         settings = presets.settings
@@ -47,7 +47,7 @@ class Routes:
         self._mount = Mount(settings.public_url, settings.prefix)
         self._draining = lambda: supervisor.draining
         self._telemetry = telemetry
-        guards = Guards(self._origins, authenticator)
+        guards = Guards(self._origins, chain, self._mount)
         redemption, cancellation = supervisor.redemption, supervisor.cancellation
         snapshots = CompletionSnapshots(records.store, fanout, settings.replay_bytes // 2)
         self._streams = StreamEndpoints(

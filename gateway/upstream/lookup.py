@@ -1,0 +1,95 @@
+"""Lookup: small questions to other servers, each a GET whose whole answer is waited for."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import httpx
+
+from gateway.errors import GatewayError
+from gateway.tasks import Tasks
+from gateway.upstream.connection import fields
+from gateway.upstream.transport import Message, Reply, Transport
+
+T = TypeVar("T")
+
+_TRIES = 2  # A server may close a kept connection while a question is on its way.
+_SURE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
+_ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
+
+
+class NoAnswer(GatewayError):
+    """A server did not answer, or with too much; the message is for operators."""
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    whole: bool  # Not cut, and readable as it is.
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a header that are not empty; `name` is in lower case."""
+        return [
+            value.decode("latin-1").strip()
+            for key, value in self.headers
+            if key.decode("latin-1").lower() == name and value.strip()
+        ]
+
+
+class Lookup:
+    """Asks over connections of its own; no redirect is followed, no cookie kept."""
+
+    def __init__(self) -> None:
+        self._transport = Transport()
+        self._tasks = Tasks()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin what goes on if who waits for it leaves, until `close`."""
+        return self._tasks.spawn(work)
+
+    async def get(
+        self, url: str, headers: Sequence[tuple[str, str]], *, seconds: float, limit: int
+    ) -> Answer:
+        """Return the answer, of its body `limit` bytes at most; raises NoAnswer."""
+        host = httpx.URL(url).netloc.decode("ascii")
+        asked = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        request = httpx.Request("GET", url, headers=[(b"host", host.encode()), *asked])
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await self._sent(Message.of(request), seconds)
+                return await _read(reply, limit)
+        except TimeoutError:
+            raise NoAnswer(f"no answer in {seconds:g} s") from None
+        except _ERRORS as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
+
+    async def _sent(self, message: Message, seconds: float) -> Reply:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._transport.send(message, b"", seconds)
+            except _SURE:
+                raise
+            except httpx.TransportError:
+                continue
+        return await self._transport.send(message, b"", seconds)
+
+    async def close(self) -> None:
+        """End all that is going on, and close the connections."""
+        await self._tasks.stop()
+        await self._transport.aclose()
+
+
+async def _read(reply: Reply, limit: int) -> Answer:
+    body = bytearray()
+    try:
+        async for chunk in reply.body:
+            body += chunk
+            if len(body) > limit:
+                break
+    finally:
+        await reply.body.aclose()
+    whole = len(body) <= limit and not fields(reply.headers, b"content-encoding")
+    return Answer(reply.status, reply.headers, bytes(body[:limit]), whole)
