@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.auth.loading import authenticator
 from gateway.auth.tickets import Tickets
 from gateway.config import settings as settings_
+from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
@@ -52,6 +53,7 @@ class Gateway:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
+        self.presets = PresetBook(settings)
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self.store = RedisClient(settings.redis_url)
         self.name = new_id()
@@ -60,7 +62,7 @@ class Gateway:
             self.name,
             start_by=settings.start_by,
             log_ttl=settings.log_ttl,
-            max_run=_longest(settings),
+            max_run=lambda: self.presets.longest_run,
             lease=settings.lease,
             most=Most(
                 settings.subject_bytes,
@@ -72,7 +74,7 @@ class Gateway:
         self.fanout = Fanout(
             self.store,
             RecordSource(self.records),
-            grace=settings.shortest_grace,  # The soonest that an owner may miss them.
+            grace=lambda: self.presets.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
             replay_bytes=settings.replay_bytes,
@@ -84,13 +86,13 @@ class Gateway:
             Heartbeat(self.store, self.name, settings.lease),
             self.fanout,
             self.upstream,
-            settings.preset,
+            self.presets.get,
             RunLimits(settings.max_event, settings.max_log, settings.max_streams),
-            _sweep_interval(settings),
+            self._sweep_interval,
             telemetry=telemetry,
         )
         self.routes = Routes(
-            settings,
+            self.presets,
             self.tickets,
             self.records,
             self.fanout,
@@ -99,6 +101,12 @@ class Gateway:
             telemetry,
         )
         self.app = self.with_routes([])
+
+    def _sweep_interval(self) -> float:
+        """Return a quarter of the shortest time that the sweep has to keep, within bounds."""
+        given = self.settings
+        shortest = min(self.presets.shortest_wait, given.heartbeat, given.write_timeout)
+        return min(1.0, max(0.05, shortest / 4))
 
     def with_routes(self, more: Sequence[BaseRoute]) -> Router:
         """Return the application with further URLs."""
@@ -149,14 +157,3 @@ class Gateway:
 def create() -> Router:
     """Return the application for another server: `uvicorn --factory gateway.app:create`."""
     return Gateway(settings_.load({})).app
-
-
-def _longest(settings: Settings) -> float:
-    return max(preset.max_run for preset in settings.all_presets())
-
-
-def _sweep_interval(settings: Settings) -> float:
-    """Return a quarter of the shortest time that the sweep has to keep, within bounds."""
-    presets = settings.all_presets()
-    shortest = min(min(each.stall, each.first_byte, each.max_run) for each in presets)
-    return min(1.0, max(0.05, min(shortest, settings.heartbeat, settings.write_timeout) / 4))

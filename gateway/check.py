@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gateway.auth.loading import authenticator
+from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
 from gateway.errors import GatewayError, SettingsError, Unavailable, redacted, with_cause
 from gateway.runs.rehearsal import Rehearsal
@@ -233,7 +234,7 @@ async def _sentinels(address: Address) -> list[Verdict]:
 
 
 async def _upstream(settings: Settings, name: str) -> list[Verdict]:
-    preset = settings.preset(name)
+    preset = PresetBook(settings).get(name)
     if preset is None:
         if settings.presets:
             return []

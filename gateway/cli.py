@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
@@ -23,7 +24,7 @@ from gateway.demo import upstream as demo
 from gateway.demo.page import page
 from gateway.errors import Rejected, SettingsError, with_cause
 from gateway.serve import workers
-from gateway.serve.server import run, terms_of
+from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
@@ -64,7 +65,8 @@ class _OneLine(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            click.echo(f"gateway: {with_cause(str(error), None)}", err=True)
+            for line in str(error).splitlines():
+                click.echo(f"gateway: {with_cause(line, None)}", err=True)
             ctx.exit(CONFIG_ERROR)
 
 
@@ -117,7 +119,8 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             logger.warning(
                 "EMBEDDED STORE: one process, nothing survives it; set GATEWAY_REDIS_URL"
             )
-        _run(gateway, gateway.served(), listener, f"gateway listening on {url_of(listener)}")
+        ready = f"gateway listening on {url_of(listener)}"
+        _run(gateway, gateway.served(), listener, ready, _reload(gateway, flags))
 
 
 @main.command("demo")
@@ -131,7 +134,8 @@ def demo_(port: int, **flags: str | None) -> None:
             "secrets": secrets.token_urlsafe(32),
             "upstream_url": f"{url_of(listener)}/pretend/v1/chat/completions",
         }
-        loaded = _load({"log_level": "warning", **made_up, **given})
+        asked = {"log_level": "warning", **made_up, **given}
+        loaded = _load(asked)
         gateway = Gateway(loaded)
 
         def cut(ticket: str) -> int:
@@ -141,13 +145,22 @@ def demo_(port: int, **flags: str | None) -> None:
 
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
         app = gateway.served(*page(_sessions(loaded), cut, loaded.prefix), pretend)
-        _run(gateway, app, listener, f"The demo is at {url_of(listener)}  (Ctrl+C ends it)")
+        ready = f"The demo is at {url_of(listener)}  (Ctrl+C ends it)"
+        # Without a file there is nothing to reload, and it ends with its terminal.
+        _run(gateway, app, listener, ready, _reload(gateway, asked) if loaded.config else None)
 
 
-def _run(gateway: Gateway, app: ASGIApp, listener: socket.socket, ready: str) -> None:
-    given = gateway.settings
-    terms = terms_of(given)
-    run(app, listener, level=given.log_level, ready=ready, terms=terms, drain=gateway.drain)
+def _run(
+    gateway: Gateway, app: ASGIApp, listener: socket.socket, ready: str, reload: Reload | None
+) -> None:
+    level, terms = gateway.settings.log_level, terms_of(gateway.settings)
+    more = {"drain": gateway.drain, "reload": reload}
+    run(app, listener, level=level, ready=ready, terms=terms, **more)
+
+
+def _reload(gateway: Gateway, flags: dict[str, Any]) -> Reload:
+    """Return what reads the presets again, with everything else as it was given."""
+    return partial(gateway.presets.reload, partial(settings.load, flags))
 
 
 def _sessions(loaded: Settings) -> Callable[[str], str]:

@@ -23,6 +23,14 @@ REJECTED = {
     "stream_required": (400, "Completions are only streamed here"),
     "model_not_allowed": (400, "The preset does not allow this model"),
     "field_not_allowed": (400, "The preset does not allow this member"),
+    "variable_unknown": (400, "The preset has no such variable"),
+    "variable_missing": (400, "A variable is missing"),
+    "variable_too_long": (400, "A variable is too long"),
+    "variable_not_allowed": (400, "A variable has a value that is not allowed"),
+    "system_not_allowed": (400, "The system prompt is not the page's to write"),
+    "too_many_tokens": (400, "More tokens are asked for than the preset allows"),
+    "too_many_messages": (400, "The request has too many messages"),
+    "request_too_long": (400, "The request has too much text"),
     "bad_idempotency_key": (400, "The Idempotency-Key is not usable"),
     "not_authenticated": (401, "No valid cookie"),
     "foreign_origin": (403, "The page is not one of ours"),
@@ -66,7 +74,7 @@ class GatewayError(Exception):
 
 
 class SettingsError(GatewayError):
-    """A setting is wrong; the message is one line that names it."""
+    """Settings are wrong; the message has a line for each that names it."""
 
 
 class Rejected(GatewayError):

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from threading import Thread
 from typing import Any, TypeVar
 
 logger = logging.getLogger("gateway.tasks")
@@ -41,6 +43,27 @@ class Tasks:
                 task.cancel()
             _, left = await asyncio.wait(left, timeout=1)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Return what a call returns, or raise what it raises; no exit waits for one that hangs."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def answer(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def work() -> None:
+        try:
+            said: tuple[Callable[[Any], None], Any] = future.set_result, call()
+        except Exception as error:
+            said = future.set_exception, error
+        with suppress(RuntimeError):  # The loop has ended.
+            loop.call_soon_threadsafe(answer, *said)
+
+    Thread(target=work, daemon=True, name="gateway-work").start()
+    return await future
 
 
 async def _supervised(loop: Callable[[], Awaitable[None]]) -> None:

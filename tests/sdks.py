@@ -1,14 +1,19 @@
 """The providers' own SDKs: what they make of a server's stream, for tests to compare with."""
 
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
 
 from tests.support import missing
 
-GEMINI = "/v1beta/models/m:streamGenerateContent?alt=sse"
+
+class Heard(NamedTuple):
+    """What an SDK made of one answer."""
+
+    text: str
+    tokens: tuple[int, int]  # Of the prompt and of the answer.
 
 
 def sdk(name: str) -> Any:
@@ -19,48 +24,54 @@ def sdk(name: str) -> Any:
         return missing(f"the SDK {name}")
 
 
-async def chat_text(url: str, prompt: str) -> str:
-    """Return the text of a completion as OpenAI's SDK reads it."""
+async def chat(url: str, prompt: str) -> Heard:
+    """Return a completion as OpenAI's SDK reads it."""
     async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as client:
         stream = await client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": prompt}], stream=True
+            model="m",
+            messages=[{"role": "user", "content": prompt}],
+            stream=True,
+            stream_options={"include_usage": True},
         )
         chunks = [chunk async for chunk in stream]
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    usage = next(chunk.usage for chunk in reversed(chunks) if chunk.usage)
+    return Heard(text, (usage.prompt_tokens, usage.completion_tokens))
 
 
-async def responses_text(url: str, prompt: str) -> str:
-    """Return the text of a response as OpenAI's SDK reads it."""
+async def responses(url: str, prompt: str) -> Heard:
+    """Return a response as OpenAI's SDK reads it."""
     async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as client:
         stream = await client.responses.create(model="m", input=prompt, stream=True)
         events = [event async for event in stream]
-    return "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    (end,) = [e for e in events if e.type == "response.completed"]
+    usage = end.response.usage
+    assert usage
+    return Heard(text, (usage.input_tokens, usage.output_tokens))
 
 
-async def anthropic_text(url: str, prompt: str) -> str:
-    """Return the text of a message as Anthropic's SDK reads it."""
+async def anthropic(url: str, prompt: str) -> Heard:
+    """Return a message as Anthropic's SDK reads it."""
     said = [{"role": "user", "content": prompt}]
-    async with sdk("anthropic").AsyncAnthropic(api_key="k", base_url=url) as client:
-        asked = {"model": "m", "messages": said, "max_tokens": 4000}
-        async with client.messages.stream(**asked) as stream:
-            return str(await stream.get_final_text())
+    async with (
+        sdk("anthropic").AsyncAnthropic(api_key="k", base_url=url) as client,
+        client.messages.stream(model="m", messages=said, max_tokens=4000) as stream,
+    ):
+        text = await stream.get_final_text()
+        usage = (await stream.get_final_message()).usage
+    return Heard(text, (usage.input_tokens, usage.output_tokens))
 
 
-async def ollama_text(url: str, prompt: str) -> str:
-    """Return the text of an answer as Ollama's SDK reads it."""
+async def ollama(url: str, prompt: str) -> Heard:
+    """Return an answer as Ollama's SDK reads it."""
     client = sdk("ollama").AsyncClient(host=url)
     said = [{"role": "user", "content": prompt}]
-    try:
-        stream = await client.chat(model="m", messages=said, stream=True)
-        return "".join([part.message.content async for part in stream])
-    finally:
-        http: httpx.AsyncClient = client._client
-        await http.aclose()
+    http: httpx.AsyncClient = client._client
+    async with http:
+        parts = [part async for part in await client.chat(model="m", messages=said, stream=True)]
+    text = "".join(part.message.content for part in parts)
+    return Heard(text, (parts[-1].prompt_eval_count, parts[-1].eval_count))
 
 
-TEXTS = {
-    "openai": chat_text,
-    "responses": responses_text,
-    "anthropic": anthropic_text,
-    "ollama": ollama_text,
-}
+SDKS = {"openai": chat, "responses": responses, "anthropic": anthropic, "ollama": ollama}

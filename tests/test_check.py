@@ -388,6 +388,31 @@ async def test_an_upstream_that_answers_is_ok_and_is_asked_for_nothing() -> None
     assert "405" in words(said, "upstream")
 
 
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "responses": {},
+    "anthropic": {},
+    "ollama": {},
+    "gemini": {"models": ["gemini-2.5-flash"]},
+    "sse": {"end": {"event": "message-end"}},
+}
+
+
+@pytest.mark.parametrize("protocol", ELSEWHERE)
+async def test_an_upstream_of_any_protocol_is_asked_for_nothing(protocol: str) -> None:
+    async def script(call: Any) -> None:
+        await call.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with scripted(script) as server:
+        url = server.url.replace("/v1/chat/completions", "/v1/{model}:ask")
+        preset = {"url": url, "protocol": protocol, **ELSEWHERE[protocol]}
+        said = await found(upstream_url="", presets={"default": preset})
+        (call,) = server.calls
+    assert levels(said, "upstream") == ["ok"]
+    method, target, _ = call.head.split(b" ", 2)
+    assert (method, call.body) == (b"OPTIONS", b"")
+    assert protocol != "gemini" or target == b"/v1/gemini-2.5-flash:ask"
+
+
 async def test_an_upstream_that_is_not_there_is_a_fault() -> None:
     said = await found()
     assert levels(said, "upstream") == ["fault"]

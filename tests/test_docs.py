@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import BrowserContext, Page
 
-from gateway.config.settings import Settings, table
+from gateway.config.settings import Settings, load, table
 from gateway.demo.upstream import FAULTS, URLS
 from tests import test_browser
 from tests.support import OK, Call, ask, chunk, scripted, sse, whole
@@ -211,3 +211,21 @@ def test_the_readme_can_be_read_in_one_sitting_and_runs_before_its_thirtieth_lin
     assert len(lines) < 150
     assert any(".venv/bin/gateway demo" in line for line in lines[:30])
     assert any("bin/pytest -n" in line for line in lines[:30])
+
+
+# docs/upstreams.md
+
+
+UPSTREAMS = (HOME / "docs" / "upstreams.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```$", UPSTREAMS, re.M | re.S))
+def test_every_preset_of_the_upstreams_can_be_pasted(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in re.findall(r'api_key_env = "(\w+)"', text):
+        monkeypatch.setenv(variable, "a key")
+    file = tmp_path / "gateway.toml"
+    file.write_text(text, "utf-8")
+    loaded = load({"config": str(file)})
+    assert loaded.presets.keys() == set(re.findall(r"^\[presets\.(\w+)\]", text, re.M))

@@ -46,7 +46,10 @@ FENCES: dict[str, set[str]] = {
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.session"},
-    "pydantic": {"config.settings", "config.presets", "config.price"},
+    "pydantic": {
+        *("config.dialects", "config.settings", "config.presets", "config.price"),
+        *("config.faults", "config.templates"),
+    },
     "pydantic_core": {"config.settings"},
     "pydantic_settings": {"config.settings"},
     "starlette": {
@@ -65,6 +68,7 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.chat": {"upstream.protocols.table"},
     "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
+    "upstream.protocols.sse": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
 STANDARD = sys.stdlib_module_names
@@ -125,11 +129,14 @@ TESTED_IN = {
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
+    "upstream.protocols.forms": "upstream.protocols.policy",
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.gemini_state": "upstream.protocols.gemini",
     "upstream.protocols.gemini_text": "upstream.protocols.gemini",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
+    "upstream.protocols.sse_paths": "upstream.protocols.sse",
+    "upstream.protocols.sse_state": "upstream.protocols.sse",
     "upstream.protocols.responses_events": "upstream.protocols.responses",
     "upstream.protocols.responses_frames": "upstream.protocols.responses",
     "upstream.protocols.responses_text": "upstream.protocols.responses_state",

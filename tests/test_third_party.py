@@ -1,27 +1,14 @@
-"""An upstream that nobody here wrote (npm `@copilotkit/aimock`): true ends, exact text."""
+"""Chat before an upstream that nobody here wrote (npm's aimock): true ends, exact text."""
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.clients import node_modules
+from tests.aimock import LIMITED, Mock, fixture, mocking
 from tests.support import ask, running
 
 TEXT = "Hello! Ещё раз: 断线之后, 👩🏽‍🚀 and a line\nof its own, “quoted”, to the last word."
 PLAIN = "Plain, но не ASCII: 断线之后,\n\nto the last word."
-LIMITED = {"error": {"message": "slow down", "type": "rate_limit_error"}, "status": 429}
-
-
-def fixture(prompt: str, response: dict[str, Any], **options: Any) -> dict[str, Any]:
-    match = {"userMessage": prompt, **options.pop("match", {})}
-    return {"match": match, "response": response, "chunkSize": 5, **options}
-
 
 FIXTURES = [
     fixture("whole", {"content": TEXT}),
@@ -38,32 +25,11 @@ FIXTURES = [
 ]
 
 
-class Mock:
-    """A running aimock."""
-
-    def __init__(self, url: str) -> None:
-        self.base = url
-        self.url = f"{url}/v1/chat/completions"
-
-    def asked(self, prompt: str) -> int:
-        """Return how many requests with this prompt it got, by its own journal."""
-        journal = httpx.get(f"{self.base}/__aimock/journal", trust_env=False).json()
-        return sum(prompt in json.dumps(each["body"]["messages"]) for each in journal)
-
-
 @pytest.fixture(scope="module")
 def mock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
-    """Start aimock as node's own process: the one that npx starts would outlive it."""
-    program = node_modules() / "@copilotkit/aimock/dist/cli.js"
-    fixtures = tmp_path_factory.mktemp("aimock") / "fixtures.json"
-    fixtures.write_text(json.dumps({"fixtures": FIXTURES}))
-    command: list[str | Path] = ["node", program, "--port", "0", "--fixtures", fixtures]
-    environment = {"PATH": os.environ["PATH"]}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        listening = (line for line in process.stdout if "listening on" in line)
-        yield Mock(next(listening).split()[-1])
-        process.kill()
+    """A running aimock."""
+    with mocking(FIXTURES, tmp_path_factory.mktemp("aimock")) as mock:
+        yield mock
 
 
 async def test_a_whole_completion_is_done_with_its_exact_text_and_usage(mock: Mock) -> None:

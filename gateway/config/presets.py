@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -18,17 +19,21 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
+from gateway.config.dialects import OF, End, Picked, Words, check, dialect
 from gateway.config.price import Price
+from gateway.config.templates import Many, Messages, Variable, template_faults
 from gateway.errors import redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
-Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini"]
+Protocol = Literal["openai", "responses", "anthropic", "ollama", "gemini", "sse"]
 
 
 def tidy(value: Any) -> Any:
@@ -66,7 +71,22 @@ class Preset(BaseModel):
     url: str = Field("", description="full URL of the completion endpoint")
     api_key: Key = Field(SecretStr(""), description="sent as a bearer token")
     headers: dict[str, str] = Field({}, repr=False, description="further request headers")
-    models: list[str] = Field([], description="models allowed; empty allows all")
+    models: list[str] = Field(
+        [], description="models allowed, the first where a page names none; empty allows all"
+    )
+    fields: list[str] | None = Field(
+        None, description="what a page may set beside model, messages and stream; none = anything"
+    )
+    system: str = Field("", repr=False, description="our prompt, before all others")
+    allow_system: bool | None = Field(
+        None, description="whether a page may have a system prompt, after ours"
+    )
+    template: Messages = Field([], repr=False, description="our messages; a page fills in ${names}")
+    variables: dict[str, Variable] = Field({}, repr=False, description="what it fills in")
+    max_output_tokens: Many | None = Field(None, description="most tokens of all its answers")
+    max_messages: Many | None = Field(None, description="most messages of a page")
+    max_chars: Many | None = Field(None, description="most characters of a page's texts")
+    public: bool = Field(True, description="whether pages reach it")
     defaults: dict[str, Any] = Field({}, description="body members added where missing")
     force: dict[str, Any] = Field({}, description="body members set whatever was asked")
     include_usage: bool = Field(True, description="ask the upstream for token counts")
@@ -102,6 +122,15 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+
+    # Of one protocol's answers alone, see `dialects`.
+    end: End | None = Field(None, description="sse: what proves that an answer is whole")
+    text: Picked | None = Field(None, description="sse: the path of an event's text")
+    usage: Picked | None = Field(None, description="sse: the path of the usage")
+    error: Picked | None = Field(None, description="sse: the path of an error")
+    reason: Picked | None = Field(None, description="sse: the path of the finish reason")
+    strict_end: bool = Field(False, description="openai: [DONE] without a reason is no end")
+    broken_off: Words = Field([], description="openai: further reasons that finish nothing")
 
     # Of answers that the upstream keeps.
     background: bool = Field(
@@ -139,15 +168,48 @@ class Preset(BaseModel):
                 raise ValueError(f"the value of {name} has a character outside Latin-1") from None
         return headers
 
+    @model_validator(mode="after")
+    def _has_a_dialect(self) -> "Preset":
+        check(self.protocol, self.model_fields_set, self.end)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Preset":
+        faults = [*template_faults(self.template, self.variables), *self._contradictions()]
+        if faults:
+            raise ValueError("\n".join(faults))  # One line each.
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield what in it can never be so, each as `key: reason`."""
+        for part in ("defaults", "force"):
+            model = getattr(self, part).get("model")
+            if model is not None and self.models and model not in self.models:
+                yield f"{part}.model: it is not among the models"
+            if self.hides and (names := _MESSAGES.intersection(getattr(self, part))):
+                yield f"{part}.{min(names)}: it would take the place of system and template"
+        for name in self.variables:
+            if name in (self.fields or ()):
+                yield f"variables.{name}: a field has this name"
+
+    @property
+    def hides(self) -> bool:
+        """Whether it has a prompt of ours, which no page may replace or read."""
+        return bool(self.system or self.template)
+
     @cached_property
     def dialect(self) -> str:
         """What a reader of its answers must know, as text: it is kept with each stream."""
-        return self.protocol
+        told = self.model_dump(mode="json", include=set(OF), exclude_defaults=True)
+        return dialect(self.protocol, told)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Yield what is shown of it: no login and no key in its URL."""
         for name, value in super().__repr_args__():
             yield name, redacted(value) if isinstance(value, str) else value
+
+
+DEFAULT = Preset.model_validate({})  # What `default` is where no file says so.
 
 
 def chain_of(name: str, presets: Callable[[str], Preset | None]) -> list[str]:
@@ -175,3 +237,17 @@ def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
             elif presets[other].protocol != preset.protocol:
                 spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
                 yield f"{where}: {spoken}; a page reads one protocol"
+
+
+def endpoint_faults(preset: Preset, url: str) -> Iterator[str]:
+    """Yield what a preset has that its endpoint has no place for, each as `key: reason`."""
+    path = urlsplit(url).path.rstrip("/")
+    legacy = path.endswith("/completions") and not path.endswith("/chat/completions")
+    if preset.protocol == "openai" and legacy:
+        told = {"system": preset.system, "template": preset.template}
+        yield from (f"{each}: {path} takes a prompt, no messages" for each in told if told[each])
+    if preset.protocol == "ollama" and path.endswith("/generate") and preset.template:
+        yield f"template: {path} takes a prompt, no messages; use /api/chat"
+    if preset.protocol == "gemini":
+        lists = [each for each in preset.template if isinstance(each.get("content"), list)]
+        yield from ("template: what Gemini calls content is in `parts`" for _ in lists[:1])

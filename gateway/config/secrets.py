@@ -17,8 +17,12 @@ LISTS = frozenset(("secrets", "cookie_secrets"))  # One a line, if they are not 
 _LARGEST = 64 * 1024
 
 
-def mounted(layers: Sequence[Mapping[str, Any]], label: str = "") -> dict[str, str]:
+def mounted(
+    layers: Sequence[Mapping[str, Any]], label: str = "", held: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the settings that files hold; `layers` are the sources, the nearest one first.
+
+    What is `held` by name is not read.
 
     Raises SettingsError, which names the file's setting behind a label.
     """
@@ -30,7 +34,8 @@ def mounted(layers: Sequence[Mapping[str, Any]], label: str = "") -> dict[str, s
                 raise SettingsError(f"{names}: both are given; leave one of them out")
             if name + FILE in layer:
                 told = f"{label}{(name + FILE).upper()}"
-                found[name] = secret_in(layer[name + FILE], told, lines=name in LISTS)
+                known = held.get(name) if held else None
+                found[name] = known or secret_in(layer[name + FILE], told, lines=name in LISTS)
             if name in layer or name in found:
                 break
     return found
@@ -56,14 +61,22 @@ def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
     return ",".join(parts)
 
 
-def with_keys(presets: Any, environment: Mapping[str, str]) -> Any:
+def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> Any:
     """Return the tables of presets with the keys that their `api_key_file` or `api_key_env` name.
 
-    Raises SettingsError.
+    Raises SettingsError, which names the table behind a label, with a line for each that is wrong.
     """
     if not isinstance(presets, dict):
         return presets
-    return {name: _with_key(f"presets.{name}", each, environment) for name, each in presets.items()}
+    filled, faults = {}, []
+    for name, table in presets.items():
+        try:
+            filled[name] = _with_key(f"{label}presets.{name}", table, environment)
+        except SettingsError as error:
+            faults.append(str(error))
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return filled
 
 
 def _with_key(told: str, table: Any, environment: Mapping[str, str]) -> Any:

@@ -9,7 +9,6 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,7 +17,15 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gateway.config.presets import Key, Preset, fallback_faults, tidy
+from gateway.config.faults import fault_lines
+from gateway.config.presets import (
+    DEFAULT,
+    Key,
+    Preset,
+    endpoint_faults,
+    fallback_faults,
+    tidy,
+)
 from gateway.config.secrets import FILE, SECRET, mounted, with_keys
 from gateway.errors import SettingsError, redacted
 
@@ -26,8 +33,6 @@ PREFIX = "GATEWAY_"
 _OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[\w.~-]+)+", re.ASCII)
-
-_DEFAULT = Preset.model_validate({})
 
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -74,7 +79,7 @@ class Settings(BaseSettings):
     config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
     max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
     head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
-    max_body: Bytes = Field(1 << 20, description="largest completion request")
+    max_body: Bytes = Field(4 << 20, description="largest completion request")
     body_timeout: Seconds = Field(
         30, description="longest wait for the end of a body that comes slower than 16 KB a second"
     )
@@ -170,19 +175,27 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _presets_have_a_url(self) -> "Settings":
-        for name, preset in self.presets.items():
-            if not (preset.url or self.upstream_url):
-                raise ValueError(f"presets.{name}: no url, and no upstream_url to fall back on")
-            try:
-                _http(preset.url)
-            except ValueError as error:
-                raise ValueError(f"presets.{name}.url: {error}") from None
+        faults = [each for name in self.presets for each in self._url_faults(name)]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
+
+    def _url_faults(self, name: str) -> Iterator[str]:
+        preset = self.presets[name]
+        url = preset.url or self.upstream_url
+        if not url:
+            yield f"presets.{name}: no url, and no upstream_url to fall back on"
+        try:
+            _http(preset.url)
+            yield from (f"presets.{name}.{each}" for each in endpoint_faults(preset, url))
+        except ValueError as error:
+            yield f"presets.{name}.url: {error}"
 
     @model_validator(mode="after")
     def _fallbacks_lead_on(self) -> "Settings":
-        for fault in fallback_faults({"default": _DEFAULT, **self.presets}):
-            raise ValueError(fault)
+        faults = [*fallback_faults({"default": DEFAULT, **self.presets})]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -194,43 +207,6 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the store is inside this process."""
         return not self.redis_url
-
-    @property
-    def shortest_grace(self) -> float:
-        """The least time that any preset lets a run go on unwatched."""
-        return min(preset.grace for preset in self.all_presets())
-
-    def all_presets(self) -> list[Preset]:
-        """Return every preset, each filled in."""
-        return list(self._filled.values())
-
-    def preset(self, name: str) -> Preset | None:
-        """Return a preset with everything it leaves out filled in, None if there is no such one.
-
-        Nor is there a default one without a URL to ask, where there are others.
-        """
-        preset = self._filled.get(name)
-        return preset if preset is not None and preset.url else None
-
-    @cached_property
-    def _filled(self) -> dict[str, Preset]:
-        presets = {"default": _DEFAULT, **self.presets}
-        return {name: self._fill(preset) for name, preset in presets.items()}
-
-    def _fill(self, preset: Preset) -> Preset:
-        stall = preset.stall or self.upstream_stall
-        filled = {
-            "url": preset.url or self.upstream_url,
-            "api_key": preset.api_key if preset.url or preset.api_key else self.upstream_api_key,
-            "grace": preset.grace or self.grace,
-            "connect": preset.connect or self.upstream_connect,
-            "stall": stall,
-            "first_byte": preset.first_byte or self.upstream_first_byte or stall,
-            "max_run": preset.max_run or self.max_run,
-        }
-        if "retries" not in preset.model_fields_set:
-            filled["retries"] = self.upstream_retries
-        return preset.model_copy(update=filled)
 
 
 class Row(NamedTuple):
@@ -248,27 +224,31 @@ def table() -> Iterator[Row]:
             yield Row(PREFIX + name.upper(), _shown(field.default), field.description or "")
 
 
-def load(flags: dict[str, Any]) -> Settings:
-    """Return the settings; raises SettingsError with one line that names the wrong one."""
+def load(flags: dict[str, Any], before: Settings | None = None) -> Settings:
+    """Return the settings; raises SettingsError with a line for each that is wrong.
+
+    With those of `before`, what secrets' files held then is taken again: one may have been a pipe.
+    """
     given = {name: value for name, value in flags.items() if value is not None}
     path = given.get("config") or os.environ.get(PREFIX + "CONFIG", "")
     from_file = _read(Path(path)) if path else {}
     if "presets" in from_file:
-        from_file["presets"] = with_keys(from_file["presets"], os.environ)
+        from_file["presets"] = with_keys(from_file["presets"], os.environ, f"{path}: ")
     # An empty variable does not beat the file: compose passes on what nobody has set.
     from_environment = {
         name: value
         for name in Settings.model_fields
         if (value := os.environ.get(PREFIX + name.upper()))
     }
-    files = mounted((given, from_environment, from_file), PREFIX)
+    held = {name: _plain(getattr(before, name)) for name in SECRET} if before else {}
+    files = mounted((given, from_environment, from_file), PREFIX, held)
     for name, value in from_file.items():
         if name not in from_environment:
             given.setdefault(name, value)
     try:
         return Settings(**{**given, **files})
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
+        raise SettingsError(fault_lines(error, Settings.model_fields, PREFIX, path)) from None
 
 
 def as_variables(flags: dict[str, Any], loaded: Settings) -> dict[str, str]:
@@ -305,7 +285,7 @@ def unknown_names() -> Iterator[str]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{PREFIX}CONFIG: cannot read {path}: {error}") from None
 
 
@@ -328,18 +308,6 @@ def _http(url: str) -> str:
     if not usable or not url.isprintable() or " " in url:
         raise ValueError("is no URL with a host, and a port if it has one")
     return url
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    reason = redacted(first["msg"].removeprefix("Value error, "))
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, Settings.model_fields, n=1)
-        return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-    if not where or "." in where:
-        return f"{where}: {reason}" if where else reason
-    return f"{PREFIX}{where.upper()}: {reason}"
 
 
 def _shown(default: Any) -> str:

@@ -9,7 +9,7 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from gateway import clock
@@ -42,7 +42,7 @@ class Fanout:
         store: RedisClient,
         source: Source,
         *,
-        grace: float,
+        grace: Callable[[], float],
         heartbeat: float,
         write_timeout: float,
         replay_bytes: int = 64 << 20,

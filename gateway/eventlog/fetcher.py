@@ -31,7 +31,7 @@ class Fetcher:
         source: Source,
         tails: dict[str, Tail],
         followed: Callable[[], list[str]],
-        grace: float,
+        grace: Callable[[], float],
     ) -> None:
         self._store = store
         self._source = source
@@ -76,7 +76,7 @@ class Fetcher:
 
     async def _announce_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._grace / 3)
+            await asyncio.sleep(self._grace() / 3)
             try:
                 await self.announce()
             except Unavailable as error:
@@ -92,7 +92,7 @@ class Fetcher:
 
     async def show_presence(self, tails: list[Tail]) -> None:
         """Tell the owners of watched streams that somebody is here; raises Unavailable."""
-        await self._source.announce({each.stream_id: each.owner for each in tails}, self._grace)
+        await self._source.announce({each.stream_id: each.owner for each in tails}, self._grace())
 
     async def _withdraw(self) -> None:
         """Let owners know soon that the last viewer here has left; else the grace would double."""

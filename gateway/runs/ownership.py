@@ -1,6 +1,7 @@
 """Ownership: whether this replica may still spend money on a stream that it claimed."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from gateway import clock
@@ -12,9 +13,11 @@ from gateway.runs.run import Run
 
 
 class Ownership:
-    """Permits requests to upstreams; `interval` is the seconds between two looks."""
+    """Permits requests to upstreams; `interval` tells the seconds between two looks."""
 
-    def __init__(self, records: Records, heartbeat: Heartbeat, interval: float) -> None:
+    def __init__(
+        self, records: Records, heartbeat: Heartbeat, interval: Callable[[], float]
+    ) -> None:
         self._records = records
         self._heartbeat = heartbeat
         self._interval = interval
@@ -49,4 +52,4 @@ class Ownership:
                     and record.epoch == run.log.epoch
                 ):
                     return  # Else it was taken over since the hold: a pause lies between.
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self._interval())

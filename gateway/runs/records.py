@@ -9,7 +9,7 @@ that may have a record that is only forgotten, not expired.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,7 +42,7 @@ class Records:
         *,
         start_by: float,
         log_ttl: float,
-        max_run: float,
+        max_run: Callable[[], float],
         lease: float,
         most: Most = Most(),  # noqa: B008 (it is a tuple)
     ) -> None:
@@ -54,13 +54,17 @@ class Records:
         self.limits = Limits(store, most, **times)
         self._start_by = int(start_by * 1000)
         self._ended_ttl = int(log_ttl * 1000)
-        # A run may be drained, retried and taken over: twice the longest run outlives all of it.
-        self._running_ttl = int(max_run * 2000) + self._ended_ttl + 60_000
+        self._max_run = max_run
 
     @property
     def longest(self) -> int:
-        """The longest that a stream is known after it was asked for."""
+        """The longest that a stream is known after it was asked for, in milliseconds."""
         return self._running_ttl
+
+    @property
+    def _running_ttl(self) -> int:
+        # A run may be drained, retried and taken over: twice the longest run outlives all of it.
+        return int(self._max_run() * 2000) + self._ended_ttl + 60_000
 
     def new_stream(self) -> str:
         """Return an id for a new stream, at home on a server that answers, as far as is known."""

@@ -22,6 +22,7 @@ from gateway.runs.endings import FINAL, moved
 from gateway.runs.record import VERSION, ClaimVerdict, Record
 from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry
+from gateway.upstream.protocols.table import DEFAULT
 
 
 class Opened(NamedTuple):
@@ -158,6 +159,9 @@ class Redemption:
         preset = self._presets(record.preset)
         if preset is None:
             raise Unavailable("newer_record", f"This replica has no preset {record.preset}.")
+        if preset.dialect != (record.protocol or DEFAULT):  # What was prepared is not for it.
+            words = f"Preset {record.preset} speaks another protocol here."
+            raise Unavailable("newer_record", words)
         verdict = ClaimVerdict.EXPIRED
         if not record.expired or record.stream_id in self._registry:
             verdict = await self._claims.claim(record, preset)

@@ -31,7 +31,7 @@ from gateway.store.keys import (
 )
 
 _SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
-_TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": _SECONDS}
+_TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": lambda: _SECONDS}
 _MUCH = 1 << 40
 
 

@@ -60,7 +60,7 @@ class RunSupervisor:
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         run_limits: RunLimits,
-        interval: float,
+        interval: Callable[[], float],
         *,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
@@ -269,11 +269,12 @@ class RunSupervisor:
     async def _sweeps(self) -> None:
         before = clock.now()
         while True:
-            await asyncio.sleep(self._interval)
+            interval = self._interval()
+            await asyncio.sleep(interval)
             now = clock.now()
             self._fanout.sweep(now)
             # After a pause of the whole process the bytes that came meanwhile are not read yet.
-            late = now - before > 3 * self._interval
+            late = now - before > 3 * interval
             before = now
             self._look_at_all(now, late)
 

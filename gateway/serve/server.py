@@ -26,6 +26,7 @@ _LINGER = 0.5  # Seconds in which open connections can still see that we are not
 _TERMS = Terms()
 
 Drain = Callable[[], Coroutine[Any, Any, None]]
+Reload = Drain
 
 
 class Server(uvicorn.Server):
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
         terms: Terms = _TERMS,
         drain: Drain | None = None,
         ready: str = "",
+        reload: Reload | None = None,
     ) -> None:
         super().__init__(config)
         self._debts = Debts(terms, files_allowed())
@@ -47,6 +49,9 @@ class Server(uvicorn.Server):
         self.linger = _LINGER
         self._drain = drain
         self._ready = ready
+        self._reload = reload
+        self._reloading: asyncio.Task[None] | None = None
+        self._hung_up = False
         self._parent = os.getppid() if workers.inside() else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -58,8 +63,19 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Look who owes us something, and whether to end; with its supervisor, a worker does."""
         self._debts.collect()
+        if self._hung_up:
+            self._begin_reload()
         orphaned = self._parent is not None and os.getppid() != self._parent
         return await super().on_tick(counter) or orphaned
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Have the presets read again, at the next tick."""
+        self._hung_up = True
+
+    def _begin_reload(self) -> None:
+        if self._reload and (self._reloading is None or self._reloading.done()):
+            self._hung_up = False
+            self._reloading = asyncio.create_task(self._reload())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends at once.
@@ -103,8 +119,9 @@ def run(
     ready: str,
     terms: Terms = _TERMS,
     drain: Drain | None = None,
+    reload: Reload | None = None,
 ) -> None:
-    """Serve on a bound socket until a signal, then drain."""
+    """Serve on a bound socket until a signal, then drain; at SIGHUP reload, if that is given."""
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -118,7 +135,9 @@ def run(
         backlog=4096,
     )
     allow_files()
-    server = Server(config, terms, drain, ready)
+    server = Server(config, terms, drain, ready, reload)
+    if reload is not None:
+        workers.on_hangup(server.handle_hangup)
     gc.collect()
     gc.set_threshold(50_000, 20, 50)  # Nor is each stream that opens a reason to look at all.
     gc.freeze()  # What is loaded by now stays; looking at it again stops the process for long.

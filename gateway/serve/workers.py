@@ -9,24 +9,31 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 _MARK = "GATEWAY_WORKER"
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none.
 _PAUSE = 1.0  # Seconds before a worker that died is started again.
+_LONGER = 5.0  # The same, where it could not begin: with what the file says now it never will.
 
 logger = logging.getLogger("gateway")
 
 
 def outlive_terminal() -> None:
-    """Go on when the terminal goes away, and without it."""
+    """Go on when the terminal goes away, and without it; workers begin so.
+
+    A SIGHUP waits for `on_hangup`: by default it would end a process that has no handler yet.
+    """
     if _HANGUP is not None:
-        signal.signal(_HANGUP, _say)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {_HANGUP})
 
 
-def _say(sig: int, frame: FrameType | None) -> None:
-    logger.warning("SIGHUP: settings are read at the start only; this process goes on")
+def on_hangup(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have SIGHUP handled from here on, also one that has come by now."""
+    if _HANGUP is not None:
+        signal.signal(_HANGUP, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {_HANGUP})
 
 
 def inside() -> bool:
@@ -45,28 +52,48 @@ class _Supervisor:
         self._variables = {**os.environ, **variables, _MARK: "1"}
         self._workers: list[subprocess.Popen[str]] = []
         self._stopping = False
+        self._served = False  # Whether all of them have listened once.
+        self._hung_up = False
 
     def run(self, count: int, url: str) -> int:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._forward)
+        on_hangup(self._hang_up)
         for _ in range(count):
             self._workers.append(self._start())
         for worker in self._workers:
             assert worker.stdout is not None
             worker.stdout.readline()  # It says that it listens, or ends.
-        if all(worker.poll() is None for worker in self._workers):
+        self._served = all(worker.poll() is None for worker in self._workers)
+        if self._served:
             print(f"gateway listening on {url} with {count} workers", flush=True)
         return self._watch()
 
     def _start(self) -> subprocess.Popen[str]:
         # A session of its own: Ctrl+C must reach a worker once, from here; twice means at once.
-        return subprocess.Popen(
-            self._command,
-            env=self._variables,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        outlive_terminal()
+        try:
+            return subprocess.Popen(
+                self._command,
+                env=self._variables,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            on_hangup(self._hang_up)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        self._hung_up = True
+
+    def _pass_on_hangup(self) -> None:
+        if not self._hung_up or _HANGUP is None:
+            return
+        self._hung_up = False
+        logger.warning("SIGHUP: %d worker(s) read the presets again", len(self._workers))
+        for worker in self._workers:
+            if worker.poll() is None:
+                worker.send_signal(_HANGUP)
 
     def _forward(self, sig: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -77,6 +104,7 @@ class _Supervisor:
     def _watch(self) -> int:
         worst = 0
         while self._workers:
+            self._pass_on_hangup()
             for worker in list(self._workers):
                 code = worker.poll()
                 if code is None:
@@ -84,13 +112,19 @@ class _Supervisor:
                 self._workers.remove(worker)
                 if self._stopping:
                     worst = max(worst, abs(code))
-                elif code == 78:  # Its settings are wrong: the same would happen again.
+                elif code == 78 and not (self._served and self._workers):
+                    # Its settings are wrong: the same would happen again.
                     self._forward(signal.SIGTERM, None)
                     worst = code
                 else:
                     logger.warning("a worker ended with %d; starting another", code)
-                    time.sleep(_PAUSE)
+                    self._pause(_LONGER if code == 78 else _PAUSE)
                     if not self._stopping:
                         self._workers.append(self._start())
             time.sleep(0.1)
         return worst
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < end:
+            time.sleep(0.1)

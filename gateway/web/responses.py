@@ -7,7 +7,7 @@ A browser's EventSource gives up for ever on anything but 200, so what will pass
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from starlette.responses import Response
@@ -33,8 +33,12 @@ class Retry:
     """Jittered reconnection times, a third of the grace at most: a reload must not look like a
     viewer who left."""
 
-    def __init__(self, grace: float) -> None:
-        self._longest = int(min(3.0, grace / 3) * 1000)
+    def __init__(self, grace: Callable[[], float]) -> None:
+        self._grace = grace
+
+    @property
+    def _longest(self) -> int:
+        return int(min(3.0, self._grace() / 3) * 1000)
 
     def line(self) -> bytes:
         """Return a `retry:` line, another for every connection: they must not come in step."""

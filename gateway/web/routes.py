@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from gateway.auth.base import Authenticator
 from gateway.auth.tickets import Tickets
-from gateway.config.settings import Settings
+from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.records import Records
@@ -33,7 +33,7 @@ class Routes:
 
     def __init__(
         self,
-        settings: Settings,
+        presets: PresetBook,
         tickets: Tickets,
         records: Records,
         fanout: Fanout,
@@ -41,8 +41,9 @@ class Routes:
         authenticator: Authenticator,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
+        settings = presets.settings
         self._origins = Origins(settings.allowed_origins, settings.public_url)
-        self._retry = Retry(settings.shortest_grace)
+        self._retry = Retry(lambda: presets.shortest_grace)
         self._mount = Mount(settings.public_url, settings.prefix)
         self._draining = lambda: supervisor.draining
         self._telemetry = telemetry
@@ -50,10 +51,10 @@ class Routes:
         redemption, cancellation = supervisor.redemption, supervisor.cancellation
         snapshots = CompletionSnapshots(records.store, fanout, settings.replay_bytes // 2)
         self._streams = StreamEndpoints(
-            settings, guards, tickets, redemption, cancellation, snapshots, fanout
+            presets, guards, tickets, redemption, cancellation, snapshots, fanout
         )
         self._tickets = TicketEndpoints(
-            settings, guards, tickets, records, redemption, self._streams, self._draining
+            presets, guards, tickets, records, redemption, self._streams, self._draining
         )
         self._health = HealthEndpoints(records, self._draining)
 

@@ -5,7 +5,7 @@ import json
 from starlette.requests import Request
 
 from gateway.auth.tickets import Ticket, Tickets
-from gateway.config.settings import Settings
+from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.cancellation import Cancellation
@@ -22,7 +22,7 @@ class StreamEndpoints:
 
     def __init__(
         self,
-        settings: Settings,
+        presets: PresetBook,
         guards: Guards,
         tickets: Tickets,
         redemption: Redemption,
@@ -36,8 +36,8 @@ class StreamEndpoints:
         self._cancellation = cancellation
         self._snapshots = snapshots
         self._fanout = fanout
-        self._retry = Retry(settings.shortest_grace)
-        self._write_timeout = settings.write_timeout
+        self._retry = Retry(lambda: presets.shortest_grace)
+        self._write_timeout = presets.settings.write_timeout
 
     async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""

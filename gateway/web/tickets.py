@@ -10,8 +10,8 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth.tickets import Ticket, Tickets
+from gateway.config.preset_book import PresetBook
 from gateway.config.presets import Preset
-from gateway.config.settings import Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.runs.record import Created, dialect_fields
@@ -37,7 +37,7 @@ class TicketEndpoints:
 
     def __init__(
         self,
-        settings: Settings,
+        presets: PresetBook,
         guards: Guards,
         tickets: Tickets,
         records: Records,
@@ -45,7 +45,9 @@ class TicketEndpoints:
         streams: StreamEndpoints,
         draining: Callable[[], bool],
     ) -> None:
-        self._settings = settings
+        settings = presets.settings
+        self._presets = presets
+        self._max_body = settings.max_body
         self._mount = Mount(settings.public_url, settings.prefix)
         self._guards = guards
         self._tickets = tickets
@@ -68,7 +70,7 @@ class TicketEndpoints:
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
-        body = await body_of(request, self._settings.max_body)
+        body = await body_of(request, self._max_body)
         made = body.made(preset)._replace(more=_facts(preset, body))
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
@@ -141,8 +143,8 @@ class TicketEndpoints:
         return answer
 
     def _preset(self, name: str) -> Preset:
-        preset = self._settings.preset(name)
-        if preset is None:
+        preset = self._presets.get(name)
+        if preset is None or not preset.public:
             raise Rejected("preset_not_found")
         return preset
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from gateway.cli import main
 from gateway.config import settings as settings_
+from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Row, Settings, as_variables, load, table, unknown_names
 from gateway.errors import SettingsError
 
@@ -266,7 +267,7 @@ def test_a_list_may_have_an_item_a_line(setenv: Setenv) -> None:
 def test_no_login_and_no_key_in_a_url_is_shown(toml: WriteToml) -> None:
     url = f"https://me:{SECRET}@u/v1?api-version=1&key={SECRET}&{SECRET}#{SECRET}"
     given = load({**toml(f'[presets.p]\nurl = "{url}"'), "upstream_url": url, "public_url": url})
-    for shown in (repr(given), str(given), repr(given.preset("p")), str(given.presets)):
+    for shown in (repr(given), str(given), repr(PresetBook(given).get("p")), str(given.presets)):
         assert SECRET not in shown
         assert "https://***@u/v1?api-version=1&key=***&***#***" in shown
 
@@ -405,9 +406,9 @@ def test_a_presets_key_may_be_in_a_file_or_a_variable(
     loaded = load(toml(f"[presets.a]\n{url}{file}\n[presets.b]\n{url}{variable}"))
     assert [told(loaded, name)[1] for name in "ab"] == ["A" * 9, "two"]
     for wrong_one in (f'{file}\napi_key = "x"', f"{file}\n{variable}", 'api_key_env = "NO_SUCH"'):
-        assert wrong(**toml(f"[presets.a]\n{url}{wrong_one}")).startswith("presets.a")
+        assert "gateway.toml: presets.a" in wrong(**toml(f"[presets.a]\n{url}{wrong_one}"))
     said = wrong(**toml(f'[presets.a]\n{url}api_key_file = "/no/such"'))
-    assert said.startswith("presets.a.api_key_file: cannot read /no/such")
+    assert "gateway.toml: presets.a.api_key_file: cannot read /no/such" in said
 
 
 # Unknown variables
@@ -464,7 +465,7 @@ url = "http://keyless/"
 
 def told(loaded: Settings, name: str) -> tuple[Any, ...]:
     """Return what a preset says once it is filled in."""
-    got = loaded.preset(name)
+    got = PresetBook(loaded).get(name)
     assert got is not None
     times = (got.connect, got.first_byte, got.stall, got.max_run, got.grace, got.retries)
     return (got.url, got.api_key.get_secret_value(), *times)
@@ -496,7 +497,7 @@ def test_the_first_byte_may_have_a_time_of_its_own(toml: WriteToml) -> None:
 
 
 def test_a_preset_that_is_not_there_is_none(toml: WriteToml) -> None:
-    assert load(toml(PRESETS)).preset("other") is None
+    assert PresetBook(load(toml(PRESETS))).get("other") is None
 
 
 def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
@@ -505,28 +506,29 @@ def test_the_default_preset_may_be_changed(toml: WriteToml) -> None:
 
 
 def test_a_preset_without_a_url_anywhere_is_wrong(toml: WriteToml) -> None:
-    assert wrong(**toml("[presets.p]\n")).startswith("presets.p: no url")
+    assert "gateway.toml: presets.p: no url" in wrong(**toml("[presets.p]\n"))
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:80", "ftp://u/", "http://", "http://h:x/", "http://u/ v"]
 )
 def test_a_preset_whose_url_cannot_be_one_is_wrong(url: str, toml: WriteToml) -> None:
-    assert wrong(**toml(f'[presets.p]\nurl = "{url}"')).startswith("presets.p.url: ")
+    assert "gateway.toml: presets.p.url: " in wrong(**toml(f'[presets.p]\nurl = "{url}"'))
 
 
 def test_without_a_url_of_its_own_there_is_no_default_beside_other_presets(
     toml: WriteToml,
 ) -> None:
-    loaded = load(toml('[presets.p]\nurl = "http://u/"'))
-    assert loaded.preset("default") is None
-    assert loaded.preset("p") is not None
+    book = PresetBook(load(toml('[presets.p]\nurl = "http://u/"')))
+    assert book.get("default") is None
+    assert book.get("p") is not None
 
 
 def test_a_wrong_member_of_a_preset_is_named(toml: WriteToml) -> None:
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nstall = -1')).startswith("presets.p.stall")
-    assert wrong(**toml('[presets.p]\nurl = "http://u/"\nmodles = []')).startswith(
-        "presets.p.modles is no setting"
+    given = '[presets.p]\nurl = "http://u/"\n'
+    assert "gateway.toml: presets.p.stall" in wrong(**toml(f"{given}stall = -1"))
+    assert "presets.p.modles is no setting; did you mean models?" in wrong(
+        **toml(f"{given}modles = []")
     )
 
 

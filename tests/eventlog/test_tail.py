@@ -247,7 +247,7 @@ class Elsewhere:
         self.store = store
         self.stream_id = new_id()
         source = RecordSource(_records(store))
-        self.fanout = Fanout(store, source, grace=grace, heartbeat=9, write_timeout=9)
+        self.fanout = Fanout(store, source, grace=lambda: grace, heartbeat=9, write_timeout=9)
 
     async def claim(self) -> Records:
         """Let another replica claim it; return that one's records."""
@@ -284,14 +284,14 @@ class Elsewhere:
 
 
 def _records(store: RedisClient) -> Records:
-    return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
+    return Records(store, new_id(), start_by=60, log_ttl=600, max_run=lambda: 600, lease=1)
 
 
 def fetching(records: Records, tail: Tail) -> Fetcher:
     """Return what reads one tail, and announces when it is told to."""
     source = RecordSource(records)
     tails = {tail.stream_id: tail}
-    return Fetcher(records.store, source, tails, lambda: [tail.stream_id], grace=30)
+    return Fetcher(records.store, source, tails, lambda: [tail.stream_id], grace=lambda: 30)
 
 
 @asynccontextmanager

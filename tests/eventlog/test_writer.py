@@ -154,7 +154,7 @@ class Owner:
 
 def records(store: RedisClient) -> Records:
     """Return the records as a new replica sees them."""
-    return Records(store, new_id(), start_by=60, log_ttl=600, max_run=600, lease=1)
+    return Records(store, new_id(), start_by=60, log_ttl=600, max_run=lambda: 600, lease=1)
 
 
 @asynccontextmanager

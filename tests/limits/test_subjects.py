@@ -63,8 +63,8 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 def replica(store: RedisClient, size: int = 10 * KIB, **times: float) -> Records:
     """Return the records as one replica sees them, with a bound for each subject."""
-    given = {"start_by": 60.0, "log_ttl": 600.0, "max_run": 600.0, "lease": 1.0, **times}
-    return Records(store, new_id(), **given, most=Most(size=size))
+    given = {"start_by": 60.0, "log_ttl": 600.0, "lease": 1.0, **times}
+    return Records(store, new_id(), **given, max_run=lambda: 600, most=Most(size=size))
 
 
 async def kept(records: Records, subject: str, size: int, stream_id: str = "") -> str:
@@ -711,7 +711,9 @@ async def test_every_master_of_a_cluster_keeps_the_last_part_for_what_runs(tmp_p
     with redis_cluster(tmp_path) as cluster:
         store = RedisClient(cluster.url)
         most = Most(share=0.5)
-        records = Records(store, "me", start_by=60, log_ttl=600, max_run=600, lease=1, most=most)
+        records = Records(
+            store, "me", start_by=60, log_ttl=600, max_run=lambda: 600, lease=1, most=most
+        )
         await store.call("PING")
         for node in store.nodes:
             await node.call("CONFIG", "SET", "maxmemory", 16 * MIB)

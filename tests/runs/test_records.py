@@ -22,7 +22,7 @@ REQUEST = b'{"model":"pretend"}'
 def replica(store: RedisClient, name: str = "") -> Records:
     """Return the records as one replica sees them."""
     name = name or new_id()
-    return Records(store, name, start_by=60, log_ttl=600, max_run=600, lease=1)
+    return Records(store, name, start_by=60, log_ttl=600, max_run=lambda: 600, lease=1)
 
 
 async def cached(records: Records, stream_id: str = "") -> str:

@@ -8,7 +8,7 @@ import pytest
 from gateway.auth.tickets import Ticket
 from gateway.errors import Rejected, Unavailable
 from gateway.runs.redemption import NothingMore, Opened, Redemption
-from tests.support import ScriptedUpstream, Served, running, scripted, until, whole
+from tests.support import ScriptedUpstream, Served, running, scripted, settings, until, whole
 
 ALICE = "alice"
 
@@ -82,4 +82,17 @@ async def test_a_repeat_of_what_is_not_known_begins_nothing_anew() -> None:
     async with asked() as (gate, _, upstream):
         with pytest.raises(Rejected, match="new request"):
             await redemption(gate).of_repeat("", "digest")
+        assert upstream.calls == []
+
+
+async def test_what_was_prepared_for_one_protocol_is_not_sent_in_another() -> None:
+    """A reload may come between a ticket and its redemption."""
+    async with scripted(whole) as upstream, running(upstream_url=upstream.url, config="x") as gate:
+        url = await gate.ticket()
+        ticket = gate.gateway.tickets.verify(url.partition("=")[2])
+        other = settings(presets={"default": {"url": upstream.url, "protocol": "anthropic"}})
+        await gate.gateway.presets.reload(lambda before: other)
+        with pytest.raises(Unavailable) as caught:
+            await opened(gate, ticket)
+        assert caught.value.code == "newer_record"
         assert upstream.calls == []

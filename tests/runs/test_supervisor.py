@@ -539,7 +539,7 @@ async def test_a_stream_that_nobody_names_is_ended_by_whoever_looks(
         url = await served.ticket()
         gateway = served.gateway
         stream_id = gateway.tickets.verify(url.partition("=")[2]).stream_id
-        times: dict[str, Any] = {"start_by": 60, "log_ttl": 600, "max_run": 600, "lease": 1}
+        times: dict[str, Any] = {"start_by": 60, "log_ttl": 600, "max_run": lambda: 600, "lease": 1}
         owner = gateway.name if whose == "ours" else "gone"
         assert (await Records(gateway.store, owner, **times).claim(stream_id, "n")).epoch
         if look == "completion":

@@ -15,6 +15,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from gateway.config.preset_book import PresetBook
 from gateway.eventlog.entries import EventId
 from gateway.sse import OURS, parse
 from tests.simulation.redis import Args, Id
@@ -163,7 +164,7 @@ class Oracle:
             self.accuse("one paid call", f"{stream.name} was asked for too often")
 
     def _allowed(self, stream_id: str) -> int:
-        preset = self._world.settings.preset("default")
+        preset = PresetBook(self._world.settings).get("default")
         claims = 1 + self._lost(stream_id, "claims")
         if preset is None or preset.on_crash != "restart":
             return claims
@@ -268,7 +269,7 @@ class Oracle:
         calls = self._calls(stream)
         decided = min(ended, calls[-1].left or ended) if calls else ended
         grace = self._world.settings.grace
-        preset = self._world.settings.preset("default")
+        preset = PresetBook(self._world.settings).get("default")
         if preset is not None and preset.on_leave == "finish":
             self.accuse("the run outlives the request", f"{stream.name} was cancelled for a leave")
         begin = decided - grace + _SLACK

@@ -336,7 +336,7 @@ async def test_nobody_listening_is_passing_too() -> None:
 
 async def test_scripts_are_known_to_a_redis_that_forgot_them(own_redis: RedisServer) -> None:
     store = RedisClient(own_redis.url)
-    records = Records(store, "me", start_by=9, log_ttl=9, max_run=9, lease=1)
+    records = Records(store, "me", start_by=9, log_ttl=9, max_run=lambda: 9, lease=1)
     assert (await records.claim("id", "n")).verdict == "missing"
     await store.call("SCRIPT", "FLUSH")
     assert (await records.claim("id", "n")).verdict == "missing"

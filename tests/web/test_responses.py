@@ -392,8 +392,8 @@ def test_a_refusal_without_detail_has_none() -> None:
 
 @pytest.mark.parametrize("code", UNAVAILABLE)
 def test_what_will_pass_is_200_and_retry_for_a_stream_and_503_or_429_for_others(code: str) -> None:
-    page = unavailable(Unavailable(code, "secret detail"), Retry(30), names_stream=True)
-    other = unavailable(Unavailable(code), Retry(30), names_stream=False)
+    page = unavailable(Unavailable(code, "secret detail"), Retry(lambda: 30), names_stream=True)
+    other = unavailable(Unavailable(code), Retry(lambda: 30), names_stream=False)
     assert re.fullmatch(rb"retry: \d+\n(: \w+\n)?", bytes(page.body))
     assert (page.status_code, page.headers["x-accel-buffering"]) == (200, "no")
     assert page.headers["content-type"].startswith(SSE)
@@ -416,7 +416,7 @@ def test_a_reply_is_kept_by_nobody() -> None:
 @pytest.mark.parametrize("grace", [0.001, 0.5, 3, 9, 30, 3600])
 def test_a_page_comes_back_three_times_within_the_grace(grace: float) -> None:
     random.seed(7)
-    times = [int(Retry(grace).line().split()[1]) for _ in range(500)]
+    times = [int(Retry(lambda: grace).line().split()[1]) for _ in range(500)]
     assert min(times) >= 1
     assert max(times) <= max(1, min(3000, grace * 1000 / 3))
     assert grace < 0.5 or len(set(times)) > 20  # They must not come in step.

@@ -13,12 +13,14 @@ from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, decoded
-from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, check, headers_of
+from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.requests import EVENTS, Framed, headers_of
 from gateway.upstream.protocols.terminal_state import TerminalState
 from gateway.upstream.protocols.usage import count_in, sum_in
 
 _VERSION = (b"anthropic-version", b"2023-06-01")
-_OURS = {"stream", "model"}
+_FORM = Form(system="system", system_as="blocks", copies=(), needed=frozenset(("max_tokens",)))
 
 _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _TELLING = frozenset({b"message_start", b"message_delta", b"message_stop"})
@@ -30,9 +32,7 @@ class Anthropic(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        request = {**preset.defaults, **as_seen(preset, body, _OURS), **preset.force}
-        check(preset, request)
-        return request
+        return ruled(preset, body, _FORM)
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key and the version in headers of their own."""

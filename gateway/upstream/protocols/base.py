@@ -9,15 +9,16 @@ To add a protocol:
 1. Write `protocols/NAME.py` with a class that has what `Protocol` lists, and beside it, if they do
    not fit there, the classes that its methods return: a `CompletionState`, an `AnswerText` and,
    where the answer is no event stream, `Frames`. Nothing is to be inherited; mypy compares.
-2. Add an instance of it to `table.PROTOCOLS`, under its name; no setting says one yet. It holds
-   no state of a stream: one serves all.
+2. Add an instance of it to `table.PROTOCOLS`, under its name, and that to `Preset.protocol`. It
+   holds no state of a stream: one serves all.
 3. Put its tests in `tests/upstream/protocols/test_NAME.py`; `test_table.py` there plays what holds
    for all with each protocol of the table. Tell `tests/test_layout.py` where its modules are
    tested, and the docs its name.
 
 Shared by all who need it: `complaints` and `error_text` (errors in whatever shape), `usage`
 (bounded as a page may see it; and its tokens), `refusals` (which statuses are sure, how long to
-wait), and `gateway.sse.Parser` as `Frames`.
+wait), `requests` (what all are asked alike), `terminal_state` (answers whose end is one event),
+and `gateway.sse.Parser` as `Frames`.
 
 `see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
 of an error or of the price must not be decoded: let a regular expression look first.

@@ -1,8 +1,9 @@
 """Chat: OpenAI's chat completions, and what the field has made of them. Pure."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
@@ -11,18 +12,29 @@ from gateway.upstream.protocols.base import HttpRequest
 from gateway.upstream.protocols.chat_chunks import DONE
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
-from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, bearer, check, headers_of
+from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.reasons import BROKEN_OFF
+from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 
-_OURS = {"stream", "stream_options", "model"}
+_CAPS = ("max_tokens", "max_completion_tokens")  # The newer of both is refused by older servers.
+_OTHER_CAPS = ("max_output_tokens", "max_new_tokens", "n_predict", "num_predict")
+_FORM = Form(caps=_CAPS + _OTHER_CAPS)
+_NEWER = Form(caps=_CAPS[::-1] + _OTHER_CAPS)
+_LEGACY = Form(messages="prompt", caps=_CAPS + _OTHER_CAPS)
+_NEW_HOSTS = ("openai.com", "openai.azure.com")
 
 
 class Chat(Framed):
-    """Chat completions, streamed as server-sent events."""
+    """Chat completions, streamed as server-sent events; what is given is a dialect's."""
+
+    def __init__(self, *, strict_end: bool = False, broken_off: Sequence[str] = ()) -> None:
+        self._strict_end = strict_end
+        self._breaks_off = BROKEN_OFF.union(broken_off) if broken_off else BROKEN_OFF
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Rejected where it is not allowed."""
-        request = {**preset.defaults, **as_seen(preset, body, _OURS), **preset.force}
-        check(preset, request)
+        request = ruled(preset, body, _form_of(preset))
         if preset.include_usage:
             options = request.get("stream_options")
             options = {} if options is None else options
@@ -40,7 +52,12 @@ class Chat(Framed):
     def completion(self, body: bytes = b"") -> ChatState:
         """Return the state of an answer with as many choices as were asked for."""
         wanted = json.loads(body or b"{}").get("n")
-        return ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
+        state = ChatState(wanted if isinstance(wanted, int) and wanted > 0 else 1)
+        if self._strict_end:  # Nothing is kept of it for the streams of all others.
+            state.strict_end = True
+        if self._breaks_off is not BROKEN_OFF:
+            state.breaks_off = self._breaks_off
+        return state
 
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""
@@ -49,3 +66,14 @@ class Chat(Framed):
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> ChatText:
         """Return the text of choice 0, or of the lowest that such a beginning shows."""
         return ChatText.after(begun, choices)
+
+
+def _form_of(preset: Preset) -> Form:
+    url = urlsplit(preset.url)
+    path = url.path.rstrip("/")
+    if path.endswith("/completions") and not path.endswith("/chat/completions"):
+        return _LEGACY
+    if named := [name for name in _CAPS if name in preset.force or name in preset.defaults]:
+        return _FORM if named[0] == _CAPS[0] else _NEWER
+    host = f".{url.hostname or ''}"
+    return _NEWER if host.endswith(tuple(f".{each}" for each in _NEW_HOSTS)) else _FORM

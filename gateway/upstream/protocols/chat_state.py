@@ -40,6 +40,9 @@ _MOST = 1000  # Choices of which note is taken.
 class ChatState:
     """What a streamed chat completion has told so far."""
 
+    strict_end: bool = False  # Whether `[DONE]` without any reason proves nothing.
+    breaks_off: frozenset[str] = BROKEN_OFF  # Reasons that finish nothing, in lower case.
+
     def __init__(self, choices: int = 1) -> None:
         self._usage = Usage()
         self.error: dict[str, Any] | None = None
@@ -139,7 +142,7 @@ class ChatState:
         self.over = self.over or framed
         if self.closed:
             told = not self._unfinished.keys() - self._reasons.keys()
-            said = told if self._reasons else not self.empty
+            said = told if self._reasons else not (self.strict_end or self.empty)
         else:
             said = bool(self._reasons) and not self._unfinished and (framed or not self._went_on)
         if said and self.error is None and not self.broken_off:
@@ -191,7 +194,7 @@ class ChatState:
             if is_error(reason):
                 self._fail({})
             self._reasons[index] = reason
-            if reason.lower() in BROKEN_OFF:
+            if reason.lower() in self.breaks_off:
                 self._broken[index] = None
             else:
                 self._broken.pop(index, None)

@@ -15,11 +15,21 @@ from gateway.errors import Rejected
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest, Refusal
 from gateway.upstream.protocols.chat_chunks import DONE
+from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.gemini_state import GeminiState
 from gateway.upstream.protocols.gemini_text import GeminiText
-from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, check, headers_of
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.requests import EVENTS, Framed, headers_of
 
 _ELSEWHERE = {"stream", "stream_options", "model"}
+_FORM = Form(
+    messages="contents",
+    system="systemInstruction",
+    system_as="parts",
+    parts=True,
+    caps=("generationConfig.maxOutputTokens",),
+    copies=("generationConfig.candidateCount",),
+)
 _PLACE = "{model}"  # In a preset's URL.
 _METHOD = ":streamGenerateContent"
 
@@ -33,9 +43,7 @@ class Gemini(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send, the model first; raises Rejected where it is not allowed."""
-        first = {"model": preset.models[0]} if preset.models else {}
-        given = {**first, **preset.defaults, **as_seen(preset, body, _ELSEWHERE), **preset.force}
-        check(preset, given)
+        given = ruled(preset, body, _FORM)
         request = {name: value for name, value in given.items() if name not in _ELSEWHERE}
         if "model" not in given and _PLACE not in preset.url:
             return request

@@ -7,17 +7,21 @@ more follows, and proves a body whole that HTTP says ends there.
 import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import NONE, HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import decoded, is_whole
+from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.ndjson import JsonLines
-from gateway.upstream.protocols.requests import Lost, as_seen, bearer, check, headers_of
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.requests import Lost, bearer, headers_of
 from gateway.upstream.protocols.terminal_state import TerminalState
 from gateway.upstream.protocols.usage import count_in
 
-_OURS = {"stream", "model"}
+_CHAT = Form(caps=("options.num_predict",), copies=())
+_GENERATE = _CHAT._replace(messages="prompt", system="system")
 _ANSWERS = ("content", "thinking", "tool_calls", "images")  # Members of a message.
 
 _tells = re.compile(
@@ -33,9 +37,8 @@ class Ollama(Lost):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        request = {**preset.defaults, **as_seen(preset, body, _OURS), **preset.force}
-        check(preset, request)
-        return request
+        path = urlsplit(preset.url).path.rstrip("/")
+        return ruled(preset, body, _GENERATE if path.endswith("/generate") else _CHAT)
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent; a key is for a proxy, or for Ollama's own cloud."""

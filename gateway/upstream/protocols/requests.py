@@ -1,10 +1,8 @@
 """Requests: what is the same in asking any upstream: heads, models, and that it streams. Pure."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from gateway.config.presets import Preset
-from gateway.errors import Rejected
 from gateway.sse import FRAMES, Event, Parser
 from gateway.upstream.protocols.base import NONE, HttpRequest, Refusal, Rest
 from gateway.upstream.protocols.chat_chunks import is_whole
@@ -80,23 +78,3 @@ def headers_of(preset: Preset, accept: bytes, *more: Header) -> tuple[Header, ..
     given = [(name.encode(), value.encode("latin-1")) for name, value in preset.headers.items()]
     names = {name.lower() for name, _ in given}
     return (*(each for each in ours if each[0].lower() not in names), *given)
-
-
-def as_seen(preset: Preset, body: dict[str, Any], ours: set[str]) -> dict[str, Any]:
-    """Leave out other spellings of what is checked or forced here.
-
-    Upstreams written in Go take `MODEL` for `model`, the later of the two: what was allowed would
-    not be what is asked for.
-    """
-    ours = {*ours, *preset.force}
-    folded = {name.casefold() for name in ours}
-    return {k: v for k, v in body.items() if k in ours or k.casefold() not in folded}
-
-
-def check(preset: Preset, request: dict[str, Any]) -> None:
-    """Have a request stream, of a model that is allowed; raises Rejected."""
-    if request.setdefault("stream", True) is not True:
-        raise Rejected("stream_required", 'Leave "stream" out, or set it to true.')
-    if preset.models and request.get("model") not in preset.models:
-        allowed = ", ".join(preset.models)
-        raise Rejected("model_not_allowed", f"Allowed are: {allowed}.")

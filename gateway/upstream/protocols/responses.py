@@ -13,7 +13,9 @@ from gateway.errors import Rejected
 from gateway.sse import Event, Parser
 from gateway.upstream.protocols.base import NONE, HttpRequest, Rest
 from gateway.upstream.protocols.chat_chunks import decoded
-from gateway.upstream.protocols.requests import EVENTS, Framed, as_seen, bearer, check, headers_of
+from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.policy import ruled
+from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 from gateway.upstream.protocols.responses_events import (
     ECHOED,
     closes,
@@ -25,7 +27,13 @@ from gateway.upstream.protocols.responses_frames import ResponsesFrames
 from gateway.upstream.protocols.responses_state import ResponsesState
 from gateway.upstream.protocols.responses_text import ResponsesText
 
-_OURS = {"stream", "model", "background", "store"}
+_FORM = Form(
+    messages="input",
+    system="instructions",
+    caps=("max_output_tokens", "max_tokens", "max_completion_tokens"),
+    copies=(),
+    own=frozenset(("background", "store")),
+)
 _KEPT = {"background": True, "store": True}
 
 
@@ -34,13 +42,11 @@ class Responses(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        asked = as_seen(preset, body, _OURS)
-        if asked.get("background") and not preset.background:
-            raise Rejected("field_not_allowed", '"background" is for the preset to say.')
-        request = {**preset.defaults, **asked, **preset.force}
+        request = ruled(preset, body, _FORM)
         if preset.background:
-            request |= _KEPT
-        check(preset, request)
+            return request | _KEPT
+        if request.get("background") and body.get("background"):
+            raise Rejected("field_not_allowed", '"background" is for the preset to say.')
         return request
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
@@ -51,7 +57,7 @@ class Responses(Framed):
         self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
     ) -> Parser:
         """Return the parser of an event stream, of one that is gone on with after `last`."""
-        hides = not ECHOED.isdisjoint({*preset.defaults, *preset.force})
+        hides = preset.hides or not ECHOED.isdisjoint({*preset.defaults, *preset.force})
         if last == NONE and not hides:
             return Parser(limit, noise, is_large)
         return ResponsesFrames(limit, noise, last, hides=hides)

@@ -7,14 +7,15 @@ import pytest
 
 from tests.demo.pretend.asking import PROMPT, WAYS, asked, body, expected, limited
 from tests.demo.serving import objects
-from tests.sdks import anthropic_text, sdk
+from tests.sdks import anthropic, sdk
 
 WAY = WAYS["anthropic"]
 
 
 async def test_its_own_client_reads_the_text(client: httpx.AsyncClient) -> None:
-    url = str(client.base_url)
-    assert await anthropic_text(url, PROMPT) == "".join(expected(None))
+    heard = await anthropic(str(client.base_url), PROMPT)
+    assert heard.text == "".join(expected(None))
+    assert heard.tokens == (len(PROMPT.split()) + 4, len(expected(None)))
 
 
 async def test_its_events_come_in_its_order_under_their_names(client: httpx.AsyncClient) -> None:
@@ -50,14 +51,14 @@ async def test_the_reason_is_of_its_own_words(
 
 
 async def test_an_error_in_the_stream_is_one_for_its_own_client(client: httpx.AsyncClient) -> None:
-    anthropic = sdk("anthropic")
+    package = sdk("anthropic")
     given = {"extra_body": {"pretend": {"fault": "error:3", "interval": 0}}, "max_tokens": 9}
     said = {"model": "m", "messages": WAY.body["messages"]}
     async with (
-        anthropic.AsyncAnthropic(api_key="k", base_url=str(client.base_url)) as own,
+        package.AsyncAnthropic(api_key="k", base_url=str(client.base_url)) as own,
         own.messages.stream(**said, **given) as stream,
     ):
-        with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
+        with pytest.raises(package.APIStatusError, match="Overloaded"):
             await stream.get_final_text()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.demo.pretend.asking import PROMPT, WAYS, asked, body, expected, limited
 from tests.demo.serving import objects
-from tests.sdks import ollama_text
+from tests.sdks import ollama
 
 WAY, GENERATE = WAYS["ollama"], WAYS["ollama generate"]
 
@@ -16,8 +16,9 @@ both = pytest.mark.parametrize("way", [WAY, GENERATE], ids=["chat", "generate"])
 
 
 async def test_its_own_client_reads_the_text(client: httpx.AsyncClient) -> None:
-    url = str(client.base_url)
-    assert await ollama_text(url, PROMPT) == "".join(expected(None))
+    heard = await ollama(str(client.base_url), PROMPT)
+    assert heard.text == "".join(expected(None))
+    assert heard.tokens == (len(PROMPT.split()) + 4, len(expected(None)))
 
 
 @both

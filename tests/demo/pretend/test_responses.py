@@ -8,14 +8,14 @@ import pytest
 
 from tests.demo.pretend.asking import PROMPT, WAYS, asked, body, expected, limited
 from tests.demo.serving import objects
-from tests.sdks import responses_text
+from tests.sdks import responses
 
 WAY = WAYS["responses"]
 
 
 async def test_its_own_client_reads_the_text(client: httpx.AsyncClient) -> None:
     url = str(client.base_url).rstrip("/")
-    assert await responses_text(url, PROMPT) == "".join(expected(None))
+    assert (await responses(url, PROMPT)).text == "".join(expected(None))
     async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as sdk:
         async with sdk.responses.stream(model="m", input=PROMPT) as stream:
             final = await stream.get_final_response()

@@ -103,7 +103,7 @@ SHAPES = {
     "no content at all": done(start(), reason(), STOP, text=""),
     "no reason": done(*HELLO, STOP, told=None, usage={"input_tokens": 25, "output_tokens": 1}),
     "usage told twice": done(
-        *HELLO[1:], start(input_tokens=25, cache_read_input_tokens=7, output_tokens=1),
+        start(input_tokens=25, cache_read_input_tokens=7, output_tokens=1), *HELLO[1:],
         reason(input_tokens=26, cache_read_input_tokens=None, output_tokens=3),
         reason(None, output_tokens=15), STOP,
         usage={"input_tokens": 26, "cache_read_input_tokens": 7, "output_tokens": 15},

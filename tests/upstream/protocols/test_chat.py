@@ -65,8 +65,10 @@ def test_a_model_that_is_not_listed_is_refused(model: Any) -> None:
     assert refused(preset(models=["pretend"]), ask() | {"model": model}) == "model_not_allowed"
 
 
-def test_a_missing_model_is_refused_where_models_are_listed() -> None:
-    assert refused(preset(models=["pretend"]), {"messages": []}) == "model_not_allowed"
+def test_the_first_model_of_the_list_is_asked_where_a_page_names_none() -> None:
+    assert prepared(preset(models=["b", "a"]), {"messages": []})["model"] == "b"
+    given = preset(models=["b", "a"], defaults={"model": "a"})
+    assert prepared(given, {"messages": []})["model"] == "a"
 
 
 def test_the_list_judges_the_model_that_will_be_asked() -> None:

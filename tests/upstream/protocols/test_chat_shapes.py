@@ -469,7 +469,100 @@ USAGES = {
     ),
 }  # fmt: skip
 
-SHAPES = {**ENDS, **CHOICES, **TEXTS, **RESTS, **ERRORS}
+ARGUMENTS = '{"usage":{"a":1},"error":"no","finish_reason":"stop","text":"no"}'
+CALL = {"index": 0, "function": {"name": "f", "arguments": ARGUMENTS}}
+LATE = {**USAGE, "cost": 0.0001, "cost_details": {"upstream_inference_cost": None}}
+BEAT = b": OPENROUTER PROCESSING\n\n"
+
+
+def cumulative(text: str, count: int, finish: str | None = None) -> bytes:
+    """Return a chunk with its role and the usage so far, as some send in each."""
+    told = {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
+    return of(delta(content=text, role="assistant", finish=finish), usage=told)
+
+
+def without_reason(**members: Any) -> bytes:
+    """Return a chunk whose choice has no member for a reason."""
+    return of({"index": 0, "delta": members})
+
+
+# As each server words the usual answer; where it does so is said in the name.
+SERVERS = {
+    "OpenAI: obfuscation, usage alone": done(closed(
+        ROLE, of(delta(content="hello"), obfuscation="x9", usage=None), STOP, of(usage=USAGE), DONE
+    ), usage=USAGE),
+    "OpenAI: log probabilities": done(closed(
+        of({**delta(content="hello"), "logprobs": {"content": [{"token": "no", "bytes": [1]}]}}),
+        STOP, DONE,
+    )),
+    "OpenAI: sound and its transcript": done(closed(
+        of(delta(audio={"id": "a", "transcript": "no"})), of(delta(audio={"data": "UklGRg=="})),
+        STOP, DONE,
+    ), ""),
+    "OpenAI: calls of tools whose arguments speak of ends": done(closed(
+        of(delta(tool_calls=[CALL])), of(delta(tool_calls=[CALL])),
+        chunk("", finish="tool_calls"), DONE,
+    ), "", "tool_calls"),
+    "the same calls, cut": truncated(closed(of(delta(tool_calls=[CALL]))), ""),
+    "Azure: filters before, beside and after": done(closed(
+        of(prompt_filter_results=[{"prompt_index": 0, "content_filter_results": {}}]),
+        ROLE, HELLO, of({"index": 0, "content_filter_offsets": {}, "content_filter_results": {}}),
+        STOP, DONE,
+    )),
+    "Azure: filtered": done(closed(
+        of(prompt_filter_results=[]), HELLO,
+        of({**END, "finish_reason": "content_filter", "content_filter_results": {}}), DONE,
+    ), reason="content_filter"),
+    "OpenRouter: heartbeats, and usage beside an empty choice": done(
+        OK + BEAT + BEAT + sse(HELLO) + BEAT + sse(STOP, of(delta(content=""), usage=LATE), DONE),
+        usage=LATE,
+    ),
+    "OpenRouter: an error beside its reason": Shape(
+        OK + BEAT + sse(HALF, of(delta(content="", finish="error"),
+                                 error={"code": 502, "message": "BOOM"}), DONE),
+        "failed", "error", "half", says="BOOM",
+    ),
+    "DeepSeek: thoughts first, and keep-alives": done(
+        OK + b": keep-alive\n\n" + sse(of(delta(content=None, reasoning_content="hm")))
+        + b": keep-alive\n\n" + sse(of(delta(content="hello", reasoning_content=None)), STOP, DONE)
+    ),
+    "Mistral: usage in the last chunk, unasked": done(
+        closed(ROLE, HELLO, of(delta(content="", finish="stop"), usage=USAGE), DONE), usage=USAGE
+    ),
+    "Mistral: an error as a reason": Shape(
+        closed(HALF, chunk("", finish="error"), DONE), "failed", "error", "half"
+    ),
+    "vLLM: usage in each chunk": done(closed(
+        cumulative("hel", 1), cumulative("lo", 2), cumulative("", 2, "stop"), DONE
+    ), usage=USAGE),
+    "vLLM: usage in each chunk, cut": truncated(
+        closed(cumulative("hel", 1), cumulative("lo", 2)), usage=USAGE
+    ),
+    "vLLM: an error, then DONE": failed(closed(
+        HALF, b'{"error":{"message":"BOOM","type":"InternalServerError","code":500}}', DONE
+    ), "half"),
+    "Gemini's: role and usage in each chunk, no DONE": done(closed(
+        cumulative("hel", 1), cumulative("lo", 2, "stop")
+    ), usage=USAGE),
+    "transformers: no reason until the end, no DONE": done(closed(
+        without_reason(role="assistant"), without_reason(content="hello"),
+        of(END, usage=USAGE)
+    ), usage=USAGE),
+    "transformers: n ignored": done(framed(sse(
+        without_reason(content="hello"), of(END, usage=USAGE)
+    )), usage=USAGE, n=2),
+    "LiteLLM: its provider broke, no DONE": failed(closed(
+        HALF, b'{"error":{"message":"BOOM","type":"None","param":"None","code":"500"}}'
+    ), "half"),
+    "LiteLLM: usage beside one empty choice": done(closed(
+        HELLO, STOP, of({"index": 0, "delta": {}}, usage=USAGE), DONE
+    ), usage=USAGE),
+    "DashScope: the word null until the end, cut": truncated(closed(
+        chunk("hel", finish="null"), chunk("lo", finish="null")
+    )),
+}  # fmt: skip
+
+SHAPES = {**ENDS, **CHOICES, **TEXTS, **RESTS, **ERRORS, **SERVERS}
 SHAPES |= {f"usage {name}": shape for name, shape in USAGES.items()}
 
 
@@ -500,6 +593,32 @@ async def test_every_shape_ends_as_its_upstream_meant_it(shape: Shape) -> None:
     assert {each.name for each in shown.events} <= {b"", b"failure", b"end"}
     assert {**got.end, "text": shape.text} == {k: answer[k] for k in [*got.end, "text"]}
     assert len(up.calls) == 1
+
+
+TOLD = {
+    "strict, DONE without a reason": truncated(closed(HELLO, DONE)),
+    "strict, a reason and DONE": done(closed(HELLO, STOP, DONE)),
+    "strict, a reason alone": done(closed(HELLO, STOP)),
+    "strict, no answer but DONE": failed(closed(DONE), says="without", code="empty_answer"),
+    "a reason that the preset calls broken off": truncated(
+        closed(HELLO, chunk("", finish="Pause"), DONE), reason="Pause", code="upstream_broke_off"
+    ),
+    "one that all do": truncated(
+        closed(HELLO, chunk("", finish="abort"), DONE), reason="abort", code="upstream_broke_off"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TOLD.values(), ids=TOLD)
+async def test_a_preset_may_trust_done_less_and_know_further_reasons(shape: Shape) -> None:
+    async with scripted(sends(shape.answer)) as up:
+        told = {"url": up.url, "strict_end": True, "broken_off": ["pause"]}
+        async with running(presets={"default": told}) as gate:
+            got = await gate.read(url := await gate.ticket())
+            answer = await gate.completion(url)
+    assert (got.end["state"], got.end["finish_reason"]) == (shape.state, shape.reason)
+    assert (answer["text"], answer["state"]) == (shape.text, shape.state)
+    assert shape.state == "done" or shape.code in {"", got.failure["code"]}
 
 
 PROOFS = {
@@ -560,6 +679,17 @@ async def test_a_reason_on_every_chunk_cuts_nothing_off_that_still_comes() -> No
         url = await gate.ticket()
         assert (await gate.read(url)).end["state"] == "done"
         assert (await gate.completion(url))["text"] == "0123456789"
+
+
+async def test_usage_that_comes_a_while_after_the_finish_is_waited_for() -> None:
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(HELLO, STOP))
+        await asyncio.sleep(1)
+        await call.send(sse(of(usage=USAGE), DONE))
+
+    async with scripted(script) as up, running(upstream_url=up.url) as gate:
+        got = await gate.read(await gate.ticket())
+    assert (got.end["state"], got.end["usage"]) == ("done", USAGE)
 
 
 @pytest.mark.parametrize(
