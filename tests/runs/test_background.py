@@ -184,7 +184,7 @@ async def begun(gate: Served, count: int = 3, at: str = "", **pretend: Any) -> s
 
 
 async def asks(pretend: httpx.AsyncClient) -> dict[str, int]:
-    """Return how often the upstream was asked for what, with a status of each response."""
+    """Return how often the upstream was asked for what."""
     calls = (await pretend.get("/calls")).json()
     return {name: calls[name] for name in ("creates", "attaches", "looks", "cancels")}
 
