@@ -320,7 +320,9 @@ class EventSource:
     def _asked(self, replica: Any, headers: dict[str, str]) -> Exchange:
         if self.act["post"]:
             headers |= {"Idempotency-Key": self.stream.key, "Content-Type": "application/json"}
-            return Exchange(replica, "POST", "/tickets", headers=headers, body=self.stream.body)
+            return Exchange(
+                replica, "POST", self.stream.path, headers=headers, body=self.stream.body
+            )
         lend, query = self.act["lend"], {"ticket": self.stream.ticket}
         return Exchange(replica, "GET", "/stream", headers=headers, query=query, lend=lend)
 

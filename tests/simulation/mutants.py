@@ -19,6 +19,9 @@ from gateway.runs.intake import Intake
 from gateway.runs.presence import Presence
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
+from gateway.upstream.client import Upstream
+from gateway.upstream.protocols.base import NONE, Rest
+from gateway.upstream.protocols.responses import Responses
 from tests.simulation import world
 
 Patches = Iterator[Any]
@@ -155,6 +158,28 @@ def connection_is_not_looked_at() -> Patches:
     yield patch.object(NodeCommitter, "look_at_connection", _blind)
 
 
+def kept_answers_are_lost() -> Patches:
+    """Nobody asks for the rest of an answer that its upstream keeps."""
+    yield patch.object(Responses, "rest", lambda self, preset, seen: None)
+
+
+def the_rest_begins_anew() -> Patches:
+    """Of an answer that is gone on with, what is logged already is logged again."""
+    rest = Responses.rest
+
+    def from_start(self: Responses, preset: Any, seen: Any) -> Any:
+        found = rest(self, preset, seen)
+        url = found.request.url.partition("&starting_after")[0] if found else ""
+        return found and Rest(found.request._replace(url=url), NONE + 1)
+
+    yield patch.object(Responses, "rest", from_start)
+
+
+def nobody_is_told_to_stop() -> Patches:
+    """An upstream goes on with what nobody waits for, and is paid for it."""
+    yield patch.object(Upstream, "abandon", lambda self, preset, seen: None)
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -177,6 +202,9 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         resumed_at_the_entry,
         nil_is_success,
         connection_is_not_looked_at,
+        kept_answers_are_lost,
+        the_rest_begins_anew,
+        nobody_is_told_to_stop,
     )
 }
 

@@ -152,7 +152,7 @@ class Oracle:
 
     def _judge_money(self, stream: "Stream") -> None:
         paid = sum(call.paid for call in self._calls(stream))
-        allowed = self._allowed(stream.stream_id)
+        allowed = self._allowed(stream)
         if paid > allowed:
             self.accuse("one paid call", f"{stream.name} was paid {paid} times, {allowed} allowed")
         ended = self._ended.get(stream.stream_id, float("inf"))
@@ -163,12 +163,33 @@ class Oracle:
         if len(self._calls(stream)) > most:
             self.accuse("one paid call", f"{stream.name} was asked for too often")
 
-    def _allowed(self, stream_id: str) -> int:
-        preset = PresetBook(self._world.settings).get("default")
+    def _allowed(self, stream: "Stream") -> int:
+        preset, stream_id = PresetBook(self._world.settings).get("default"), stream.stream_id
         claims = 1 + self._lost(stream_id, "claims")
-        if preset is None or preset.on_crash != "restart":
+        first = self._world.upstream.kept.of(stream.name)[:1]
+        goes_on = any(self._is_known(stream_id, each.name) for each in first)
+        if preset is None or preset.on_crash != "restart" or goes_on:
             return claims
         return claims * (1 + preset.crash_restarts) + self._lost(stream_id, "takeovers")
+
+    def _is_known(self, stream_id: str, response: str) -> bool:
+        """Whether the log tells which answer its upstream keeps."""
+        blocks = (block for (name, _), block in self._blocks.items() if name == stream_id)
+        told = response.encode()
+        return any(b"response.created" in block and told in block for block in blocks)
+
+    def _judge_kept(self, stream: "Stream", state: str) -> None:
+        """What is kept and not waited for any more is stopped: once, if its owner is well."""
+        for response in self._world.upstream.kept.of(stream.name):
+            times = response.cancels
+            if times > 1 and not self._world.troubles:
+                self.accuse("told to stop", f"{response.name} was stopped {times} times")
+            ended = self._ended_last.get(stream.stream_id, float("inf"))
+            known = self._is_known(stream.stream_id, response.name)
+            goes_on = not times and response.over_at > ended + _SLACK
+            well = self._was_well(ended - 3, ended + 3)
+            if known and well and goes_on and state == "cancelled":
+                self.accuse("told to stop", f"{response.name} goes on, {stream.name} is {state}")
 
     def _judge_log(self, stream: "Stream") -> None:
         redis = self._world.redis
@@ -178,6 +199,7 @@ class Oracle:
             self.accuse("liveness", f"{stream.name} has no end")
         if not self._world.troubles and not stream.cancels and self._is_watched(stream):
             self._judge_calm(stream, state)
+        self._judge_kept(stream, state)
         if not entries:
             return
         last: Id | None = None
@@ -205,7 +227,8 @@ class Oracle:
         told = [each for each in script[:tries] if each["status"] not in _AGAIN]
         last = told[0] if told else script[:tries][-1]
         if last["status"] == 200:
-            expected = _ENDS.get(last["end"], "done")
+            goes_on = stream.kept and last["end"] not in _TRUE
+            expected = "done" if goes_on else _ENDS.get(last["end"], "done")
         else:
             expected = {0: "truncated", -1: "stalled"}.get(last["status"], "failed")
         if state != expected:
@@ -327,6 +350,7 @@ class Oracle:
 
 
 _DEADLY = {"death", "drain"}
+_TRUE = frozenset({"error", "json"})  # What ends a kept answer too.
 _AGAIN = {429, 503, 529}  # What is asked once more.
 _ENDS = {
     "cut": "truncated",

@@ -56,6 +56,16 @@ def make(seed: int) -> Schedule:
     if rng.random() < 0.15:
         acts += _zombie(rng, replicas, rng.choice(streams)["at"])
     acts += _afterwards(random.Random(f"afterwards {seed}"), streams)
+    kept = random.Random(f"kept {seed}")  # Of its own chance, too.
+    if kept.random() < 0.25:
+        for stream in streams:
+            stream["kept"] = kept.random() < 0.8
+            if kept.random() < 0.5:
+                stream["script"][-1]["end"] = kept.choice(("cut", "eof", "half", "stall"))
+            if kept.random() < 0.3:
+                act = {"act": "cancel", "stream": stream["name"], "form": "DELETE"}
+                at = round(stream["at"] + kept.uniform(0.3, 4), 4)
+                acts.append({**act, "at": at, "host": kept.randrange(3)})
     acts.sort(key=lambda act: float(act["at"]))
     profile = rng.randrange(4)
     if rng.random() < 0.2:

@@ -19,12 +19,15 @@ SHOWS = {
     "connection_is_not_looked_at": 250,
     "doubt_is_ignored": 20,
     "every_end_is_done": 0,
+    "kept_answers_are_lost": 0,
     "late_seal": 210,
     "nil_is_success": 0,
+    "nobody_is_told_to_stop": 60,
     "nobody_takes_over": 10,
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,
     "stale_owner_asks": 210,
+    "the_rest_begins_anew": 0,
 }
 
 

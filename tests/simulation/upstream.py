@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.sse import parse
+from tests.simulation.kept import PATH, KeptResponse, KeptResponses
 from tests.simulation.network import Connection, Network
 from tests.support import chunk
 
@@ -43,6 +44,7 @@ class Upstream:
         self.scripts: dict[str, list[dict[str, Any]]] = {}
         self.say = say
         self.network = network
+        self.kept = KeptResponses(network.loop)
 
     async def connect(self, factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.BaseTransport:
         """Accept a connection."""
@@ -71,6 +73,7 @@ class _Peer:
         self._loop = upstream.network.loop
         self._data = b""
         self._call: Call | None = None
+        self._response: KeptResponse | None = None
 
     def received(self, data: bytes) -> None:
         self._data += data
@@ -81,15 +84,29 @@ class _Peer:
         length = int(lengths[0].partition(b":")[2]) if lengths else 0
         if len(body) >= length:
             self._data = body[length:]
-            self._answer(json.loads(body[:length]))
+            method, path, *_ = head.decode().split()
+            if path.startswith(PATH + "/"):
+                self._upstream.say(f"upstream: {method} {path}")
+                self._response = self._upstream.kept.answer(self, method, path)
+            else:
+                self._answer(json.loads(body[:length]))
+
+    def send(self, data: bytes) -> None:
+        self._connection.send(data)
+
+    def hang_up(self, *, reset: bool) -> None:
+        self._call = self._response = None
+        self._connection.cut(ConnectionResetError("cut") if reset else None)
 
     def closed(self) -> None:
-        if self._call is not None and self._call.left is None:
+        if self._response is not None:
+            self._response.leave(self)
+        elif self._call is not None and self._call.left is None:
             self._call.left = self._loop.time()
-        self._call = None
+        self._call = self._response = None
 
     def _answer(self, request: dict[str, Any]) -> None:
-        stream = str(request["messages"][0]["content"])
+        stream = str((request.get("messages") or request["input"])[0]["content"])
         script = self._upstream.script(stream)
         host = self._connection.host.name if self._connection.host else ""
         call = Call(stream, host, self._begun)
@@ -97,6 +114,9 @@ class _Peer:
         self._upstream.say(f"upstream call {len(self._upstream.calls)} for {stream} from {host}")
         self._call = call
         call.paid = script["status"] not in UNPAID
+        if "input" in request and script["status"] == 200 and script["end"] != "json":
+            self._response = self._upstream.kept.make(stream, call, script, self)
+            return
         steps = _steps(script, len(self._upstream.calls), stream)
         self._next(call, steps)
 

@@ -28,6 +28,7 @@ from gateway.eventlog.viewer import Viewer
 from gateway.eventlog.writer import EventLog
 from gateway.store.pools import TIMEOUT
 from tests.simulation.client import Broken, EventSource, Exchange
+from tests.simulation.kept import PATH
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle
@@ -48,7 +49,11 @@ async def whoever(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str
     return headers.get("x-user")
 
 
-def _profile(**changes: Any) -> Settings:
+_KEPT = {"protocol": "responses", "url": f"http://upstream{PATH}", "background": True}
+
+
+def _profile(preset: dict[str, Any] | None = None, **changes: Any) -> Settings:
+    of_both = preset or {}
     given: dict[str, Any] = {
         "redis_url": "redis://redis:6379/0",
         "upstream_url": "http://upstream/v1",
@@ -63,6 +68,7 @@ def _profile(**changes: Any) -> Settings:
         "write_timeout": 3,
         "upstream_stall": 3,
         "upstream_retries": 2,
+        "presets": {"default": of_both, "kept": {**_KEPT, **of_both}},
         "subject_bytes": 0,  # No promise of a stream depends on it; its Redis has no sorted sets.
         "store_share": 1,
     }
@@ -73,8 +79,8 @@ PROFILES = (
     _profile(),
     _profile(grace=1.5, upstream_retries=1),
     _profile(lease=4, upstream_stall=6),
-    _profile(presets={"default": {"on_leave": "finish"}}),
-    _profile(presets={"default": {"on_crash": "restart"}}),
+    _profile({"on_leave": "finish"}),
+    _profile({"on_crash": "restart"}),
 )
 
 
@@ -129,7 +135,10 @@ class Stream:
         self.plan = plan
         self.name: str = plan["name"]
         self.key = f"key of {self.name}" if plan["key"] else ""
-        self.body = json.dumps({"messages": [{"role": "user", "content": self.name}]}).encode()
+        self.kept: bool = plan.get("kept", False)
+        self.path = "/tickets/kept" if self.kept else "/tickets"
+        said = [{"role": "user", "content": self.name}]
+        self.body = json.dumps({"input" if self.kept else "messages": said}).encode()
         self.ticket = ""
         self.stream_id = ""
         self.tickets: list[str] = []
@@ -254,7 +263,9 @@ class World:
     async def _posted(self, stream: Stream, replica: Replica | None) -> bool:
         if replica is None:
             return False
-        exchange = Exchange(replica, "POST", "/tickets", headers=stream.headers(), body=stream.body)
+        exchange = Exchange(
+            replica, "POST", stream.path, headers=stream.headers(), body=stream.body
+        )
         try:
             body = await exchange.whole()
         except Broken:
