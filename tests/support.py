@@ -389,10 +389,18 @@ async def read(
 
 
 async def follow(
-    http: httpx.AsyncClient, urls: Callable[[], str], headers: dict[str, str], seconds: float = 30
+    http: httpx.AsyncClient,
+    urls: Callable[[], str],
+    headers: dict[str, str],
+    seconds: float = 30,
+    *,
+    seen: Transcript | None = None,
 ) -> Transcript:
-    """Read like a browser: reconnect with the last id until something else than 200 comes."""
-    whole = Transcript()
+    """Read like a browser: reconnect with the last id until something else than 200 comes.
+
+    It goes on with what was `seen` before.
+    """
+    whole = seen or Transcript()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):

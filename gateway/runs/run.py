@@ -157,11 +157,12 @@ class Run:
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
-        if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):
-            abandoned(self)
         attempts = self._before + self.sent
         events, cancelled, result = ending_events(ending, self._completion, attempts, bill)
-        return await self.log.seal(ending.of(self.log), events, cancelled, result)
+        state = await self.log.seal(ending.of(self.log), events, cancelled, result)
+        if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):
+            abandoned(self)  # Not before: as long as it has no end another replica may go on.
+        return state
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""

@@ -233,9 +233,9 @@ class Takeover:
             how = "asked again" if start.events else "re-attached"
             logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
             return True
-        if preset and not (answer.completion.finished or answer.completion.error):
+        over = answer.completion.finished or answer.completion.error
+        if await self._seal(record, left, answer) and preset and not over:
             self._upstream.abandon(preset, answer_events(entries))
-        await self._seal(record, left, answer)
         return False
 
     def _preset(self, record: Record) -> Preset | None:
@@ -270,7 +270,8 @@ class Takeover:
         reset = Event(b'{"attempt":%d}' % (left.before + 1), b"reset")
         return replace(left, events=[reset])
 
-    async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> None:
+    async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> bool:
+        """End a stream; return False where another replica has gone on with it."""
         stream_id = record.stream_id
         ending = Ending("done") if answer.completion.finished else _lost()
         try:
@@ -285,8 +286,10 @@ class Takeover:
         try:
             state = await log.seal(ending.of(log), events, end, result)
             logger.warning("%s: %s in place of a dead replica", stream_id, state)
+            return True
         except Fenced:
             logger.info("%s: a third replica was faster", stream_id)
+            return False
         finally:
             self._writer.close(log)
             self._fanout.mark([stream_id])
