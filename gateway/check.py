@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gateway.auth.loading import authenticator
+from gateway.auth.loading import authenticators
+from gateway.auth.trial import remarks
 from gateway.config.allowances import allowance
 from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
@@ -45,6 +46,7 @@ async def verdicts(settings: Settings) -> list[Verdict]:
     """Return what is to be said of everything the gateway depends on."""
     return [
         *_settings(settings),
+        *await _login(settings),
         *_allowances(settings),
         *await _store(settings),
         *[verdict for name in _presets(settings) for verdict in await _upstream(settings, name)],
@@ -63,10 +65,17 @@ def _settings(settings: Settings) -> list[Verdict]:
             )
             found.append(Verdict("fault", "settings", words))
     try:
-        authenticator(settings)
+        authenticators(settings)
     except SettingsError as error:
         found.append(Verdict("fault", "settings", with_cause(str(error), error)))
     return found or [Verdict("ok", "settings", "complete")]
+
+
+async def _login(settings: Settings) -> list[Verdict]:
+    with suppress(SettingsError):  # It was told.
+        told = await remarks(settings)
+        return [Verdict(level, "login", with_cause(words, None)) for level, words in told]
+    return []
 
 
 def _allowances(settings: Settings) -> list[Verdict]:

@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, cookie, upstream, page."""
+"""The command `gateway`: serve, demo, check, cookie, whois, upstream, page."""
 
 import asyncio
 import logging
@@ -18,11 +18,12 @@ from gateway import __version__, check
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
+from gateway.auth.trial import whois
 from gateway.config import settings
 from gateway.config.settings import Settings
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
-from gateway.errors import Rejected, SettingsError, with_cause
+from gateway.errors import Rejected, SettingsError, one_line, with_cause
 from gateway.serve import workers
 from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
@@ -166,7 +167,7 @@ def _reload(gateway: Gateway, flags: dict[str, Any]) -> Reload:
 def _sessions(loaded: Settings) -> Callable[[str], str]:
     """Return what makes a subject's Set-Cookie."""
     signer = signed_cookie(loaded)
-    return lambda subject: f"{signer.name}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
+    return lambda subject: f"{signer.cookie}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
 
 
 def _preferred(port: int) -> socket.socket:
@@ -194,7 +195,18 @@ def cookie_(subject: str, **flags: str | None) -> None:
     signer = signed_cookie(_load(flags))
     if usable(subject) is None:
         raise SettingsError("SUBJECT: 1 to 256 printable characters")
-    click.echo(f"{signer.name}={signer.sign(subject)}")
+    click.echo(f"{signer.cookie}={signer.sign(subject)}")
+
+
+@main.command("whois")
+@click.argument("cookie", metavar="NAME=VALUE")
+@_flags
+def whois_(cookie: str, **flags: str | None) -> None:
+    """Say whom each authenticator sees in a cookie, or why nobody; exit 1 if none sees anybody."""
+    known, lines = asyncio.run(whois(_load(flags), cookie))
+    for line in lines:
+        click.echo(one_line(line))
+    sys.exit(0 if known else 1)
 
 
 @main.command("upstream")

@@ -242,7 +242,7 @@ def client(url: str) -> httpx.AsyncClient:
 def cookie(given: Settings, subject: str = "alice") -> dict[str, str]:
     """Return a Cookie header that the `signed` authenticator takes."""
     signer = signed_cookie(given)
-    return {"Cookie": f"{signer.name}={signer.sign(subject)}"}
+    return {"Cookie": f"{signer.cookie}={signer.sign(subject)}"}
 
 
 def ask(prompt: str = "Hello?", **more: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway import __version__
+from gateway.auth.base import Caller
 from gateway.auth.loading import signed_cookie
 from gateway.cli import main
 from gateway.config.settings import table
@@ -192,7 +193,8 @@ async def test_the_cookie_printed_is_that_of_its_subject(subject: str) -> None:
     printed = command("cookie", subject, secrets=SECRET, subject_field="user.id").stdout
     morsel = SimpleCookie(printed.strip())["session"]
     reader = signed_cookie(settings(secrets=SECRET, subject_field="user.id"))
-    assert await reader.subject({}, {"session": morsel.value}) == subject
+    finding = await reader.find(Caller({}, {"session": morsel.value}))
+    assert finding.subject == subject
 
 
 @pytest.mark.parametrize("subject", ["", "x" * 257, "a\nb"])

@@ -808,6 +808,24 @@ async def test_a_header_that_is_wanted_can_be_added_and_is_nginxs_own(tmp_path: 
         assert seen[0].headers["x-tenant"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("own", "answers"), [("", [401, 401]), ("proxy_set_header X-User $arg_login;", [401, 201])]
+)
+async def test_who_a_proxy_names_is_believed_and_no_caller_is(
+    shared_redis: RedisServer, tmp_path: Path, own: str, answers: list[int]
+) -> None:
+    given = {"auth": "header", "auth_header": "X-User", "trusted_proxies": "127.0.0.1"}
+    proxy = {"NGINX_HEADERS": own}
+    async with (
+        scripted(whole) as upstream,
+        front(tmp_path, shared_redis, upstream.url, proxy=proxy, **given) as at,
+    ):
+        lies = dict.fromkeys(spellings("X-User"), "mallory")
+        paths = ["/tickets", "/tickets?login=alice"]
+        said = [await at.http.post(each, json=ask(), headers=lies) for each in paths]
+        assert [each.status_code for each in said] == answers
+
+
 async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
     tmp_path: Path,
 ) -> None:

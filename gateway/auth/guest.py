@@ -5,6 +5,7 @@ It is set where a page of ours POSTs, and nowhere else: whoever only has an addr
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from secrets import token_urlsafe
 from time import time
 
@@ -17,6 +18,7 @@ COOKIE = "gateway_guest"
 
 _SALT = "gateway.guest.v1"
 _SKEW = 60  # Seconds that another replica's clock may be ahead.
+_KNOWN = 1024  # Cookies whose signature was looked at.
 _LONGEST = 200  # Characters of such a cookie, and some.
 
 
@@ -36,6 +38,7 @@ class Guest:
         )
         self._max_age = max_age
         self._now = now
+        self._read = lru_cache(_KNOWN)(self._verified)  # As with sessions: it comes again.
 
     async def find(self, caller: Caller) -> Finding:
         """Return the guest whom the cookie names, a new one if a page of ours POSTs without."""
@@ -46,19 +49,23 @@ class Guest:
         return self._welcomed(f"guest-{token_urlsafe(16)}", caller)
 
     def _found(self, cookie: str, caller: Caller) -> Finding:
-        try:
-            if len(cookie) > _LONGEST:
-                raise ValueError("it is none of ours")
-            subject, made = self._signer.unsign(cookie, return_timestamp=True)
-            guest = subject.decode()
-        except (BadData, ValueError):
+        read = self._read(cookie) if len(cookie) <= _LONGEST else None
+        if read is None:
             return Finding(None, "bad_cookie", f"the cookie {COOKIE} is not of our secrets")
-        age = self._now() - made.timestamp()
+        guest, made = read
+        age = self._now() - made
         if not -_SKEW <= age <= self._max_age:
             return Finding(None, "expired", f"the cookie {COOKIE} is {age / 86400:.1f} days old")
         if caller.page and age > self._max_age / 2:  # Else who comes daily is another some day.
             return self._welcomed(guest, caller)
         return Finding(guest)
+
+    def _verified(self, cookie: str) -> tuple[str, float] | None:
+        try:
+            guest, made = self._signer.unsign(cookie, return_timestamp=True)
+            return guest.decode(), made.timestamp()
+        except (BadData, ValueError):
+            return None
 
     def _welcomed(self, guest: str, caller: Caller) -> Finding:
         # TLS may end at a proxy: the page knows what it was loaded by.

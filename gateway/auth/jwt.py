@@ -122,7 +122,7 @@ class JsonWebToken:
             return _bad("it is no JWT")
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in self._rules.algorithms:
-            nothing = str(algorithm).lower() == "none"
+            nothing = isinstance(algorithm, str) and algorithm.lower() == "none"
             words = "it is not signed (alg none)" if nothing else "its alg is not allowed"
             return _bad(words)._replace(sure=nothing)
         keys = await self._keys.get(kid)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
+from typing import TypeVar
 
 from gateway.auth.base import Authenticator
 from gateway.auth.chain import Chain
@@ -20,6 +21,8 @@ from gateway.auth.signed import SignedCookie
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError, with_cause
 from gateway.upstream.lookup import Lookup
+
+T = TypeVar("T")
 
 _LARGEST = 1 << 20  # Bytes of a file of public keys.
 
@@ -92,17 +95,18 @@ def _jwt(settings: Settings, lookup: Lookup) -> Authenticator:
     )
     if settings.jwt_jwks_url:
         return jwt.JsonWebToken(jwks.Jwks(lookup, settings.jwt_jwks_url), rules)
-    if not public:
-        secrets = keys.of_secrets(_cookie_secrets(settings))
-        return jwt.JsonWebToken(jwks.StaticKeys(secrets), rules)
+    path = settings.jwt_public_key
+    found = keys.of_secrets(_cookie_secrets(settings)) if not path else _in_file(path, keys.of_file)
+    return jwt.JsonWebToken(jwks.StaticKeys(found), rules)
+
+
+def _in_file(path: str, read: Callable[[bytes], list[T]]) -> list[T]:
     try:
-        with Path(settings.jwt_public_key).open("rb") as file:
-            found = keys.of_file(file.read(_LARGEST))
+        with Path(path).open("rb") as file:
+            return read(file.read(_LARGEST))
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        told = f"GATEWAY_JWT_PUBLIC_KEY: {settings.jwt_public_key}: {words}"
-        raise SettingsError(told) from None
-    return jwt.JsonWebToken(jwks.StaticKeys(found), rules)
+        raise SettingsError(f"GATEWAY_JWT_PUBLIC_KEY: {path}: {words}") from None
 
 
 def _forward(settings: Settings, lookup: Lookup) -> Authenticator:

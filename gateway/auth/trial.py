@@ -3,7 +3,7 @@
 For the commands `whois` and `check`: they are run before anybody depends on the settings.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from gateway.auth.base import Caller, Finding
@@ -86,9 +86,10 @@ def _of_settings(settings: Settings, names: list[str]) -> Iterator[Remark]:
     secrets = settings.cookie_secrets or settings.secrets
     with_key = bool(settings.jwt_jwks_url or settings.jwt_public_key)
     readers = [each for each in names if each in _READERS and not (each == "jwt" and with_key)]
-    if readers and not settings.cookie_secrets:
-        those = f"{', '.join(readers)} verifies with the secrets of the tickets"
-        yield "warning", f"GATEWAY_COOKIE_SECRETS: missing; {those}, not with the app's own"
+    for name in readers:
+        if name != "signed" and not settings.cookie_secrets:
+            words = f"missing; {name} verifies with the secrets of the tickets, not with the app's"
+            yield "warning", f"GATEWAY_COOKIE_SECRETS: {words}"
     if "jwt" in readers and min(len(each.get_secret_value()) for each in secrets) < _SHORT:
         yield "warning", f"GATEWAY_COOKIE_SECRETS: shorter than the {_SHORT} bytes that HS256 asks"
     if "header" in names:

@@ -22,10 +22,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.auth.base import Authenticator, usable
+from gateway.auth.base import Caller, usable
+from gateway.auth.chain import Chain
 from gateway.auth.cookies import Cookies
-from gateway.auth.loading import authenticator, signed_cookie
-from gateway.auth.session import SignedCookie
+from gateway.auth.loading import authenticators, signed_cookie
+from gateway.auth.signed import SignedCookie
 from gateway.errors import SettingsError, Unavailable
 from tests.support import SECRET, Process, ask, process, running, settings, until
 
@@ -35,12 +36,19 @@ OLD, NEW = "the app's old secret", "the app's new secret"
 def reader(*secrets: str, field: str = "sub", now: float | None = None) -> SignedCookie:
     """Return a reader of the cookie `session`."""
     clock = time if now is None else lambda: now
-    return SignedCookie(secrets or [NEW], name="session", field=field, max_age=3600, now=clock)
+    return SignedCookie(secrets or [NEW], cookie="session", field=field, max_age=3600, now=clock)
 
 
-async def said(by: Authenticator, cookie: str | None) -> str | None:
+async def seen(
+    by: Chain | SignedCookie, headers: Mapping[str, str], cookies: Mapping[str, str]
+) -> str | None:
+    """Return whom an authenticator sees in headers and cookies."""
+    return (await by.find(Caller(headers, cookies))).subject
+
+
+async def said(by: Chain | SignedCookie, cookie: str | None) -> str | None:
     """Return whom an authenticator sees in a cookie."""
-    return await by.subject({}, {} if cookie is None else {"session": cookie})
+    return await seen(by, {}, {} if cookie is None else {"session": cookie})
 
 
 def made(session: Any, secret: str = NEW) -> str:
@@ -214,7 +222,7 @@ async def test_a_forged_cookie_hides_no_good_one_and_two_callers_are_nobody(
 ) -> None:
     each = [f"session={value}" for value in values]
     cookies = Cookies(each if lines else ["; ".join(each)])
-    assert await reader().subject({}, cookies) == subject
+    assert await seen(reader(), {}, cookies) == subject
 
 
 @pytest.mark.parametrize("quoted", [False, True])
@@ -236,12 +244,12 @@ async def test_settings_name_the_cookie_its_secrets_field_and_age() -> None:
         cookie_name="sid", cookie_secrets="s1,s2", subject_field="user.id", cookie_max_age=60
     )
     cookies = {"sid": made({"user": {"id": "alice"}}, "s2")}
-    assert await authenticator(given).subject({}, cookies) == "alice"
-    assert await authenticator(given).subject({}, {"session": cookies["sid"]}) is None
+    assert await seen(authenticators(given), {}, cookies) == "alice"
+    assert await seen(authenticators(given), {}, {"session": cookies["sid"]}) is None
 
 
 async def test_without_cookie_secrets_those_of_the_tickets_verify() -> None:
-    assert await said(authenticator(settings(secrets=NEW)), made({"sub": "alice"})) == "alice"
+    assert await said(authenticators(settings(secrets=NEW)), made({"sub": "alice"})) == "alice"
 
 
 # The app's own callable
@@ -265,26 +273,26 @@ def unable(headers: Headers, cookies: Headers) -> str:
     raise Unavailable("auth_unavailable")
 
 
-def named(name: str) -> Authenticator:
+def named(name: str) -> Chain:
     """Return the authenticator that settings name."""
-    return authenticator(settings(auth=f"{__name__}:{name}"))
+    return authenticators(settings(auth=f"{__name__}:{name}"))
 
 
 async def test_an_async_callable_says_who_calls() -> None:
-    assert await named("asynchronous").subject({"x-user": "alice"}, {}) == "alice"
-    assert await named("asynchronous").subject({}, {}) is None
+    assert await seen(named("asynchronous"), {"x-user": "alice"}, {}) == "alice"
+    assert await seen(named("asynchronous"), {}, {}) is None
 
 
 @pytest.mark.parametrize(
     ("value", "subject"), [('"alice"', "alice"), ("7", "7"), ("null", None), ("true", None)]
 )
 async def test_a_plain_callable_says_who_calls(value: str, subject: str | None) -> None:
-    assert await named("synchronous").subject({}, {"who": value}) == subject
+    assert await seen(named("synchronous"), {}, {"who": value}) == subject
 
 
 async def test_a_callable_may_say_that_it_will_pass() -> None:
     with pytest.raises(Unavailable, match="auth_unavailable"):
-        await named("unable").subject({}, {})
+        await seen(named("unable"), {}, {})
 
 
 def only_alice(headers: Headers, cookies: Headers) -> str | None:
@@ -306,7 +314,7 @@ def only_alice(headers: Headers, cookies: Headers) -> str | None:
     ],
 )
 async def test_a_callable_is_shown_each_cookie_of_a_name(line: str, subject: str | None) -> None:
-    assert await named("only_alice").subject({}, Cookies([line])) == subject
+    assert await seen(named("only_alice"), {}, Cookies([line])) == subject
 
 
 def slow(headers: Headers, cookies: Headers) -> str:
@@ -341,7 +349,7 @@ def stuck(headers: Headers, cookies: Headers) -> str:
 async def test_a_callable_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.auth.custom._TIMEOUT", 0.2)
     with pytest.raises(Unavailable, match="TimeoutError"):
-        await named("stuck").subject({}, {})
+        await seen(named("stuck"), {}, {})
     GO.set()
 
 
@@ -351,13 +359,13 @@ async def test_only_so_many_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -
     GO.clear()
     by = named("stuck")
     before = threading.active_count()
-    asked = [asyncio.create_task(by.subject({}, {})) for _ in range(5)]
+    asked = [asyncio.create_task(seen(by, {}, {})) for _ in range(5)]
     await until(lambda: threading.active_count() == before + 2)
     with pytest.raises(Unavailable, match="too many"):
-        await by.subject({}, {})
+        await seen(by, {}, {})
     GO.set()
     assert await asyncio.gather(*asked) == ["alice"] * 5
-    assert await by.subject({}, {}) == "alice"
+    assert await seen(by, {}, {}) == "alice"
 
 
 def in_a_thread(headers: Headers, cookies: Headers) -> Any:
@@ -378,7 +386,7 @@ an_object = Object()
 
 @pytest.mark.parametrize("name", ["in_a_thread", "an_object"])
 async def test_a_callable_may_be_async_in_any_way(name: str) -> None:
-    assert await named(name).subject({"x-user": "alice"}, {}) == "alice"
+    assert await seen(named(name), {"x-user": "alice"}, {}) == "alice"
 
 
 def leaves(headers: Headers, cookies: Headers) -> str:
@@ -428,8 +436,8 @@ def test_a_module_is_found_beside_the_working_directory(
     (tmp_path / "auth_beside_us.py").write_text("def who(headers, cookies): return 'alice'")
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     monkeypatch.chdir(tmp_path)
-    assert authenticator(settings(auth="auth_beside_us:who"))
-    assert authenticator(settings(auth="auth_beside_us:who"))
+    assert authenticators(settings(auth="auth_beside_us:who"))
+    assert authenticators(settings(auth="auth_beside_us:who"))
     assert sys.path.count(str(tmp_path)) == 1
     assert sys.path[-1] == str(tmp_path)
 
@@ -470,7 +478,7 @@ async def test_one_that_hangs_does_not_hold_up_the_end(
 @pytest.mark.parametrize("auth", ["", "jwx", "no_such_module:x", f"{__name__}:nothing", ":x", "a:"])
 def test_an_authenticator_that_is_not_there_is_a_wrong_setting(auth: str) -> None:
     with pytest.raises(SettingsError, match=r"^GATEWAY_AUTH: .+") as caught:
-        authenticator(settings(auth=auth))
+        authenticators(settings(auth=auth))
     assert "\n" not in str(caught.value)
 
 
@@ -485,7 +493,7 @@ def test_a_module_that_breaks_when_it_is_loaded_is_a_wrong_setting(
     (tmp_path / "broken_auth_of_a_test.py").write_text("raise RuntimeError('no database')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SettingsError, match=r"^GATEWAY_AUTH: .*no database"):
-        authenticator(settings(auth="broken_auth_of_a_test:x"))
+        authenticators(settings(auth="broken_auth_of_a_test:x"))
 
 
 def test_without_any_secret_no_cookie_can_be_read() -> None:

@@ -56,7 +56,7 @@ def test_nothing_given_is_the_defaults_of_the_table() -> None:
     loaded = load({})
     assert loaded.embedded
     assert (loaded.start_by, loaded.log_ttl, loaded.grace, loaded.drain) == (60, 600, 30, 60)
-    assert (loaded.auth, loaded.cookie_name, loaded.secrets) == ("signed", "session", ())
+    assert (loaded.auth, loaded.cookie_name, loaded.secrets) == ("signed", "", ())
 
 
 def test_a_variable_wins_over_the_default(setenv: Setenv) -> None:
@@ -140,7 +140,9 @@ WRONG = [
     *(("drain", "0"), ("drain", "-1"), ("drain", "nan"), ("drain", "inf"), ("drain", "")),
     *(("heartbeat", "16"), ("heartbeat", "0"), ("lease", "0.5"), ("lease", "61")),
     *(("start_by", "ten"), ("max_streams", "0"), ("upstream_retries", "11")),
-    *(("upstream_first_byte", "-1"), ("cookie_name", ""), ("subject_field", "")),
+    *(("upstream_first_byte", "-1"), ("auth_header", "a b"), ("auth_header", "Cookie")),
+    *(("trusted_proxies", "10.0.0.0/33"), ("trusted_proxies", "proxy"), ("jwt_jwks_url", "keys")),
+    *(("forward_auth_url", "http://"), ("forward_auth_ttl", "-1"), ("forward_auth_timeout", "0")),
     *(("upstream_url", "localhost:80"), ("public_url", "gw.example"), ("log_level", "loud")),
     *(("public_url", "https://"), ("allowed_origins", "app.example"), ("allowed_origins", "*")),
     *(("allowed_origins", "https://app.example/a"), ("upstream_url", "http:///v1")),
