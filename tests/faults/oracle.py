@@ -212,7 +212,7 @@ class _Judge:
     def _is_lost(self, call: Call, data: list[Sent]) -> bool:
         """Whether nobody can go on with an answer whose owner was hit."""
         has_id = call.kept and bool(data)
-        return not has_id or bool(self._losses) or self._hit(call, ("term",))
+        return not has_id or self._hit(call, ("term",))
 
     def _hit(self, call: Call | None, kinds: tuple[str, ...] = ()) -> bool:
         """Whether a replica that ran it was hit so; any, if nobody knows which it was."""
