@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gateway.auth.loading import authenticator
+from gateway.config.allowances import allowance
 from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
 from gateway.errors import GatewayError, SettingsError, Unavailable, redacted, with_cause
@@ -44,6 +45,7 @@ async def verdicts(settings: Settings) -> list[Verdict]:
     """Return what is to be said of everything the gateway depends on."""
     return [
         *_settings(settings),
+        *_allowances(settings),
         *await _store(settings),
         *[verdict for name in _presets(settings) for verdict in await _upstream(settings, name)],
     ]
@@ -65,6 +67,11 @@ def _settings(settings: Settings) -> list[Verdict]:
     except SettingsError as error:
         found.append(Verdict("fault", "settings", with_cause(str(error), error)))
     return found or [Verdict("ok", "settings", "complete")]
+
+
+def _allowances(settings: Settings) -> list[Verdict]:
+    presets = settings.presets.items()
+    return [Verdict("ok", "preset", f"{name}: {allowance(each)}") for name, each in presets]
 
 
 def _presets(settings: Settings) -> list[str]:

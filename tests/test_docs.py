@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from playwright.async_api import BrowserContext, Page
 
+from gateway.config.presets import Preset
 from gateway.config.settings import Settings, load, table
 from gateway.demo.upstream import FAULTS, URLS
+from gateway.errors import REJECTED, Rejected
+from gateway.upstream.request_body import RequestBody
 from tests import test_browser
 from tests.support import OK, Call, ask, chunk, scripted, sse, whole
 from tests.test_browser import cut, in_halves, log_in, watched
@@ -161,6 +164,46 @@ async def test_the_lines_for_fetch_event_source_do_not_ask_again_for_what_is_ref
         assert await page.evaluate("said") == "[401]"
         assert watch.statuses("/tickets", "POST") == [401]
         assert not upstream.calls
+
+
+# docs/presets.md
+
+
+PRESETS = (HOME / "docs" / "presets.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PRESETS, re.MULTILINE | re.DOTALL)
+
+
+def test_the_presets_of_the_reference_are_taken_and_their_role_does_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    (tmp_path / "presets.toml").write_text("".join(blocks("toml")), "utf-8")
+    presets = load({"config": str(tmp_path / "presets.toml")}).presets
+    (said,) = blocks("json")
+    sent = json.loads(RequestBody(said.encode()).made(presets["talk"]).text)
+    assert (sent["model"], sent["max_completion_tokens"]) == ("gpt-5-mini", 400)
+    assert [each["content"] for each in sent["messages"]] == [
+        "You are a pirate of few words. You know nothing that costs more than $5.",
+        "What do you have for dinner?",
+    ]
+    body = json.dumps(ask(temperature=1) | {"model": "gpt-5"})
+    sent = json.loads(RequestBody(body.encode()).made(presets["default"]).text)
+    assert sent["messages"][0]["role"] == "system"
+    with pytest.raises(Rejected) as caught:
+        RequestBody(json.dumps(ask(seed=1)).encode()).made(presets["default"])
+    assert caught.value.code == "field_not_allowed"
+
+
+def test_the_reference_of_presets_has_every_key_and_every_refusal() -> None:
+    rows = [line for line in PRESETS.splitlines() if line.startswith("| `")]
+    named = {key for row in rows for key in re.findall("`([a-z_]+)`", row.split("|")[1])}
+    assert Preset.model_fields.keys() <= named
+    codes = {code for code in REJECTED if code.endswith("_not_allowed")} - {"method_not_allowed"}
+    assert codes <= {*re.findall("`([a-z_]+)`", PRESETS)}
 
 
 # docs/gateway.service
