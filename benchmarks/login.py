@@ -45,9 +45,15 @@ Line = Callable[[int], str]
 Find = Callable[[Caller], object]
 
 
+def settings(auth: str) -> Settings:
+    """Return settings with one way in."""
+    given: dict[str, Any] = {"secrets": SECRET, "cookie_secrets": SECRET}
+    return Settings(**given, auth=auth)
+
+
 def signed(number: int) -> str:
     """Return a session of Starlette's."""
-    cookie = signed_cookie(Settings(secrets=SECRET))
+    cookie = signed_cookie(settings("signed"))
     return f"session={cookie.sign(f'user-{number}')}"
 
 
@@ -105,7 +111,6 @@ async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 async def measured() -> bool:
     """Print a line for each kind; return whether the promise holds."""
-    given: dict[str, Any] = {"secrets": SECRET, "cookie_secrets": SECRET}
     key = rsa.generate_private_key(65537, 2048)
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     server = await asyncio.start_server(app, "127.0.0.1", 0)
@@ -113,9 +118,9 @@ async def measured() -> bool:
     lookup, guests = Lookup(), Guest([SECRET], max_age=86400)
     welcomed = [(await guests.find(NEW_PAGE)).cookie.partition(";")[0] for _ in range(NEW * ROUNDS)]
     kinds: dict[str, tuple[Find, Line]] = {
-        "signed": (authenticators(Settings(**given, auth="signed")).find, signed),
-        "flask": (authenticators(Settings(**given, auth="flask")).find, of_flask),
-        "django": (authenticators(Settings(**given, auth="django")).find, of_django),
+        "signed": (authenticators(settings("signed")).find, signed),
+        "flask": (authenticators(settings("flask")).find, of_flask),
+        "django": (authenticators(settings("django")).find, of_django),
         "jwt, HS256": (
             JsonWebToken(StaticKeys(of_secrets([SECRET])), Rules(OF_SECRETS)).find,
             token(SECRET, "HS256"),

@@ -814,7 +814,8 @@ async def test_a_header_that_is_wanted_can_be_added_and_is_nginxs_own(tmp_path: 
 async def test_who_a_proxy_names_is_believed_and_no_caller_is(
     shared_redis: RedisServer, tmp_path: Path, own: str, answers: list[int]
 ) -> None:
-    given = {"auth": "header", "auth_header": "X-User", "trusted_proxies": "127.0.0.1"}
+    given: dict[str, Any] = {"auth": "header", "auth_header": "X-User"}
+    given["trusted_proxies"] = "127.0.0.1"
     proxy = {"NGINX_HEADERS": own}
     async with (
         scripted(whole) as upstream,
