@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from playwright.async_api import BrowserContext, Page
 
+from gateway.auth.loading import authenticators
 from gateway.config.presets import Preset
 from gateway.config.settings import Settings, load, table
 from gateway.demo.upstream import FAULTS, URLS
@@ -273,3 +275,30 @@ def test_every_preset_of_the_upstreams_can_be_pasted(
     file.write_text(text, "utf-8")
     loaded = load({"config": str(file)})
     assert loaded.presets.keys() == set(re.findall(r"^\[presets\.(\w+)\]", text, re.M))
+
+
+# docs/login.md
+
+
+LOGIN = (HOME / "docs" / "login.md").read_text("utf-8")
+WAYS = [
+    block for block in re.findall(r"^```sh\n(.*?)^```$", LOGIN, re.M | re.S) if "_AUTH=" in block
+]
+
+
+@pytest.mark.parametrize("block", WAYS)
+def test_the_lines_of_each_login_start_a_gateway(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whose.py").write_text("async def user(headers, cookies): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GATEWAY_SECRETS", "a secret of the gateway")
+    for line in block.splitlines():
+        for given in shlex.split(line.removeprefix("export "), comments=True):
+            monkeypatch.setenv(*given.split("=", 1))
+    authenticators(load({}))
+
+
+def test_every_setting_that_the_login_names_is_one() -> None:
+    names = set(re.findall(r"GATEWAY_[A-Z_]*[A-Z]", LOGIN))
+    assert names - {row.name for row in table()} == set()
