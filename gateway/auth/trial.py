@@ -19,6 +19,8 @@ _READERS = ("signed", "flask", "django", "jwt")  # Of cookies that others have m
 _SHORT = 32  # Bytes; the least secret of HS256 (RFC 7518 §3.2).
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
+_UNASKED = Finding()
+
 Remark = tuple[str, str]  # A level of `check`, and words.
 
 
@@ -43,7 +45,7 @@ async def whois(settings: Settings, cookie: str) -> tuple[bool, list[str]]:
             except GatewayError as error:
                 words.append(f"{each.name}: cannot tell: {error}")
         for kind in _READERS:
-            if kind not in found or found[kind].reason == "no_cookie":
+            if found.get(kind, _UNASKED)[:2] == (None, "no_cookie"):
                 words += await _hints(kind, settings, name.strip(), lookup, caller)
     finally:
         await chain.close()

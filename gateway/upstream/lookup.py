@@ -54,13 +54,12 @@ class Lookup:
         self, url: str, headers: Sequence[tuple[str, str]], *, seconds: float, limit: int
     ) -> Answer:
         """Return the answer, of its body `limit` bytes at most; raises NoAnswer."""
-        host = httpx.URL(url).netloc.decode("ascii")
-        asked = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-        request = httpx.Request("GET", url, headers=[(b"host", host.encode()), *asked])
         try:
+            host = httpx.URL(url).netloc
+            asked = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+            request = httpx.Request("GET", url, headers=[(b"host", host), *asked])
             async with asyncio.timeout(seconds):
-                reply = await self._sent(Message.of(request), seconds)
-                return await _read(reply, limit)
+                return await _read(await self._sent(Message.of(request), seconds), limit)
         except TimeoutError:
             raise NoAnswer(f"no answer in {seconds:g} s") from None
         except _ERRORS as error:

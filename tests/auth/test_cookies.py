@@ -91,6 +91,21 @@ def test_the_values_of_a_name_have_a_number() -> None:
     assert len(list(cookies.others())) == 15
 
 
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("", []),
+        ('a="1 2"; b=3', ['a="1 2"; b=3']),
+        ("a=1; a=1; b=2", ["a=1; a=1; b=2"]),
+        ("a=1; b=2; a=3", ["a=3; b=2", "a=1; b=2"]),
+        ("a=1; b=2; a=3; a=4; b=5", ["a=4; b=5", "a=3; b=2", "a=1; b=2"]),
+        ("a=1; a=2; a=3; a=4; a=5", ["a=5", "a=4", "a=3"]),
+    ],
+)
+def test_each_of_a_name_has_its_turn_where_they_are_passed_on(line: str, lines: list[str]) -> None:
+    assert Cookies([line]).lines(3) == lines
+
+
 HOSTILE = {
     "quotes": 'session="' + '\\"' * 80_000 + '"',
     "octal quotes": 'session="' + "\\101" * 40_000 + '"',
@@ -116,4 +131,5 @@ def test_no_line_takes_longer_than_its_length(line: str) -> None:
         values_of(cookies, "session")
         dict(cookies)
         list(cookies.others())
+        cookies.lines(4)
     assert process_time() - started < 1

@@ -32,6 +32,7 @@ async def test_each_says_whom_it_sees_or_why_nobody() -> None:
     assert lines[0].startswith("signed: bad_cookie: the cookie session: it is no session of")
     assert lines[1] == "flask: alice"
     assert lines[2].startswith("guest: no_cookie")
+    assert len(lines) == 3
 
 
 COOKIES = {

@@ -94,3 +94,20 @@ async def test_an_application_may_have_it_under_a_path_of_its_own(prefix: str) -
         assert url.startswith(f"{prefix}/llm/stream?ticket=")
         got = await http.get(url.removeprefix(prefix), headers={**ALICE, **STREAM})
         assert b"event: end" in got.content
+
+
+@pytest.mark.parametrize(
+    ("public", "prefix", "root", "path"),
+    [
+        ("", "", "", "/"),
+        ("", "/llm", "", "/llm"),
+        ("", "", "/app", "/app"),
+        ("", "/llm", "/app", "/llm/app"),
+        ("https://a.example", "", "", "/"),
+        ("https://a.example/b", "", "/app", "/b"),
+    ],
+)
+def test_a_cookie_is_for_where_the_gateway_is(
+    public: str, prefix: str, root: str, path: str
+) -> None:
+    assert Mount(public, prefix).cookie_path(root) == path
