@@ -126,6 +126,7 @@ class Attempts:
 
     async def _goes_on_after(self, failed: UpstreamFailure) -> bool:
         """Return when the next request is to be sent, or that there is none."""
+        self._run.intake.silence = None  # What is waited for, Redis too, is not the upstream.
         if self._kept and await self._has_rest(failed):
             return True
         if self._source.last != NONE:
@@ -143,7 +144,7 @@ class Attempts:
             run.turn_to(other)
             self._tries = 0
         else:
-            await self._wait(pause or 0.0)
+            await asyncio.sleep(pause or 0.0)
         run.attempts += 1
         run.log.fields["attempts"] = run.attempts
         self._is_new = True
@@ -169,7 +170,7 @@ class Attempts:
         source, run = self._source, self._run
         if failed.code != _CUT and (source.last == NONE or not failed.retryable):
             return False
-        await run.intake.wait_for_store()
+        await run.log.flushed()
         rest = source.reattach(run.preset, self._seen())
         if rest is None:
             return False
@@ -177,9 +178,5 @@ class Attempts:
         self._vain = self._vain + 1 if rest.last == source.last else 0
         self._source = rest
         if self._vain:
-            await self._wait(failed.retry_after or min(0.5 * 2**self._vain, _LONGEST))
+            await asyncio.sleep(failed.retry_after or min(0.5 * 2**self._vain, _LONGEST))
         return True
-
-    async def _wait(self, seconds: float) -> None:
-        self._run.intake.silence = None  # It is not the upstream who is silent.
-        await asyncio.sleep(seconds)
