@@ -181,6 +181,7 @@ def test_the_presets_of_the_reference_are_taken_and_their_role_does_what_is_said
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    monkeypatch.setenv("SPARE_KEY", "sk-2")
     (tmp_path / "presets.toml").write_text("".join(blocks("toml")), "utf-8")
     presets = load({"config": str(tmp_path / "presets.toml")}).presets
     (said,) = blocks("json")

@@ -5,6 +5,8 @@ a short one. The same seed gives the same schedule; what it meets differs by a f
 
     schedule   which stream asks for what, and what goes wrong when: all from the seed
     upstream   a completion endpoint that counts its calls and fails as the schedule says
+    plays      how each call is answered
+    kept       answers that go on without their connection, and are asked for again
     viewer     a bare EventSource on a raw socket, that can be cut, stop reading, leave and return
     nginx      our template, in front of the replicas
     redis      one Redis with an append-only file, or a master with replicas and three sentinels

@@ -135,7 +135,9 @@ def told(story: Story, facts: Facts) -> str:
 
     lines = [f"  ticket {story.stream.number}: {story.stream.answer.fault} {story.stream.fault}"]
     lines += [
-        f"call {c.replica} {since(c.at)} to {since(c.ended)} {c.outcome}" for c in story.calls
+        f"call {c.replica} {since(c.at)} to {since(c.ended)} {c.outcome}, "
+        f"asked for again by {c.others}, {c.cancels} cancels"
+        for c in story.calls
     ]
     lines += [
         f"viewer {since(t.began)} to {since(t.ended)}: {len(t.events)} events, {t.final} {t.why}"

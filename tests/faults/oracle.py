@@ -9,12 +9,12 @@ acknowledged is allowed only there, and counted apart.
 import json
 from collections.abc import Iterator
 
+from tests.faults.plays import Call, Sent
 from tests.faults.story import Facts, Finding, Loss, Story, Verdict
-from tests.faults.upstream import Call, Sent
 from tests.faults.viewer import Got, Transcript
 
 OURS = frozenset({b"end", b"failure", b"gap", b"reset"})
-FINISH = b'"finish_reason":"stop"'
+FINISHES = (b'"finish_reason":"stop"', b'"type":"response.completed"')
 
 _NATURAL = {
     "whole": "done",
@@ -174,7 +174,7 @@ class _Judge:
         data = _upstreams(events)
         call = self._call_of(data)
         hit = self._hit(call)
-        causes = self._causes(call, hit)
+        causes = self._causes(call, data, hit)
         if state not in causes:
             kind = "false done" if state == "done" else "false end"
             outcome = call and (call.replica, call.outcome, call.finished)
@@ -188,32 +188,47 @@ class _Judge:
         self._judge_whole(state, call, data, hit)
         self._judge_deletions(state)
         self._judge_attempts(state, int(end["attempts"]), hit)
+        if call is not None and call.kept and data and not (hit or self._losses):
+            self._judge_stop(state, call)
 
-    def _causes(self, call: Call | None, hit: bool) -> set[str]:
+    def _judge_stop(self, state: str, call: Call) -> None:
+        """Look whether an upstream that keeps its answer heard that nobody wants it, once."""
+        due = state in {"cancelled", "interrupted", "truncated", "stalled"}
+        late = due and call.finished  # One that comes with the last event may find it whole.
+        if call.cancels != due and not (late and not call.cancels):
+            self._find("not stopped", f"{state}, and the upstream was told {call.cancels} times")
+
+    def _causes(self, call: Call | None, data: list[Sent], hit: bool) -> set[str]:
         """Return the states that the stream may end in."""
         causes = set()
         if call is not None and (natural := natural_end(call)):
             causes.add(natural)
         if self._story.deletions or self._story.stream.fault == "away":
             causes.add("cancelled")
-        if hit:
+        if hit and (call is None or self._is_lost(call, data)):
             causes.add("interrupted")
         return causes
 
-    def _hit(self, call: Call | None) -> bool:
-        """Whether the replica that ran it was hit; any, if nobody knows which it was."""
+    def _is_lost(self, call: Call, data: list[Sent]) -> bool:
+        """Whether nobody can go on with an answer whose owner was hit."""
+        has_id = call.kept and bool(data)
+        return not has_id or self._hit(call, ("term",))
+
+    def _hit(self, call: Call | None, kinds: tuple[str, ...] = ()) -> bool:
+        """Whether a replica that ran it was hit so; any, if nobody knows which it was."""
         return any(
-            call is None or each.replica == call.replica
+            call is None or each.replica in {call.replica, *call.others}
             for each in self._hits
             if each.at <= self._story.ended
             and each.until >= (self._story.posted if call is None else call.at - 1)
+            and (not kinds or each.kind in kinds)
         )
 
     def _judge_whole(self, state: str, call: Call | None, data: list[Sent], hit: bool) -> None:
         """Look whether all was shown that had to be, for such an end."""
         if call is None or state in {"cancelled", "interrupted"}:
             return
-        if state == "done" and not any(FINISH in each for _, each in data):
+        if state == "done" and not any(finish in each for finish in FINISHES for _, each in data):
             self._find("false done", "the finish is not among the events")
         if len(data) >= len(call.sent):
             return
@@ -258,7 +273,7 @@ class _Judge:
         if last.outcome and last.ended < due - 2 * self._lease:
             return True
         return any(
-            each.replica == last.replica and last.at - 1 <= each.until
+            each.replica in {last.replica, *last.others} and last.at - 1 <= each.until
             for each in self._hits
             if each.at <= due
         )

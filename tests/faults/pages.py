@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from typing import Any
 
 from tests.faults.schedule import Stream, Watch
 from tests.faults.story import Deletion, Story
@@ -40,7 +41,11 @@ class Page:
     async def _post(self) -> str | None:
         """Return the stream's URL; a page tries again where nobody answers."""
         prompt = f"ticket {self._stream.number}"
-        body = {"model": "pretend", "messages": [{"role": "user", "content": prompt}]}
+        body: dict[str, Any] = {"model": "pretend"}
+        if self._stream.kept:
+            body["input"] = prompt
+        else:
+            body["messages"] = [{"role": "user", "content": prompt}]
         headers = {"Cookie": self._cookie, "Content-Type": "application/json"}
         headers |= {"Idempotency-Key": f"key of {prompt}"} if self._stream.number % 2 else {}
         path = f"/tickets/{self._stream.preset}".rstrip("/")

@@ -65,6 +65,7 @@ class Stream:
     delete_at: float | None = None
     preset: str = ""
     fault: str = ""  # Of the viewers, or the DELETE.
+    kept: bool = False  # Whether the upstream goes on with it while nobody is connected.
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Shape:
     life: tuple[float, float] = (4.0, 16.0)
     pause: tuple[float, float] = (0.2, 1.6)
     share: float = 0.085  # Of the streams, that each kind of stream fault gets.
+    kept: float = 0.5  # Of the streams, whose upstream keeps its answer.
 
 
 def draw(seed: int, shape: Shape, first: int = 0) -> list[Step]:
@@ -135,14 +137,16 @@ def _stream(chance: random.Random, shape: Shape, number: int, fault: str, viewer
     watches = [Watch(direct=chance.random() < 0.3), *_others(chance, life, viewer)]
     acts = _acts(chance, viewer, when)
     watches[0] = Watch(0.0, acts, watches[0].direct)
+    kept = chance.random() < shape.kept
     return Stream(
         number=number,
         delay=chance.uniform(0, shape.pause[1]),
         answer=answer,
         watches=tuple(watches),
         delete_at=chance.choice([when, when, 0.0]) if viewer == "delete" else None,
-        preset="brief" if viewer == "away" else "",
+        preset="kept" * kept + "brief" * (viewer == "away"),
         fault=viewer,
+        kept=kept,
     )
 
 

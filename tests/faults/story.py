@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tests.faults.plays import Call
 from tests.faults.schedule import Stream
-from tests.faults.upstream import Call
 from tests.faults.viewer import Transcript
 
 # All that may be wrong; the report says each, also where it is zero.
 KINDS = (
     *("lost", "repeated", "reordered", "altered", "extra call", "false done", "false end"),
     *("no end", "after the end", "gap", "differ", "viewer lost", "silence", "process", "mistake"),
+    "not stopped",
 )
 
 

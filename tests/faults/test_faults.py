@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.harness import new_seed, play
 from tests.faults.oracle import natural_end
+from tests.faults.plays import Call
 from tests.faults.schedule import (
     CLUSTER_FAULTS,
     REDIS_FAULTS,
@@ -20,7 +21,6 @@ from tests.faults.schedule import (
     Shape,
     draw,
 )
-from tests.faults.upstream import Call
 from tests.nginx import absent
 from tests.support import REQUIRED, missing, redis_binary
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.oracle import judge
+from tests.faults.plays import Call, Sent
 from tests.faults.schedule import Answer, Stream, Watch
 from tests.faults.story import Deletion, Facts, Hit, Loss, Outage, Story
-from tests.faults.upstream import Call, Sent
 from tests.faults.viewer import Got, Transcript
 
 Doctor = Callable[[Story], None]
@@ -335,3 +335,56 @@ def test_a_gap_is_allowed_where_redis_lost_something_and_what_follows_is_judged_
     assert kinds(told, losses=(loss,)) == set()
     told.transcripts[0].events.pop(5)
     assert "lost" in kinds(told, losses=(loss,))
+
+
+# Of an upstream that keeps its answer
+
+
+def kept(state: str, cancels: int, *, finished: bool = False) -> Story:
+    """Return the story of a stream whose owner died, and that another replica went on with."""
+    told = story(state, "whole" if finished else "left")
+    told.calls[0] = replace(
+        told.calls[0], replica="replica-0-1", kept=True, others=[OWNER], cancels=cancels
+    )
+    return told
+
+
+@pytest.mark.parametrize(
+    ("told", "hits", "found"),
+    [
+        (kept("done", 0, finished=True), (HIT,), set()),
+        (kept("interrupted", 1), (HIT,), {"false end"}),
+        (kept("interrupted", 1), (replace(HIT, kind="pause_long"),), {"false end"}),
+        (kept("interrupted", 1), (replace(HIT, kind="term"),), set()),
+        (kept("done", 1, finished=True), (), {"not stopped"}),
+    ],
+    ids=["went on", "killed", "paused", "drained", "done, and told to stop"],
+)
+def test_a_kept_answer_outlives_whoever_shows_it(
+    told: Story, hits: tuple[Hit, ...], found: set[str]
+) -> None:
+    assert kinds(told, *hits) == found
+
+
+@pytest.mark.parametrize(
+    ("cancels", "finished", "found"),
+    [
+        (1, False, set()),
+        (0, False, {"not stopped"}),
+        (2, False, {"not stopped"}),
+        (0, True, set()),
+    ],
+    ids=["once", "never", "twice", "it was whole"],
+)
+def test_an_upstream_that_keeps_an_answer_hears_of_a_cancel_once(
+    cancels: int, finished: bool, found: set[str]
+) -> None:
+    told = kept("cancelled", cancels, finished=finished)
+    told.deletions.append(Deletion(2.0, 200, "cancelled"))
+    assert kinds(told) == found
+
+
+def test_a_second_request_for_a_kept_answer_is_one_too_many() -> None:
+    told = kept("done", 0, finished=True)
+    told.calls.append(replace(told.calls[0], number=1, at=2.0))
+    assert "extra call" in kinds(told, HIT)

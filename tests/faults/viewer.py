@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tests.faults.plays import reset
 from tests.faults.schedule import Act, Watch
-from tests.faults.upstream import reset
 
 _PATIENCE = 12.0  # Seconds without a byte, where heartbeats come every second.
 _CONNECT = 5.0

@@ -19,7 +19,10 @@ from tests.faults.story import Facts, Finding, Hit, Loss, Outage
 from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
-_PRESETS = "[presets.brief]\ngrace = 3\n"  # For pages that leave for good.
+_KEPT = 'protocol = "responses"\nbackground = true\n'
+_PRESETS = (  # The brief ones are for pages that leave for good.
+    f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
+)
 DRAIN = 4.0
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.

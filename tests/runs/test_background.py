@@ -101,7 +101,10 @@ class Storm:
             pretend["fault"] = f"cuts:{self._chance.randint(1, 30)}"
         some = self._chance.randint(1, 20)
         told = await self._http.post(
-            self._url("/tickets", number), json=asked(prompt, **pretend), headers=ALICE
+            self._url("/tickets", number),
+            json=asked(prompt, **pretend),
+            # Else the pool of a busy client closes it under the GET that it is used for.
+            headers={**ALICE, "Connection": "close"},
         )
         path = str(told.json()["stream_url"])
         seen = await read(
