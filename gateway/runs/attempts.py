@@ -131,7 +131,7 @@ class Attempts:
 
     async def _goes_on_after(self, failed: UpstreamFailure) -> bool:
         """Return when the next request is to be sent, or that there is none."""
-        self._run.intake.silence = None  # From here to the next request it is not the upstream's.
+        self._run.intake.silence = None  # What is waited for, Redis too, is not the upstream.
         if self._kept and await self._has_rest(failed):
             return True
         if not self._is_from_start:
