@@ -245,6 +245,9 @@ def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
             elif presets[other].protocol != preset.protocol:
                 spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
                 yield f"{where}: {spoken}; a page reads one protocol"
+            elif preset.protocol == "sse" and presets[other].dialect != preset.dialect:
+                told = f"{other} declares another API than {name}"
+                yield f"{where}: {told}; a page reads one protocol"
 
 
 def endpoint_doubts(preset: Preset, url: str) -> Iterator[str]:

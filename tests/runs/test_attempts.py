@@ -234,12 +234,13 @@ async def test_a_run_that_a_drain_interrupts_is_stopped_at_its_upstream() -> Non
         await stopped(upstream)
 
 
-async def test_an_upstream_that_cannot_hear_it_is_told_to_stop_again() -> None:
+@pytest.mark.parametrize("status", [b"429", b"503"])
+async def test_an_upstream_that_cannot_hear_it_is_told_to_stop_again(status: bytes) -> None:
     told: list[Call] = []
 
     async def stop(call: Call) -> None:
         told.append(call)
-        await call.send(BUSY if len(told) == 1 else said(b""))
+        await call.send(BUSY.replace(b"503", status) if len(told) == 1 else said(b""))
 
     async with gateway(script(create=holds(OK, TWO), stop=stop)) as (gate, upstream):
         url = await gate.ticket(ask(n=2))
