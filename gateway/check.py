@@ -8,6 +8,7 @@ from gateway.auth.loading import authenticators
 from gateway.auth.trial import remarks
 from gateway.config.allowances import allowance
 from gateway.config.preset_book import PresetBook
+from gateway.config.presets import endpoint_doubts
 from gateway.config.settings import Settings
 from gateway.errors import GatewayError, SettingsError, Unavailable, redacted, with_cause
 from gateway.runs.rehearsal import Rehearsal
@@ -258,7 +259,11 @@ async def _upstream(settings: Settings, name: str) -> list[Verdict]:
     where = f"{name}: {redacted(preset.url)}"
     upstream = Upstream()
     try:
-        return [_status(where, await upstream.reach(preset))]
+        doubts = [
+            Verdict("warning", "upstream", f"{where}: {each}")
+            for each in endpoint_doubts(preset, preset.url)
+        ]
+        return [_status(where, await upstream.reach(preset)), *doubts]
     except GatewayError as error:
         return [Verdict("fault", "upstream", with_cause(f"{where}: {error}", error))]
     finally:

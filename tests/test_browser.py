@@ -413,8 +413,9 @@ async def test_a_listed_origin_may_watch_with_credentials(context: BrowserContex
         assert len(upstream.calls) == 1
 
 
+@pytest.mark.parametrize("form", ["", "&format=text"])
 async def test_the_module_asks_and_follows_with_credentials_from_a_listed_origin(
-    context: BrowserContext,
+    context: BrowserContext, form: str
 ) -> None:
     module = (
         Path(__file__).parent.parent / "gateway" / "demo" / "static" / "gateway.js"
@@ -428,20 +429,20 @@ async def test_the_module_asks_and_follows_with_credentials_from_a_listed_origin
         page = await context.new_page()
         await page.goto(f"{origin}/bare")
         ended = await page.evaluate(
-            """async ([source, gateway, body]) => {
+            """async ([source, gateway, body, form]) => {
                 const blob = new Blob([source], {type: "text/javascript"});
                 const {ask, follow} = await import(URL.createObjectURL(blob));
                 const {stream_url} = await ask(body, gateway + "/tickets");
                 return await new Promise((done) => {
                     let said = "";
-                    follow(gateway + stream_url, {
+                    follow(gateway + stream_url + form, {
                         text: (piece) => { said += piece; },
                         end: ({state}) => done([said, state]),
                         closed: (refusal) => done([refusal.code]),
                     });
                 });
             }""",
-            [module, gateway.url, ask()],
+            [module, gateway.url, ask(), form],
         )
         assert ended == ["Hello", "done"]
         assert len(upstream.calls) == 1

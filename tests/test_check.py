@@ -413,6 +413,32 @@ async def test_an_upstream_of_any_protocol_is_asked_for_nothing(protocol: str) -
     assert protocol != "gemini" or target == b"/v1/gemini-2.5-flash:ask"
 
 
+@pytest.mark.parametrize(
+    ("protocol", "path", "doubt"),
+    [
+        ("openai", "/v1/chat/completions", ""),
+        ("openai", "/v1/completions/", ""),
+        ("openai", "/api/of/our/own", ""),
+        ("sse", "/api/chat", ""),  # As the AI SDK's.
+        ("openai", "/v1/messages", 'protocol = "anthropic", and the preset\'s is openai'),
+        ("openai", "/api/chat", 'protocol = "ollama"'),
+        ("openai", "/v1/responses", 'protocol = "responses"'),
+        ("openai", "/m/{model}:streamGenerateContent", 'protocol = "gemini"'),
+        ("ollama", "/v1/chat/completions", 'protocol = "openai", and the preset\'s is ollama'),
+        ("gemini", "/m/{model}:generateContent", "that is :streamGenerateContent"),
+    ],
+)
+async def test_an_address_of_another_protocol_is_a_warning(
+    protocol: str, path: str, doubt: str
+) -> None:
+    async with scripted(lambda call: call.send(OK)) as server:
+        url = server.url.removesuffix("/v1/chat/completions") + path
+        preset = {"url": url, "protocol": protocol, **ELSEWHERE.get(protocol, {})}
+        said = await found(upstream_url="", presets={"default": preset})
+    assert levels(said, "upstream") == ["ok", *(["warning"] if doubt else [])]
+    assert doubt in words(said, "upstream")
+
+
 async def test_an_upstream_that_is_not_there_is_a_fault() -> None:
     said = await found()
     assert levels(said, "upstream") == ["fault"]

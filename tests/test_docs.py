@@ -108,7 +108,7 @@ async def test_the_lines_of_the_readme_say_why_there_is_no_ticket(context: Brows
         await page.goto(f"{gate.url}/bare")
         await run(page, LINES)
         await page.wait_for_function("window.said")
-        assert await page.evaluate("said") == "{Uncaught Error: No valid cookie}"
+        assert await page.evaluate("said") == "{Uncaught Error: Log in, then try again.}"
         assert [each.path for each in watch.seen if each.path != "/bare"] == ["/tickets"]
         assert not upstream.calls
 

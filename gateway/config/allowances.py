@@ -8,7 +8,8 @@ from gateway.config.templates import Variable
 
 def allowance(preset: Preset) -> str:
     """Return in one line what a page may ask of a preset."""
-    return "; ".join([f"{preset.protocol}, {_reach(preset)}", *_members(preset), *_bounds(preset)])
+    told = [*_members(preset), *_bounds(preset), *_chain(preset)]
+    return "; ".join([f"{preset.protocol}, {_reach(preset)}", *told])
 
 
 def _reach(preset: Preset) -> str:
@@ -50,3 +51,8 @@ def _bounds(preset: Preset) -> Iterator[str]:
     }
     told = [f"{most} {what}" for what, most in bounds.items() if most is not None]
     yield f"at most {', '.join(told)}" if told else "no bound of tokens, messages or characters"
+
+
+def _chain(preset: Preset) -> Iterator[str]:
+    if preset.fallback:
+        yield f"where it refuses, {', then '.join(preset.fallback)}"

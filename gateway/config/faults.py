@@ -9,11 +9,26 @@ from collections.abc import Collection, Iterator
 
 from pydantic import ValidationError
 
+from gateway.config.dialects import End
 from gateway.config.presets import Preset
+from gateway.config.price import Price
 from gateway.config.templates import Variable
 from gateway.errors import redacted
 
 _KEYED = re.compile(r"[\w.-]+: ")  # What a preset says of its own members begins so.
+_TABLES: dict[str, Collection[str]] = {
+    "variables": Variable.model_fields,
+    "price": Price.model_fields,
+    "end": End.model_fields,
+}
+_WORDS = {  # What pydantic says of these is said to who writes Python.
+    "missing": "is missing",
+    "list_type": "must be a list, as […]",
+    "tuple_type": "must be a list, as […]",
+    "frozen_set_type": "must be a list, as […]",
+    "dict_type": "must be a table, as {name = …}",
+    "model_type": "must be a table, as {name = …}",
+}
 _OF_PRESET = [*Preset.model_fields, "api_key_file", "api_key_env"]
 
 
@@ -22,7 +37,8 @@ def fault_lines(error: ValidationError, names: Collection[str], prefix: str, pat
     lines: list[str] = []
     for fault in error.errors(include_url=False, include_context=False):
         where = tuple(str(part) for part in fault["loc"])
-        reason = redacted(fault["msg"].removeprefix("Value error, "))
+        reason = _WORDS.get(fault["type"]) or redacted(fault["msg"].removeprefix("Value error, "))
+        reason = reason.replace("Input should be", "must be", 1)
         if fault["type"] == "extra_forbidden":
             lines.append(_unknown(where, names))
         else:
@@ -49,10 +65,13 @@ def _unknown(where: tuple[str, ...], names: Collection[str]) -> str:
         known = names
     elif len(where) == 3:
         known = _OF_PRESET
-    elif where[2] == "variables":
-        known = Variable.model_fields
+    else:
+        known = _TABLES.get(where[2], ())
     near = difflib.get_close_matches(where[-1], known, n=1)
-    return f"{'.'.join(where)} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    if near:
+        return f"{'.'.join(where)} is no setting; did you mean {near[0]}?"
+    all_told = f"; there are {', '.join(known)}" if len(where) > 3 and known else ""
+    return f"{'.'.join(where)} is no setting{all_told}"
 
 
 def _is_of_file(line: str) -> bool:

@@ -30,6 +30,14 @@ from gateway.errors import redacted
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _MESSAGES = frozenset(("messages", "input", "contents", "prompt"))
+_ENDPOINTS = {
+    "/completions": "openai",
+    "/responses": "responses",
+    "/messages": "anthropic",
+    "/api/chat": "ollama",
+    "/api/generate": "ollama",
+    ":streamGenerateContent": "gemini",
+}
 _FRAMING = {"transfer-encoding", "upgrade", "expect"}
 
 Status = Annotated[int, Field(strict=True, ge=400, le=599)]
@@ -237,6 +245,20 @@ def fallback_faults(presets: Mapping[str, Preset]) -> Iterator[str]:
             elif presets[other].protocol != preset.protocol:
                 spoken = f"{other} speaks {presets[other].protocol}, {name} {preset.protocol}"
                 yield f"{where}: {spoken}; a page reads one protocol"
+            elif preset.protocol == "sse" and presets[other].dialect != preset.dialect:
+                told = f"{other} declares another API than {name}"
+                yield f"{where}: {told}; a page reads one protocol"
+
+
+def endpoint_doubts(preset: Preset, url: str) -> Iterator[str]:
+    """Yield why an endpoint looks like one of another protocol; a proxy's paths may be its own."""
+    path = urlsplit(url).path.rstrip("/")
+    if path.endswith(":generateContent"):
+        yield "it does not stream; that is :streamGenerateContent"
+    spoken = {name for end, name in _ENDPOINTS.items() if path.endswith(end)}
+    if preset.protocol != "sse" and spoken and preset.protocol not in spoken:
+        likely = f'protocol = "{min(spoken)}"'
+        yield f"its path is that of {likely}, and the preset's is {preset.protocol}"
 
 
 def endpoint_faults(preset: Preset, url: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ class Attempts:
     async def make(self) -> None:
         """Ask until there is an answer, and take it in; raises UpstreamFailure."""
         run = self._run
-        if self._plan is not None and (other := await self._plan.first()):
+        if self._is_from_start and self._plan and (other := await self._plan.first()):
             run.turn_to(other)
         while True:
             await self._permit()
@@ -103,6 +103,11 @@ class Attempts:
         self._is_new = False
 
     @property
+    def _is_from_start(self) -> bool:
+        """Whether what is asked is a new request: an answer's rest is its own upstream's alone."""
+        return self._source.last == NONE
+
+    @property
     def _kept(self) -> bool:
         return protocol_of(self._run.preset).keeps(self._run.preset)
 
@@ -126,9 +131,10 @@ class Attempts:
 
     async def _goes_on_after(self, failed: UpstreamFailure) -> bool:
         """Return when the next request is to be sent, or that there is none."""
+        self._run.intake.silence = None  # What is waited for, Redis too, is not the upstream.
         if self._kept and await self._has_rest(failed):
             return True
-        if self._source.last != NONE:
+        if not self._is_from_start:
             raise broken_off("The upstream does not give the rest.") from failed
         pause, other = self._pause(failed), None
         waits = pause is not None
@@ -143,7 +149,7 @@ class Attempts:
             run.turn_to(other)
             self._tries = 0
         else:
-            await self._wait(pause or 0.0)
+            await asyncio.sleep(pause or 0.0)
         run.attempts += 1
         run.log.fields["attempts"] = run.attempts
         self._is_new = True
@@ -161,25 +167,26 @@ class Attempts:
             return None
         pause = failed.retry_after
         if pause is None:
-            pause = min(0.5 * 2 ** (self._tries - 1), _LONGEST)
+            pause = _backoff(self._tries)
         return pause if pause <= preset.retry_after_max else None
 
     async def _has_rest(self, failed: UpstreamFailure) -> bool:
         """Turn to the rest of a kept answer, if it can be asked for."""
         source, run = self._source, self._run
-        if failed.code != _CUT and (source.last == NONE or not failed.retryable):
+        if failed.code != _CUT and (self._is_from_start or not failed.retryable):
             return False
-        await run.intake.wait_for_store()
+        await run.log.flushed()
         rest = source.reattach(run.preset, self._seen())
         if rest is None:
             return False
         logger.info("%s: re-attached after %s", run.log.stream_id, failed)
         self._vain = self._vain + 1 if rest.last == source.last else 0
         self._source = rest
-        if self._vain:
-            await self._wait(failed.retry_after or min(0.5 * 2**self._vain, _LONGEST))
+        if self._vain:  # Longer each time, whatever is told: it may be a thousandth of a second.
+            await asyncio.sleep(max(failed.retry_after or 0.0, _backoff(self._vain + 1)))
         return True
 
-    async def _wait(self, seconds: float) -> None:
-        self._run.intake.silence = None  # It is not the upstream who is silent.
-        await asyncio.sleep(seconds)
+
+def _backoff(times: int) -> float:
+    """Return the seconds to wait after so many tries, where the upstream does not say."""
+    return min(2.0 ** min(times - 2, 10), _LONGEST)

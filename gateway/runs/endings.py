@@ -49,6 +49,14 @@ class Ending:
     state: EndState
     failure: dict[str, Any] | None = None
 
+    @property
+    def reason(self) -> str:
+        """What went wrong, for the log; "" if nothing did."""
+        if self.failure is None:
+            return ""
+        status = f" ({self.failure['status']})" if "status" in self.failure else ""
+        return f"{self.failure['code']}{status}: {self.failure['message']}"
+
     def of(self, log: EventLog) -> EndState:
         """Return the state that this log ends with; raises ValueError if it cannot."""
         started = log.count or any(entry.number for entry in log.entries)

@@ -67,23 +67,34 @@ class Plan:
         refusals: Refusals,
         body: Callable[[], Awaitable[bytes]],
     ) -> None:
-        self.tried = [name]
-        self._presets = presets
+        self.tried: list[str] = []
+        self._name = name  # Of the one at hand.
+        self._own = presets(name)
         self._refusals = refusals
         self._body = body
-        self._left = chain_of(name, presets)
+        # As they are now: a page reads one protocol, and a preset read anew may speak another.
+        chain = {each: presets(each) for each in chain_of(name, presets)}
+        self._left = {each: preset for each, preset in chain.items() if preset is not None}
 
     def ask(self) -> None:
         """Note that the one at hand is asked."""
-        self._refusals.ask(self.tried[-1])
+        self._refusals.ask(self._name)
+        if self.tried[-1:] != [self._name]:
+            self.tried.append(self._name)
 
     def answered(self) -> None:
         """Note that the one at hand has begun to answer."""
-        self._refusals.answered(self.tried[-1])
+        self._refusals.answered(self._name)
 
     async def first(self) -> Candidate | None:
         """Return who is asked instead of the preset itself, None where that one is."""
-        return None if self._refusals.is_free(self.tried[-1]) else await self._next()
+        passed = self._name
+        if self._refusals.is_free(passed):
+            return None
+        other = await self._next()
+        if other is not None and self._own is not None:
+            self._left[passed] = self._own  # It may be well again when all others have refused.
+        return other
 
     async def after(self, failed: UpstreamFailure, *, waits: bool) -> Candidate | None:
         """Return who is asked next, None if nobody is; `waits`: the one at hand may be once more.
@@ -91,7 +102,7 @@ class Plan:
         Then only who is free is better than waiting for it.
         """
         if failed.sure:
-            self._refusals.refused(self.tried[-1], failed.retry_after)
+            self._refusals.refused(self._name, failed.retry_after)
         return await self._next() or (None if waits else await self._next(free=False))
 
     async def _next(self, *, free: bool = True) -> Candidate | None:
@@ -99,17 +110,15 @@ class Plan:
         for name in list(self._left):
             if free and not self._refusals.is_free(name):
                 continue
-            self._left.remove(name)
-            if candidate := await self._candidate(name):
-                self.tried.append(name)
+            if candidate := await self._candidate(name, self._left.pop(name)):
+                self._name = name
                 return candidate
         return None
 
-    async def _candidate(self, name: str) -> Candidate | None:
-        preset = self._presets(name)
+    async def _candidate(self, name: str, preset: Preset) -> Candidate | None:
         try:
             body = await self._body()
-            if preset is None or not body:
+            if not body:
                 return None
             made = RequestBody(body).instead(preset)
         except Rejected as error:

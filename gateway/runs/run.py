@@ -147,13 +147,12 @@ class Run:
                 broken = error
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
-        failed = ": {code}: {message}".format_map(ending.failure) if ending.failure else ""
         name = self.log.fields["preset"]
         bill = Bill.of(self._completion, name, self.preset, plan.tried if plan else ())
         took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
-        failed = failed or f", {took}, {bill}"
+        became = f": {ending.reason}" if ending.reason else f", {took}, {bill}"
         chain = " -> ".join(bill.tried or [name])
-        self.why = with_cause(f"attempt(s) of preset {chain}{failed}", broken)
+        self.why = with_cause(f"attempt(s) of preset {chain}{became}", broken)
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)

@@ -232,6 +232,8 @@ class Takeover:
         if goes_on and start and self._registry.begin_if_room(record, goes_on, start):
             how = "asked again" if start.events else "re-attached"
             logger.warning("%s: %s in place of a dead replica", record.stream_id, how)
+            if start.events:
+                self._upstream.abandon(goes_on, answer_events(entries))  # One is enough to pay for.
             return True
         over = answer.completion.finished or answer.completion.error
         if await self._seal(record, left, answer) and preset and not over:

@@ -90,7 +90,8 @@ class _Supervisor:
         if not self._hung_up or _HANGUP is None:
             return
         self._hung_up = False
-        logger.warning("SIGHUP: %d worker(s) read the presets again", len(self._workers))
+        told = "SIGHUP: %d worker(s) are told to read the presets again"
+        logger.warning(told, len(self._workers))
         for worker in self._workers:
             if worker.poll() is None:
                 worker.send_signal(_HANGUP)

@@ -25,6 +25,7 @@ logger = logging.getLogger("gateway.upstream.client")
 __all__ = ["Asking", "Chunks", "Upstream", "UpstreamRequest"]
 
 _OK, _AWAY = 200, 500
+_LATER = frozenset({408, 425, 429})  # Others below 500 are the last word, as of what has ended.
 _SHORT = 10.0  # Seconds for an answer that is no completion.
 _STOPS = (0.0, 0.5, 2.0)  # Seconds before each time that an upstream is told to stop.
 _LAST = 5.0  # Seconds in which upstreams are told to stop at the end of the process.
@@ -96,7 +97,7 @@ class Upstream:
             await asyncio.sleep(pause)
             with suppress(UpstreamFailure, TimeoutError):
                 status, _ = await self._told(preset, stop)
-                if status < _AWAY:
+                if status < _AWAY and status not in _LATER:
                     return
         logger.warning("an upstream may go on with an answer: it could not be told to stop")
 

@@ -5,6 +5,7 @@ import httpx
 from gateway.config.presets import Preset
 from gateway.errors import UpstreamFailure
 from gateway.upstream.messages import message_of, said
+from gateway.upstream.protocols.error_text import may_be_answer
 from gateway.upstream.protocols.table import protocol_of
 
 
@@ -71,11 +72,15 @@ def _answered(status: int, headers: httpx.Headers, preset: Preset) -> str:
 
 def no_stream(status: int, kinds: list[str], body: bytes, preset: Preset) -> UpstreamFailure:
     """Return what becomes of an answer that is no stream."""
-    words = message_of(body, preset) if body.lstrip()[:1] in {b"{", b"["} else ""
+    # The log has the words of a failure, and is to have none of a model.
+    told = body.lstrip()[:1] in {b"{", b"["} and not may_be_answer(body)
+    words = message_of(body, preset) if told else ""
     shown = said(", ".join(kinds), preset) or "something without a type"
+    events = "text/event-stream" in protocol_of(preset).types
+    wanted = "an event stream" if events else "lines of JSON"
     return UpstreamFailure(
         "upstream_not_a_stream",
-        words or f"The upstream answered with {shown} instead of an event stream.",
+        words or f"The upstream answered with {shown} instead of {wanted}.",
         state="failed",
         status=status,
     )

@@ -67,8 +67,8 @@ class RequestBody:
     def instead(self, preset: Preset) -> PreparedRequest:
         """Return the request that a fallback makes of it: of its own model, if it must."""
         if preset.models and self.values.get("model") not in preset.models:
-            self.values["model"] = preset.models[0]
-            self._texts.pop("model", None)
+            for told in (self.values, self._texts):
+                told.pop("model", None)  # Then the preset names one; its template may know none.
         return self.made(preset)
 
     def _text(self, name: str, value: Any) -> str:

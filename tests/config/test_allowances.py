@@ -39,6 +39,10 @@ NONE = "no bound of tokens, messages or characters"
             f"{NONE}",
         ),
         (
+            {"fallback": ["spare", "last"]},
+            f"openai, for pages; any field; any model; {NONE}; where it refuses, spare, then last",
+        ),
+        (
             TALK | {"fields": ["seed"]},
             "openai, for no page; a role that takes a (to 5 characters), "
             f"b (one of poet, pirate, or none), c (a text) and the fields seed; any model; {NONE}",

@@ -79,6 +79,13 @@ FALLBACKS = {
         {"a": {"fallback": ["b"]}, "b": {"protocol": "anthropic"}},
         "presets.a.fallback: b speaks anthropic, a openai; a page reads one protocol",
     ),
+    "another API of events": (
+        {
+            "a": {"protocol": "sse", "end": {"data": "1"}, "text": "a", "fallback": ["b"]},
+            "b": {"protocol": "sse", "end": {"data": "1"}, "text": "b"},
+        },
+        "presets.a.fallback: b declares another API than a; a page reads one protocol",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from tests.kept import KEPT, keeps, kind, use_kept_chat
 from tests.support import (
     OK,
     Call,
+    RedisServer,
     Script,
     ScriptedUpstream,
     Served,
@@ -151,6 +152,29 @@ async def test_a_silent_answer_that_goes_on_is_waited_for() -> None:
     assert kinds(upstream) == ["create", "look", "look"]
 
 
+async def test_a_redis_that_is_away_before_the_rest_is_asked_for_is_no_silence_of_the_upstream(
+    own_redis: RedisServer,
+) -> None:
+    is_to_break = asyncio.Event()
+
+    async def create(call: Call) -> None:
+        await call.send(OK, TWO)
+        await is_to_break.wait()
+
+    ways = script(create=create, look=sends(said(b"running")))
+    async with gateway(ways, redis_url=own_redis.url, upstream_stall=0.3) as (gate, upstream):
+        url = await gate.ticket(ask(n=2))
+        await gate.read(url, enough=lambda got: len(got.data) == 2)
+        own_redis.pause()
+        await asyncio.sleep(1.5)  # Past the lease: to ask again takes a Redis.
+        is_to_break.set()
+        await asyncio.sleep(1.5)  # Past the stall.
+        own_redis.resume()
+        got = await gate.read(url)
+    assert (got.data, got.end["state"]) == (KEPT, "done")
+    assert [each for each in kinds(upstream) if each != "look"] == ["create", "rest"]
+
+
 @pytest.mark.parametrize("answer", [said(b"over"), GONE], ids=["over", "unknown"])
 async def test_of_a_silent_answer_that_is_over_the_rest_is_asked_for(answer: bytes) -> None:
     ways = script(create=holds(OK, TWO), look=sends(answer))
@@ -210,12 +234,13 @@ async def test_a_run_that_a_drain_interrupts_is_stopped_at_its_upstream() -> Non
         await stopped(upstream)
 
 
-async def test_an_upstream_that_cannot_hear_it_is_told_to_stop_again() -> None:
+@pytest.mark.parametrize("status", [b"429", b"503"])
+async def test_an_upstream_that_cannot_hear_it_is_told_to_stop_again(status: bytes) -> None:
     told: list[Call] = []
 
     async def stop(call: Call) -> None:
         told.append(call)
-        await call.send(BUSY if len(told) == 1 else said(b""))
+        await call.send(BUSY.replace(b"503", status) if len(told) == 1 else said(b""))
 
     async with gateway(script(create=holds(OK, TWO), stop=stop)) as (gate, upstream):
         url = await gate.ticket(ask(n=2))

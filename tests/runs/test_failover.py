@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from gateway.config.presets import Preset, chain_of
-from gateway.runs.failover import Refusals
+from gateway.errors import UpstreamFailure
+from gateway.runs.failover import Plan, Refusals
 from tests.support import (
     OK,
     Call,
@@ -160,6 +161,58 @@ async def test_one_that_refused_lately_is_passed_over_and_then_probed_by_one_cal
             return await who() == "default"
 
         await until(is_back, "it is asked again")
+
+
+async def test_one_that_is_passed_over_is_asked_where_all_others_refuse() -> None:
+    first, second = (iter(each) for each in ([refuses(429), whole], [whole, refuses(503)]))
+
+    def in_turn(scripts: Iterator[Script]) -> Script:
+        async def script(call: Call) -> None:
+            await next(scripts)(call)
+
+        return script
+
+    async with chain(in_turn(first), in_turn(second)) as (gate, ups):
+        assert (await gate.read(await gate.ticket())).end["preset"] == "p1"
+        got = await gate.read(await gate.ticket())
+    assert (got.end["state"], got.end["presets"]) == ("done", ["p1", "default"])
+    assert (got.end["attempts"], counts(ups)) == (2, [2, 2])
+
+
+async def test_a_page_gets_the_presets_that_were_in_force_when_its_stream_began() -> None:
+    async def body() -> bytes:
+        return json.dumps(ask()).encode()
+
+    tables: dict[str, dict[str, Any]] = {"a": {"fallback": ["b"]}, "b": {"url": "http://before/"}}
+    presets = {name: Preset.model_validate(each) for name, each in tables.items()}
+    plan = Plan("a", presets.get, Refusals(), body)
+    presets["b"] = Preset.model_validate({"protocol": "anthropic"})
+    refused = UpstreamFailure("upstream_refused", "", state="failed", sure=True)
+    other = await plan.after(refused, waits=False)
+    assert other is not None
+    assert other.preset.url == "http://before/"
+
+
+@pytest.mark.parametrize("on_timeout", [False, True])
+async def test_while_redis_is_away_nobody_calls_the_upstream_silent(
+    own_redis: RedisServer, on_timeout: bool
+) -> None:
+    refused = asyncio.Event()
+
+    async def refuse(call: Call) -> None:
+        own_redis.pause()
+        await refuses(503)(call)
+        refused.set()
+
+    given = {"fallback_on_timeout": on_timeout}
+    more: dict[str, Any] = {"redis_url": own_redis.url, "upstream_stall": 0.3}
+    async with chain(refuse, whole, given=given, **more) as (gate, ups):
+        reading = asyncio.create_task(gate.read(await gate.ticket()))
+        await refused.wait()
+        await asyncio.sleep(1.5)  # Redis is away for longer than an upstream may be silent.
+        own_redis.resume()
+        got = await reading
+    assert (got.end["state"], got.end["preset"], counts(ups)) == ("done", "p1", [1, 1])
 
 
 def test_of_those_who_ask_after_a_refusal_is_over_one_probes() -> None:

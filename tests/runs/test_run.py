@@ -109,7 +109,7 @@ async def test_the_log_says_why_an_answer_failed(caplog: pytest.LogCaptureFixtur
     (line,) = [each for each in caplog.messages if "failed after" in each]
     assert line.endswith(
         "failed after 1 attempt(s) of preset default: "
-        "upstream_refused: Incorrect API key provided: ***"
+        "upstream_refused (401): Incorrect API key provided: ***"
     )
     assert [each.levelname for each in caplog.records if each.getMessage() == line] == ["WARNING"]
 

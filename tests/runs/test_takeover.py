@@ -596,6 +596,34 @@ async def test_an_answer_that_cannot_be_gone_on_with_is_asked_again(
         await until(lambda: upstream.calls)
         a.signal(signal.SIGKILL)
         asked_again(await b.read(url), seen)
+        stops = ["stop"] if seen else []  # Else two would be made, and both be paid for.
+        await until(lambda: [k for c in upstream.calls if (k := kind(c)) != "create"] == stops)
+
+
+@pytest.mark.usefixtures("kept")
+async def test_the_rest_of_a_kept_answer_is_no_other_preset_s_to_give(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    async def refuses_some(call: Call) -> None:
+        if kind(call) == "create" and call.json["n"] == 1:
+            await call.send(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: 60\r\n\r\n")
+        else:
+            await keeps(call)
+
+    async with scripted(refuses_some) as upstream, scripted(whole) as other:
+        tables = {"default": {"fallback": ["other"]}, "other": {"url": other.url}}
+        presets = {name: Preset.model_validate(each) for name, each in tables.items()}
+        async with (
+            successor(own_redis.url, upstream.url, presets=presets) as b,
+            owner(own_redis.url, upstream.url, tmp_path) as a,
+        ):
+            assert (await b.read(await b.ticket(ask(n=1)))).end["preset"] == "other"
+            url = await b.ticket(ask(n=2))
+            before = await via(a, url, 2)
+            a.signal(signal.SIGKILL)
+            before.extend(await b.read(url, last_id=before.last_id))
+    assert (before.data, before.end["state"], before.end["preset"]) == (KEPT, "done", "default")
+    assert len(other.calls) == 1
 
 
 @pytest.mark.usefixtures("kept")

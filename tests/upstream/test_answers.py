@@ -97,11 +97,30 @@ WHOLE_ANSWER = json.dumps({"choices": [{"message": {"content": "Hi"}}]}).encode(
 NO_STREAMS = {
     "a page": (b"<p>Hi", ["Content-Type: text/html"], "text/html instead of an event stream"),
     "a page without a type": (b"<p>Hi", [], "something without a type"),
-    "a completion": (WHOLE_ANSWER, ["Content-Type: application/json"], '"content": "Hi"'),
+    "a completion": (
+        WHOLE_ANSWER,
+        ["Content-Type: application/json"],
+        "answered with application/json instead of an event stream",
+    ),
     "an error": (b'{"error":"Not now."}', ["Content-Type: application/json"], "Not now."),
     "an error as text": (b'{"error":"Not now."}', ["Content-Type: text/plain"], "Not now."),
     "an error without a type": (b' [{"error":{"message":"Not now."}}]', [], "Not now."),
-    "lines of JSON": (b'{"done":true}\n{"a":1}', ["Content-Type: application/x-ndjson"], "done"),
+    "lines of JSON": (
+        b'{"done":true}\n{"a":1}',
+        ["Content-Type: application/x-ndjson"],
+        "answered with application/x-ndjson instead of an event stream",
+    ),
+    "a list of answers": (
+        b'[{"candidates":[]},{"candidates":[]}]',
+        ["Content-Type: application/json"],
+        "answered with application/json instead of an event stream",
+    ),
+    "an answer that is cut": (
+        WHOLE_ANSWER[:-5],
+        ["Content-Type: application/json"],
+        "answered with application/json instead of an event stream",
+    ),
+    "some JSON": (b'{"status":"busy"}', ["Content-Type: application/json"], "busy"),
     "a word that begins alike": (b"dat", ["Content-Type: text/plain"], "text/plain"),
     "a text": (b"database is down", ["Content-Type: text/plain"], "text/plain"),
     "nothing said": (b"", [], "something without a type"),
@@ -118,6 +137,14 @@ async def test_what_is_no_stream_failed_and_may_have_been_paid_for(
     failed = await failure_of(answering("200 OK", body, *headers))
     assert (failed.code, failed.state, failed.sure) == ("upstream_not_a_stream", "failed", False)
     assert says in failed.message
+
+
+async def test_who_streams_lines_is_told_to_have_sent_events_instead() -> None:
+    events = answering("200 OK", b"data: {}\n\n", "Content-Type: text/event-stream")
+    failed = await failure_of(events, protocol="ollama")
+    assert failed.message == (
+        "The upstream answered with text/event-stream instead of lines of JSON."
+    )
 
 
 async def test_white_space_without_an_end_is_no_stream() -> None:

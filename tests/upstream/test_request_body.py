@@ -153,6 +153,19 @@ def test_what_is_no_json_is_refused(text: str) -> None:
     assert refused(text) == "not_json"
 
 
+@pytest.mark.parametrize("body", [{"who": "you"}, {"who": "you", "model": "small"}])
+def test_a_fallback_that_is_a_role_names_its_own_model(body: dict[str, Any]) -> None:
+    told: dict[str, Any] = {
+        "models": ["large", "larger"],
+        "fields": ["model"] if "model" in body else None,
+        "template": [{"role": "user", "content": "Hello ${who}"}],
+        "variables": {"who": {}},
+        "defaults": {"model": "larger"},
+    }
+    made = RequestBody(json.dumps(body).encode()).instead(Preset.model_validate(told))
+    assert json.loads(made.text)["model"] == "larger"
+
+
 def test_the_same_request_in_other_words_has_the_same_digest() -> None:
     one = asked('{"a":"é","b":1e3,"stream":true}')
     other = asked('{ "b" : 1000.0, "a":"\\u00e9" }')

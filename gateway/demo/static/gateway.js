@@ -61,9 +61,11 @@ export function delta(data) {
  *   end({state, usage, …})       the last event
  *   closed(refusal)              closed for good without `end`, and why
  *
- * and `also` names the events of upstreams that name theirs.
+ * and `also` names the events of upstreams that name theirs. `text` is of chat completions; a stream
+ * of any other protocol has it where its URL ends in `&format=text`.
  */
 export function follow(streamUrl, on, also = []) {
+  const plain = new URL(streamUrl, location.href).searchParams.get("format") === "text";
   const names = ["message", "failure", "reset", "gap", "end", ...also];
   let source, timer, lastId = "", over = false;
 
@@ -79,7 +81,7 @@ export function follow(streamUrl, on, also = []) {
     if (type === "end") close();
     if (type === "end" || type === "failure") on[type]?.(JSON.parse(data));
     else if (type === "reset" || type === "gap") on.discard?.(type);
-    else on.text?.(delta(data));
+    else on.text?.(plain ? data : delta(data));
   }
 
   async function explain() {

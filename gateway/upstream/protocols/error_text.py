@@ -10,6 +10,7 @@ from gateway.sse import FRAMES, parse
 
 _DEPTH = 6  # Objects in objects.
 _NAMES = ("error", "message", "detail", "msg", "errors", "error_description")
+_ANSWERS = frozenset(("choices", "candidates", "output", "content", "response", "done"))
 
 
 def words_of(body: bytes) -> str:
@@ -21,6 +22,15 @@ def words_of(body: bytes) -> str:
         return ""
     words = words_in(_value(body))
     return body.decode("utf-8", "replace") if words is None else words
+
+
+def may_be_answer(body: bytes) -> bool:
+    """Return whether JSON may have what a model wrote: it has, or cannot be read to its end."""
+    value = _value(body)
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict):
+        return value is None
+    return not first.get("error") and not _ANSWERS.isdisjoint(first)
 
 
 def _value(body: bytes) -> Any:

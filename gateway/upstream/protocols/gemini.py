@@ -47,7 +47,8 @@ class Gemini(Framed):
         request = {name: value for name, value in given.items() if name not in _ELSEWHERE}
         if "model" not in given and _PLACE not in preset.url:
             return request
-        model = given.get("model")
+        if (model := given.get("model")) is None:
+            raise Rejected("model_not_allowed", '"model" is missing.')
         if not isinstance(model, str) or not _MODEL.fullmatch(model):
             words = "has letters, digits, and _ - . after the first"
             raise Rejected(

@@ -279,6 +279,7 @@ def test_without_a_model_it_is_the_first_that_is_allowed_and_none_is_refused() -
     with pytest.raises(Rejected) as raised:
         Gemini().prepare(preset(), {"x": 1})
     assert raised.value.code == "model_not_allowed"
+    assert raised.value.detail == '"model" is missing.'
 
 
 @pytest.mark.parametrize(("wrong", "code"), [
