@@ -130,6 +130,14 @@ async def test_the_session_of_a_flask_app_without_it_says_user_id(
     assert await said(flask_form([NEW]), flask_cookie("/session", session)) == subject
 
 
+@pytest.mark.parametrize(
+    "tagged", [{" u": "x"}, {" u": 7}, {" u": None}, {" b": "YQ=="}, {" x": 1}]
+)
+async def test_an_id_of_a_kind_that_can_name_nobody_is_nobody(tagged: dict[str, Any]) -> None:
+    finding = await found(flask_form([NEW]), by_flask({"user_id": tagged}))
+    assert (finding.subject, finding.reason) == (None, "no_subject")
+
+
 async def test_a_long_session_that_flask_compressed_is_read() -> None:
     cookie = flask_cookie("/session", {"user_id": "alice", "text": "a" * 3000})
     assert cookie.startswith(".")
@@ -217,6 +225,13 @@ async def test_djangos_keys_change_as_in_the_app() -> None:
     old = by_django({"_auth_user_id": "7"}, OLD)
     assert await said(django_form([NEW, OLD]), old) == "7"
     assert await said(django_form([NEW]), old) is None
+
+
+@pytest.mark.parametrize("made", ["", "-1", "1" * 13, "ä", "1 2"])
+async def test_a_time_that_is_none_is_no_cookie_of_djangos(made: str) -> None:
+    data = urlsafe_b64encode(b'{"_auth_user_id": "7"}').decode().rstrip("=")
+    cookie = signing.Signer(key=NEW, salt=SALT).sign(f"{data}:{made}")
+    assert (await found(django_form([NEW]), cookie)).reason == "bad_cookie"
 
 
 async def test_a_session_that_grows_without_end_is_not_unpacked() -> None:

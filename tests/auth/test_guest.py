@@ -11,7 +11,9 @@ from itsdangerous import TimestampSigner
 from gateway.auth.base import Caller, Finding
 from gateway.auth.cookies import Cookies
 from gateway.auth.guest import COOKIE, Guest
-from tests.support import ask, read, running, scripted, whole
+from gateway.auth.loading import authenticators
+from gateway.errors import SettingsError
+from tests.support import ask, read, running, scripted, settings, whole
 
 SECRET, OLD = "a secret of the gateway's", "an older one"
 DAY = 86400.0
@@ -103,6 +105,11 @@ async def test_secrets_change_as_those_of_tickets_do() -> None:
     one, cookie = await made(guest(0, OLD))
     assert (await found(guest(0, SECRET, OLD), cookie, page=False)).subject == one
     assert (await found(guest(0, SECRET), cookie, page=False)).reason == "bad_cookie"
+
+
+def test_without_a_secret_of_the_gateway_it_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_SECRETS: missing"):
+        authenticators(settings(auth="guest", secrets="", cookie_secrets=SECRET))
 
 
 # In a gateway

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -337,7 +337,11 @@ def private(key: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"key", b"{}", b'{"keys": []}', b"[" * 9000, pem(RSA)[:200], private(RSA), b"\xff\xfe"],
+    [
+        *(b"", b"key", b"{}", b'{"keys": []}', b"[" * 9000, b"\xff\xfe"),
+        *(pem(RSA)[:200], private(RSA), pem(dsa.generate_private_key(1024))),
+        pem(ec.generate_private_key(ec.SECP224R1())),
+    ],
 )
 def test_a_file_that_is_no_public_key_stops_the_start(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
@@ -418,6 +422,14 @@ def test_what_is_no_key_in_a_set_spoils_no_other(odd: Any) -> None:
     assert [each.kid for each in of_set(json.dumps({"keys": [odd, *good]}).encode())] == ["a"]
     with pytest.raises(ValueError, match="no public key"):
         of_set(json.dumps({"keys": [odd]}).encode())
+
+
+async def test_no_more_than_so_many_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.auth.jwt._KNOWN", 3)
+    by = by_secret()
+    for number in range(10):
+        assert await said(by, token(n=number)) == "alice"
+    assert len(by._good) == 3
 
 
 async def test_a_key_of_a_set_is_for_its_own_algorithm_alone() -> None:

@@ -74,6 +74,20 @@ async def test_any_value_is_answered(cookie: str) -> None:
     assert (known, len(lines)) == (False, 1)
 
 
+async def test_one_that_cannot_tell_says_why_and_others_are_asked() -> None:
+    given = {"forward_auth_url": "http://127.0.0.1:9/who", "forward_auth_header": "X-User"}
+    known, lines = await said(f"session={COOKIES['signed']}", auth="forward,signed", **given)
+    assert known
+    assert lines[0].startswith("forward: cannot tell: GATEWAY_FORWARD_AUTH_URL: ")
+    assert lines[1:] == ["signed: alice"]
+
+
+async def test_without_secrets_only_the_settings_are_told_of() -> None:
+    given = {"forward_auth_url": "http://127.0.0.1:9/who", "forward_auth_header": "X-User"}
+    _, lines = await said("sid=1", auth="forward", secrets="", cookie_secrets="", **given)
+    assert len(lines) == 1
+
+
 def test_the_command_says_it_and_its_exit_code_too() -> None:
     variables = {"secrets": APP, "auth": "flask", "log_level": "error"}
     for cookie, code in ((f"session={COOKIES['flask']}", 0), ("session=x", 1)):
