@@ -24,11 +24,11 @@ def sdk(name: str) -> Any:
         return missing(f"the SDK {name}")
 
 
-async def chat(url: str, prompt: str) -> Heard:
+async def chat(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
     """Return a completion as OpenAI's SDK reads it."""
-    async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as client:
+    async with openai.AsyncOpenAI(api_key=key, base_url=f"{url}/v1") as client:
         stream = await client.chat.completions.create(
-            model="m",
+            model=model,
             messages=[{"role": "user", "content": prompt}],
             stream=True,
             stream_options={"include_usage": True},
@@ -39,10 +39,10 @@ async def chat(url: str, prompt: str) -> Heard:
     return Heard(text, (usage.prompt_tokens, usage.completion_tokens))
 
 
-async def responses(url: str, prompt: str) -> Heard:
+async def responses(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
     """Return a response as OpenAI's SDK reads it."""
-    async with openai.AsyncOpenAI(api_key="k", base_url=f"{url}/v1") as client:
-        stream = await client.responses.create(model="m", input=prompt, stream=True)
+    async with openai.AsyncOpenAI(api_key=key, base_url=f"{url}/v1") as client:
+        stream = await client.responses.create(model=model, input=prompt, stream=True)
         events = [event async for event in stream]
     text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     (end,) = [e for e in events if e.type == "response.completed"]
@@ -51,27 +51,45 @@ async def responses(url: str, prompt: str) -> Heard:
     return Heard(text, (usage.input_tokens, usage.output_tokens))
 
 
-async def anthropic(url: str, prompt: str) -> Heard:
+async def anthropic(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
     """Return a message as Anthropic's SDK reads it."""
     said = [{"role": "user", "content": prompt}]
     async with (
-        sdk("anthropic").AsyncAnthropic(api_key="k", base_url=url) as client,
-        client.messages.stream(model="m", messages=said, max_tokens=4000) as stream,
+        sdk("anthropic").AsyncAnthropic(api_key=key, base_url=url) as client,
+        client.messages.stream(model=model, messages=said, max_tokens=4000) as stream,
     ):
         text = await stream.get_final_text()
         usage = (await stream.get_final_message()).usage
     return Heard(text, (usage.input_tokens, usage.output_tokens))
 
 
-async def ollama(url: str, prompt: str) -> Heard:
+async def ollama(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
     """Return an answer as Ollama's SDK reads it."""
-    client = sdk("ollama").AsyncClient(host=url)
+    client = sdk("ollama").AsyncClient(host=url, headers={"Authorization": f"Bearer {key}"})
     said = [{"role": "user", "content": prompt}]
     http: httpx.AsyncClient = client._client
     async with http:
-        parts = [part async for part in await client.chat(model="m", messages=said, stream=True)]
+        parts = [part async for part in await client.chat(model=model, messages=said, stream=True)]
     text = "".join(part.message.content for part in parts)
     return Heard(text, (parts[-1].prompt_eval_count, parts[-1].eval_count))
 
 
-SDKS = {"openai": chat, "responses": responses, "anthropic": anthropic, "ollama": ollama}
+async def gemini(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
+    """Return an answer as Google's SDK reads it."""
+    where = {"base_url": url, "api_version": "v1beta"}
+    client = sdk("google.genai").Client(api_key=key, http_options=where).aio
+    async with client:
+        stream = await client.models.generate_content_stream(model=model, contents=prompt)
+        parts = [part async for part in stream]
+    usage = parts[-1].usage_metadata
+    text = "".join(part.text or "" for part in parts)
+    return Heard(text, (usage.prompt_token_count, usage.candidates_token_count))
+
+
+SDKS = {
+    "openai": chat,
+    "responses": responses,
+    "anthropic": anthropic,
+    "ollama": ollama,
+    "gemini": gemini,
+}

@@ -12,8 +12,8 @@ import pytest
 
 from gateway.demo.upstream import UpstreamOptions, upstream
 from tests.demo.pretend.asking import WAYS, Way, expected
+from tests.dialects import COHERE
 from tests.support import Served, Transcript, client, running, served, until
-from tests.test_third_party_protocols import COHERE
 
 ENDS = {  # Of a fault: the state, the failure's code, how many pieces of the text there are.
     "": ("done", "", 30),

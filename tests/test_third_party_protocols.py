@@ -1,52 +1,19 @@
 """Every protocol before an upstream that nobody here wrote, read beside its provider's own SDK."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from tests.aimock import LIMITED, Mock, fixture, mocking
+from tests.dialects import DIALECTS, asked, preset, resumed, said, some
 from tests.sdks import SDKS
-from tests.support import Served, Transcript, running
+from tests.support import running
 
 TEXT = "Hello! Ещё раз: 断线之后, 👩🏽‍🚀 and a line\nof its own, “quoted”, to the last word. " * 3
 USAGE = {"prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30}
 TOLD = {"content": TEXT, "usage": USAGE}
-
-
-class Dialect(NamedTuple):
-    """One protocol: where aimock speaks it, and what it tells at the end."""
-
-    path: str
-    reason: str
-    tokens: tuple[int, int] = (21, 9)
-    preset: dict[str, Any] | None = None
-
-
-COHERE = {
-    "protocol": "sse",
-    "end": {"event": "message-end"},
-    "text": "delta.message.content.text",
-    "usage": "delta.usage.tokens",
-    "reason": "delta.finish_reason",
-}
-DIALECTS = {
-    "openai": Dialect("/v1/chat/completions", "stop"),
-    "responses": Dialect("/v1/responses", "completed"),
-    "anthropic": Dialect("/v1/messages", "end_turn", preset={"defaults": {"max_tokens": 1000}}),
-    "ollama": Dialect("/api/chat", "stop", tokens=(0, 0)),  # It never tells others.
-    "gemini": Dialect("/v1beta/models/{model}:streamGenerateContent?alt=sse", "STOP"),
-    "cohere": Dialect("/v2/chat", "COMPLETE", preset=COHERE),
-}
-
-
-def asked(protocol: str, prompt: str) -> dict[str, Any]:
-    """Return what a page asks."""
-    if protocol == "responses":
-        return {"model": "m", "input": prompt}
-    if protocol == "gemini":
-        return {"model": "m", "contents": [{"role": "user", "parts": [{"text": prompt}]}]}
-    return {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+TOKENS = {"ollama": (0, 0)}  # It never tells others than these.
 
 
 def fixtures() -> list[dict[str, Any]]:
@@ -75,9 +42,7 @@ every_dialect = pytest.mark.parametrize("protocol", DIALECTS)
 
 def before(mock: Mock, protocol: str, **changes: Any) -> Any:
     """Run a gateway before aimock in this protocol."""
-    dialect = DIALECTS[protocol]
-    where = {"protocol": protocol, "url": mock.base + dialect.path, "api_key": "k"}
-    return running(presets={"default": where | (dialect.preset or {}) | changes})
+    return running(presets={"default": preset(protocol, mock.base, **changes)})
 
 
 def begins(text: str) -> bool:
@@ -88,16 +53,6 @@ def begins(text: str) -> bool:
 def joined(text: str) -> str:
     """Return a text whose characters JavaScript cut between the halves of a surrogate pair."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16")
-
-
-def some(number: int) -> Any:
-    """Return what is enough of a stream: so many events."""
-    return lambda got: len(got.events) >= number
-
-
-async def said(gateway: Served, url: str) -> str:
-    """Return the text of a stream as `format=text` tells it."""
-    return b"".join((await gateway.read(f"{url}&format=text")).data).decode()
 
 
 @every_dialect
@@ -111,7 +66,7 @@ async def test_a_whole_answer_is_done_with_its_exact_text_and_tokens(
         completion = await gateway.completion(url)
         text = await said(gateway, url)
     assert (end["state"], end["finish_reason"]) == ("done", dialect.reason)
-    assert (end["tokens"]["prompt"], end["tokens"]["completion"]) == dialect.tokens
+    assert (end["tokens"]["prompt"], end["tokens"]["completion"]) == TOKENS.get(protocol, (21, 9))
     assert completion["text"] == text == TEXT
     assert mock.asked(prompt) == 1
 
@@ -137,11 +92,7 @@ async def test_a_viewer_that_comes_back_in_the_middle_gets_each_event_once(
     prompt = f"{protocol} slow"
     async with before(mock, protocol) as gateway:
         url = await gateway.ticket(asked(protocol, prompt))
-        seen: Transcript = await gateway.read(url, enough=some(5))
-        seen.events = seen.events[:5]
-        seen.extend(await gateway.read(url, last_id=seen.last_id, enough=some(5)))
-        seen.events = seen.events[:10]
-        seen.extend(await gateway.read(url, last_id=seen.last_id))
+        seen = await resumed(gateway, url)
         everything = await gateway.read(url)
     assert seen.end["state"] == "done"
     assert seen.events == everything.events

@@ -109,7 +109,10 @@ class ChatState:
         self.pieces += b'"content"' in data
         if self._reads_all or _tells(data):
             self._suspect(self._last)
-            self._read(decoded(data), len(data))
+            chunk = decoded(data)
+            self._read(chunk, len(data))
+            if not chunk and (error := complaints.unescaped_complaint(data)):
+                self._fail(error)
             if data.startswith(b"["):
                 self.hear(data)  # Gemini's errors come in a list.
         if self._early is not None:

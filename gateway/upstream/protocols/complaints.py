@@ -32,6 +32,12 @@ _MISTAKES = (
     *("contextlength", "contextwindow", "toolarge", "toolong", "abovemax", "maxlength"),
     *("contentfilter", "contentpolicy", "safety", "precondition", "deactivated", "quota"),
 )
+# As some servers write it by hand, who escape nothing of an exception's words.
+_begins_unescaped = re.compile(
+    rb'\s*\{\s*(?:"(?:type|object|event)"\s*:\s*"error"\s*,\s*)?"error"\s*:\s*'
+    rb'(?:\{\s*"|"(?!"\s*[,}]))'
+).match
+_words_unescaped = re.compile(rb'"(?:error|message)"\s*:\s*"').search
 _FIELD = re.compile(rb"^error:([^\n]*\S)", re.IGNORECASE | re.MULTILINE)
 _LATER = frozenset({408, 409, 425, 429, 498, 499})  # 4xx that pass; 498 is a full Groq.
 
@@ -48,6 +54,15 @@ def named_complaint(chunk: dict[str, Any], data: bytes) -> dict[str, Any]:
     """Return the error of an event that is one by its name: a chunk, if its data are that."""
     words = data.decode("utf-8", "replace").strip().strip('"')
     return complaint(chunk) or _told(chunk or words, {})
+
+
+def unescaped_complaint(data: bytes) -> dict[str, Any] | None:
+    """Return the error of an event that begins as one, of data that are no JSON."""
+    if not _begins_unescaped(data):
+        return None
+    found = _words_unescaped(data)
+    words = data[found.end() :].rstrip(b' \t\r\n"}]') if found else b""
+    return _told(words.decode("utf-8", "replace"), {})
 
 
 def stray_complaint(strays: bytes | bytearray) -> dict[str, Any] | None:

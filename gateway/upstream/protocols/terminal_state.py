@@ -116,6 +116,8 @@ class TerminalState:
             chunk = decoded(data)
             self.fail(self._complaint(chunk))
             self._read(chunk, event)
+            if not chunk:
+                self.fail(complaints.unescaped_complaint(data))
             if data.startswith(b"["):
                 self.hear(data)
         if name and name.lower() in complaints.ERROR_NAMES:

@@ -362,6 +362,25 @@ ERRORS = {
     "in a list": failed(closed(HALF, b"[" + BARE + b"]", DONE), "half"),
     "in several lines": failed(OK + b"data: {\ndata: \"error\":\ndata: \"BOOM\"}\n\n" + sse(DONE)),
     "a code and words": failed(closed(HALF, b'{"code":500,"message":"BOOM"}', DONE), "half"),
+    **{
+        f"no JSON, as {why}": failed(closed(HALF, b'{"error": "BOOM%s"}' % words), "half")
+        for why, words in {
+            "quotes are not escaped": b', said "x"',
+            "a backslash is none of an escape": rb" in C:\dir",
+            "a tab stands in it": b"\tx",
+            "its first line is all of the event": b"\n\nmore",
+        }.items()
+    },
+    "no JSON, in an object": failed(
+        closed(HALF, b'{"error": {"code": 500, "message": "BOOM, said "x""}}'), "half"
+    ),
+    "no JSON, by its type": failed(
+        closed(HALF, b'{"type": "error", "error": {"message": "BOOM, said "x""}}'), "half"
+    ),
+    "no JSON, and nothing but quotes": failed(closed(HALF, b'{"error": ""BOOM" is none"}'), "half"),
+    "no JSON that says that there is no error": truncated(
+        closed(HALF, b'{"error": "", "choices": "x"y}'), "half"
+    ),
     "a status and words": failed(closed(HALF, b'{"status":"error","message":"BOOM"}'), "half"),
     **{
         f"error {none.decode()} is none": done(closed(

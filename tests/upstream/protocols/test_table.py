@@ -119,6 +119,20 @@ def test_whatever_an_event_is_nothing_breaks_and_an_end_can_be_told(
         assert isinstance(seen.retryable, bool)
 
 
+@pytest.mark.parametrize("name", [name for name in SPOKEN if "close" not in name])
+@pytest.mark.parametrize("members", [b'"error": "%s"', b'"error": {"code": 5, "message": "%s"}'])
+def test_an_error_whose_server_escapes_nothing_is_one_all_the_same(
+    name: str, members: bytes
+) -> None:
+    for words in (rb'no "x" in C:\dir', b"out of memory\n"):
+        seen = SPOKEN[name].completion()
+        seen.see(Event(b"{" + members % words + b"}"))
+        seen.end(framed=True)
+        assert seen.error is not None
+        assert seen.error["message"] == words.decode().strip()
+        assert (seen.finished, seen.retryable) == (False, True)
+
+
 @each
 def test_an_event_larger_than_the_limit_is_told(protocol: Protocol) -> None:
     frames = protocol.frames(PRESET, 100)

@@ -1,0 +1,1 @@
+"""Servers that nobody here wrote, too large for the suite: LiteLLM's, `transformers serve`."""
