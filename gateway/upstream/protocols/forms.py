@@ -34,10 +34,10 @@ class Form(NamedTuple):
 # Members that take the place of a system prompt, go around it or show it, with whatever server.
 REVEALING = frozenset(
     (
-        *("add_generation_prompt", "add_special_tokens", "cachedContent", "chat_template"),
-        *("chat_template_kwargs", "context", "continue_final_message", "conversation"),
-        *("data_sources", "documents", "echo", "extra_body", "include_prompt", "input"),
-        *("instructions", "kv_transfer_params", "messages", "plugins", "preset"),
+        *("_debug_render_only", "add_generation_prompt", "add_special_tokens", "cachedContent"),
+        *("chat_template", "chat_template_kwargs", "context", "continue_final_message"),
+        *("conversation", "data_sources", "documents", "echo", "extra_body", "include_prompt"),
+        *("input", "instructions", "kv_transfer_params", "messages", "plugins", "preset"),
         *("previous_response_id", "prompt", "prompt_embeds", "prompt_id", "prompt_label"),
         *("prompt_logprobs", "prompt_token_ids", "prompt_variables", "raw", "return_prompt"),
         *("return_token_ids", "return_tokens_as_token_ids", "suffix", "system"),

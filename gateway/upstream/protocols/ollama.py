@@ -27,6 +27,8 @@ _ANSWERS = ("content", "thinking", "tool_calls", "images")  # Members of a messa
 _tells = re.compile(
     rb'"(?:done"\s*:\s*[^f\s]|done_reason"|\w*error"|(?:prompt_)?eval_count")'
 ).search
+# In a text a quote is escaped, so this is a member; its tokens are numbers.
+_context = re.compile(rb'("context"\s*:\s*)\[[^\]]*\]').sub
 
 
 class Ollama(Lost):
@@ -37,8 +39,7 @@ class Ollama(Lost):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        path = urlsplit(preset.url).path.rstrip("/")
-        return ruled(preset, body, _GENERATE if path.endswith("/generate") else _CHAT)
+        return ruled(preset, body, _GENERATE if _generates(preset) else _CHAT)
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent; a key is for a proxy, or for Ollama's own cloud."""
@@ -49,8 +50,9 @@ class Ollama(Lost):
     def frames(
         self, preset: Preset, limit: int, noise: int | None = None, last: int = NONE
     ) -> JsonLines:
-        """Return what cuts lines."""
-        return JsonLines(limit, noise)
+        """Return what cuts lines; of a preset with a prompt of its own, without its tokens."""
+        hides = preset.hides and _generates(preset)
+        return _LinesWithoutPrompt(limit, noise) if hides else JsonLines(limit, noise)
 
     def completion(self, body: bytes = b"") -> "OllamaState":
         """Return the state of an answer."""
@@ -67,6 +69,18 @@ class Ollama(Lost):
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> "OllamaText":
         """Return the text of an answer."""
         return OllamaText()
+
+
+class _LinesWithoutPrompt(JsonLines):
+    """Lines whose `context` is null: the last of `/api/generate` has all that was asked in it."""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events that this chunk completes."""
+        return [_without_context(each) for each in super().feed(chunk)]
+
+    def rest(self) -> list[Event]:
+        """Return the last line of a whole body, where the newline after it is missing."""
+        return [_without_context(each) for each in super().rest()]
 
 
 class OllamaState(TerminalState):
@@ -114,6 +128,14 @@ class OllamaText:
         message = chunk.get("message")
         said = message.get("content") if isinstance(message, dict) else chunk.get("response")
         return said if isinstance(said, str) else ""
+
+
+def _generates(preset: Preset) -> bool:
+    return urlsplit(preset.url).path.rstrip("/").endswith("/generate")
+
+
+def _without_context(event: Event) -> Event:
+    return event._replace(data=_context(rb"\1null", event.data))
 
 
 def _says_something(chunk: dict[str, Any]) -> bool:

@@ -52,6 +52,8 @@ def _allowed(preset: Preset, page: dict[str, Any], form: Form) -> dict[str, Any]
                 raise _no_field(name)
         return page
     hidden = forms.REVEALING - {form.messages, form.system} if preset.hides else frozenset()
+    if preset.max_output_tokens is not None:
+        hidden |= {"extra_body"}  # LiteLLM lays it over all else.
     if hiding := _named(page, hidden):
         raise _no_field(hiding)
     if preset.models and (leading := _named(page, forms.LEADING_ELSEWHERE)):

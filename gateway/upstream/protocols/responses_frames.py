@@ -1,7 +1,7 @@
 """Frames of a streamed response: its events without those that are logged, or without our prompt.
 
 A snapshot repeats what was asked. Where a preset has a prompt of its own, the page does not get it
-back: this is the one place where the bytes of an answer are changed. Pure.
+back: nowhere else, but in Ollama's `context`, are the bytes of an answer changed. Pure.
 """
 
 from gateway.sse import Event, Parser

@@ -11,6 +11,7 @@ from gateway.errors import Rejected
 from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
 from gateway.upstream.protocols.base import Tokens
+from gateway.upstream.protocols.chat_chunks import decoded
 from gateway.upstream.protocols.ollama import Ollama, OllamaState, OllamaText
 from tests.support import ask
 from tests.upstream.protocols.shapes import Shape, before, check, data, read, state
@@ -220,3 +221,16 @@ def test_no_shape_of_a_line_breaks_anything(chunks: list[dict[str, Any]]) -> Non
     assert "NaN" not in str(told)
     assert "Infinity" not in str(told)
     assert isinstance(seen.retryable, bool)
+
+
+def test_the_tokens_of_our_prompt_do_not_come_back_with_the_last_line_of_generate() -> None:
+    end = line(response='"context":[1]', done=True, done_reason="stop", context=[128006, 9125])
+    whole = b"".join([*GENERATE, end])
+    for system, shown in (("", [128006, 9125]), ("House rules.", None)):
+        told = {"protocol": "ollama", "url": "http://u/api/generate", "system": system}
+        for size in (1, 7, len(whole)):
+            frames = Ollama().frames(Preset.model_validate(told), 4096)
+            cuts = [whole[at : at + size] for at in range(0, len(whole), size)]
+            *before, last_line = [event.data for cut in cuts for event in frames.feed(cut)]
+            assert before == [each.strip() for each in GENERATE]
+            assert decoded(last_line) == {**decoded(end), "context": shown}

@@ -67,6 +67,12 @@ def test_what_a_preset_sets_itself_needs_no_listing() -> None:
     assert sent(ask(), **given) == ask(seed=1, tools=[])
 
 
+def test_where_tokens_are_capped_nothing_is_laid_over_what_was_checked() -> None:
+    body = ask(extra_body={"max_tokens": 9000})
+    assert refused(body, max_output_tokens=80)[0] == "field_not_allowed"
+    assert sent(body) == body
+
+
 # Models
 
 
