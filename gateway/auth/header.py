@@ -26,7 +26,7 @@ class Header:
 
     async def find(self, caller: Caller) -> Finding:
         """Return whom the header names; one that a caller has sent is a forgery."""
-        lines = [each for each in lines_of(caller.headers, self._header) if each]
+        lines = [line for each in lines_of(caller.headers, self._header) if (line := each.strip())]
         if not lines:
             return Finding(None, "no_cookie", f"the request has no header {self._header}")
         if not self._trusts(caller.peer):

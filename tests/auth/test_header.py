@@ -37,7 +37,7 @@ async def test_anybody_else_who_sends_it_forges_it_for_sure(peer: str) -> None:
 
 
 async def test_without_it_nobody_is_named() -> None:
-    for names in ([], [b""]):
+    for names in ([], [b""], [b" \t"], [b"", b""]):
         finding = await found("10.1.2.3", *names)
         assert (finding.subject, finding.reason, finding.sure) == (None, "no_cookie", False)
 
