@@ -5,16 +5,23 @@ container. So each secret has a second name, with `_file`, that says where it is
 given nowhere, but the nearer source wins as with any setting.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic import SecretStr
 
 from gateway.errors import SettingsError
 
 FILE = "_file"
-SECRET = ("redis_url", "secrets", "upstream_api_key", "cookie_secrets")
-LISTS = frozenset(("secrets", "cookie_secrets"))  # One a line, if they are not in one with commas.
+SECRET = ("redis_url", "secrets", "upstream_api_key", "cookie_secrets", "service_tokens")
+LISTS = frozenset(
+    ("secrets", "cookie_secrets", "service_tokens")
+)  # One a line, if they are not in one with commas.
 
 _LARGEST = 64 * 1024
+_TOKEN = 16  # Characters of a service token at least.
+_SENT = re.compile(r"[A-Za-z0-9._~+/=-]+")  # What may follow "Bearer" (RFC 6750 §2.1).
 
 
 def mounted(
@@ -59,6 +66,16 @@ def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
     if len(parts) > 1 and not lines:
         raise SettingsError(f"{told}: {path} has more than one line")
     return ",".join(parts)
+
+
+def tokens(values: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Return service tokens; raises ValueError, which quotes none, if one could be guessed."""
+    for number, value in enumerate(values, 1):
+        token = value.get_secret_value()
+        if len(token) < _TOKEN or not _SENT.fullmatch(token):
+            what = f"of {_TOKEN} or more letters, digits and -._~+/="
+            raise ValueError(f"number {number} is none; each must be {what}")
+    return values
 
 
 def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> Any:

@@ -9,12 +9,19 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Unpack
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.config.addresses import header_name, http_url, networks, origins, path
 from gateway.config.faults import fault_lines
@@ -26,23 +33,28 @@ from gateway.config.presets import (
     fallback_faults,
     tidy,
 )
-from gateway.config.secrets import FILE, SECRET, mounted, with_keys
+from gateway.config.secrets import FILE, SECRET, mounted, tokens, with_keys
+from gateway.config.values import Values
 from gateway.errors import SettingsError, redacted
 
 PREFIX = "GATEWAY_"
 _OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
 
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
-Names = Annotated[tuple[str, ...], NoDecode]
+Secrets = tuple[SecretStr, ...]
+Names = tuple[str, ...]
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Count = Annotated[int, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=1024, le=1 << 30)]
 
 
-class Settings(BaseSettings):
-    """Everything that can be set; times are in seconds, sizes in bytes."""
+class Settings(BaseModel):
+    """Everything that can be set; times are in seconds, sizes in bytes.
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    What is made in code is alone: no variable and no file is read, which is what `load` is for.
+    """
+
+    # A ValidationError would show what was given, and that may be a secret.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis_url: str = Field(
         "",
@@ -97,6 +109,10 @@ class Settings(BaseSettings):
     trusted_proxies: Names = Field(
         (), description="addresses and networks of the proxies that may set it; comma list"
     )
+    service_tokens: Secrets = Field(
+        (), description="let an app's server act for its users; comma list, newest first"
+    )
+    service_tokens_file: str = Field("", description="file that holds GATEWAY_SERVICE_TOKENS")
     allowed_origins: Names = Field((), description="further origins of pages, for CORS; comma list")
     public_url: str = Field("", description="the gateway as browsers see it; makes URLs absolute")
     prefix: str = Field(
@@ -145,15 +161,20 @@ class Settings(BaseSettings):
     upstream_stall: Seconds = Field(60, description="longest silence of the upstream")
     upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
     log_level: str = Field("info", description="debug, info, warning or error")
-    presets: Annotated[dict[str, Preset], NoDecode] = Field({}, description="in the TOML file only")
+    presets: dict[str, Preset] = Field({}, description="in the TOML file, or in code")
+
+    def __init__(self, **values: Unpack[Values]) -> None:
+        super().__init__(**values)
 
     @field_validator("*", mode="before")
     @classmethod
     def _tidy(cls, value: Any) -> Any:
         return tidy(value)
 
+    _tokens = field_validator("service_tokens")(tokens)
+
     @field_validator(
-        *("secrets", "cookie_secrets", "allowed_origins"),
+        *("secrets", "cookie_secrets", "service_tokens", "allowed_origins"),
         *("jwt_algorithms", "jwt_audience", "trusted_proxies"),
         mode="before",
     )
@@ -161,7 +182,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return (value,) if isinstance(value, SecretStr) else value
 
     @field_validator("log_level")
     @classmethod
@@ -185,6 +206,13 @@ class Settings(BaseSettings):
     @classmethod
     def _without_slash(cls, value: str) -> str:
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _files_were_read(self) -> "Settings":
+        for name in SECRET:
+            if getattr(self, name + FILE) and not getattr(self, name):
+                raise ValueError(f"{PREFIX}{name.upper()}{FILE.upper()}: only `load` reads it")
+        return self
 
     @model_validator(mode="after")
     def _one_path(self) -> "Settings":
@@ -254,19 +282,17 @@ def load(flags: dict[str, Any], before: Settings | None = None) -> Settings:
     from_file = _read(Path(path)) if path else {}
     if "presets" in from_file:
         from_file["presets"] = with_keys(from_file["presets"], os.environ, f"{path}: ")
-    # An empty variable does not beat the file: compose passes on what nobody has set.
-    from_environment = {
+    variables = {
         name: value
         for name in Settings.model_fields
-        if (value := os.environ.get(PREFIX + name.upper()))
+        if (value := os.environ.get(PREFIX + name.upper())) is not None
     }
+    # An empty variable does not beat the file: compose passes on what nobody has set.
+    from_environment = {name: value for name, value in variables.items() if value}
     held = {name: _plain(getattr(before, name)) for name in SECRET} if before else {}
     files = mounted((given, from_environment, from_file), PREFIX, held)
-    for name, value in from_file.items():
-        if name not in from_environment:
-            given.setdefault(name, value)
     try:
-        return Settings(**{**given, **files})
+        return Settings(**{**variables, **from_file, **from_environment, **given, **files})
     except ValidationError as error:
         raise SettingsError(fault_lines(error, Settings.model_fields, PREFIX, path)) from None
 
