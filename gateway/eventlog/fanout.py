@@ -117,6 +117,7 @@ class Fanout:
         tail = await self._brought_up(stream_id, owner, subject)
         viewer = Viewer(tail, event_id)
         tail.viewers.add(viewer)
+        tail.subject = tail.subject or subject
         self.viewers += 1
         self._telemetry.viewer_opened()
         if self.closing:
@@ -153,6 +154,10 @@ class Fanout:
             tail = self._tails.get(stream_id)
             if tail is not None and not tail.local:
                 self._fetcher_of(stream_id).mark(stream_id)
+
+    def tails_of(self, theirs: Callable[[str], bool]) -> list[Tail]:
+        """Return what is watched here of those subjects whose name is one of theirs."""
+        return [tail for tail in self._tails.values() if tail.viewers and theirs(tail.subject)]
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""

@@ -2,7 +2,8 @@
 
 Bytes are counted in Redis, over all replicas: every request that waits to be redeemed, and that of
 every run. A count is for a time, by Redis's clock, which the owner of a run prolongs; so what a
-replica had counted that died is free by itself. Streams and viewers are counted in this process,
+replica had counted that died is free by itself. A log-out finds a subject's streams by it, so where
+there is one they are counted without a bound too. Streams and viewers are counted in this process,
 for this process. What is refused is refused before anything is stored, claimed or paid for.
 """
 
@@ -20,16 +21,21 @@ RECORD = 1024  # Bytes that a stream costs beside its request, about.
 _TICK = 1.0
 _NEWS = 50_000  # That wait to be told; what is beyond expires.
 _TOGETHER = 500
+_UNBOUNDED = 1 << 53  # Bytes; what a script can still add up.
 _SMALL = 16 * 1024  # Bytes that may be sent before it is known whether they fit.
 
 
 class Most(NamedTuple):
-    """What a subject may hold at most; 0 is no bound. `share` is that of all, of `maxmemory`."""
+    """What a subject may hold at most; 0 is no bound. `share` is that of all, of `maxmemory`.
+
+    Bytes without a bound are not counted, unless they have to be.
+    """
 
     size: int = 0
     streams: int = 0
     viewers: int = 0
     share: float = 1.0
+    counted: bool = False
 
 
 class Tally:
@@ -93,7 +99,7 @@ class Limits:
         self.viewers = Tally(most.viewers)
         self._headroom = Headroom(store, most.share)
         self._store = store
-        self._most = most
+        self._most = most.size or (_UNBOUNDED if most.counted else 0)
         self._unredeemed = int((start_by + patience) * 1000)
         self._ended = int(log_ttl * 1000)
         self._ttl = max(self._unredeemed, self._ended)
@@ -141,7 +147,7 @@ class Limits:
             room.stored(taken)
 
     async def _counted(self, held: Held, size: int, create: Script) -> Any:
-        if not self._most.size:
+        if not self._most:
             return await self._store.script("create", create.keys, create.args)
         try:
             return await self._admitted(held, size, create)
@@ -152,7 +158,7 @@ class Limits:
         return await self._admitted(held, size, create)
 
     async def _admitted(self, held: Held, size: int, create: Script) -> Any:
-        args = [self._most.size, self._unredeemed, held.stream_id, size, self._ttl]
+        args = [self._most, self._unredeemed, held.stream_id, size, self._ttl]
         admit = Script("admit", subject_keys(held.subject), args)
         if self._store.cluster is None and size <= _SMALL:
             verdict, reply = await self._store.script_after(admit, create)
@@ -165,6 +171,16 @@ class Limits:
             raise _too_many(verdict[1])
         return await self._store.script("create", create.keys, create.args)
 
+    @property
+    def counted(self) -> bool:
+        """Whether it is known which streams a subject has."""
+        return self._most > 0
+
+    async def streams_of(self, subject: str) -> list[str]:
+        """Return a subject's streams that wait or run, and some that did; raises Unavailable."""
+        found = await self._store.read([["ZRANGE", subject_keys(subject)[1], 0, -1]])
+        return [each.decode() for each in found[0]]
+
     def ended(self, subject: str, stream_id: str) -> None:
         """Count a stream no more, soon: its request is gone."""
         self._note(Held(subject, stream_id, -RECORD), 0)
@@ -175,7 +191,7 @@ class Limits:
 
     def _note(self, held: Held, milliseconds: int) -> None:
         key = held.subject, held.stream_id
-        if self._most.size and (key in self._news or len(self._news) < _NEWS):
+        if self._most and (key in self._news or len(self._news) < _NEWS):
             self._news[key] = held.size + RECORD, milliseconds
 
     async def run(self, running: Callable[[], Iterable[Held]]) -> None:
@@ -183,7 +199,7 @@ class Limits:
         turn = 0
         while True:
             await self._headroom.refresh()
-            if self._most.size:
+            if self._most:
                 turn = (turn + 1) % self._turns
                 for held in running():
                     if hash(held.stream_id) % self._turns == turn:

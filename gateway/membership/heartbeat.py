@@ -135,6 +135,10 @@ class Heartbeat:
 
         await self._ask(ask)
 
+    async def replicas(self) -> list[str]:
+        """Return all that have a heartbeat, this one and some that are dead among them."""
+        return _union(await self._ask(lambda copy: self._store.call("HKEYS", copy.heartbeats)))
+
     async def cancels(self) -> list[str]:
         """Return the streams this replica is asked to cancel, also where a message was lost."""
         return await self._members(lambda copy: copy.cancels)

@@ -104,6 +104,7 @@ class Rehearsal:
         await self._data_loss.renew()
         await self._heartbeat.ask_to_cancel(self._id, self._me)
         await self._heartbeat.cancelled(*await self._heartbeat.cancels())
+        await self._heartbeat.replicas()
 
     async def _ask(self) -> None:
         await self._records.create(self._id, self._me, "default", b"{}", "digest")
@@ -118,6 +119,7 @@ class Rehearsal:
         except Unavailable as error:
             if error.code != "too_many_bytes":
                 raise
+        await self._records.limits.streams_of(self._me)
         free = [int(_SECONDS * 1000), self._id, 0, 0]
         await self._store.script("settle", subject_keys(self._me), free)
 

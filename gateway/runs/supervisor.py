@@ -24,6 +24,7 @@ from gateway.runs.claims import Claims
 from gateway.runs.endings import Ending, failure
 from gateway.runs.failover import Plan, Refusals
 from gateway.runs.intake import RunLimits
+from gateway.runs.logout import Logout
 from gateway.runs.ownership import Ownership
 from gateway.runs.presence import IdlePolicy, Presence
 from gateway.runs.record import Record
@@ -64,7 +65,7 @@ class RunSupervisor:
         *,
         telemetry: Telemetry = NO_TELEMETRY,
     ) -> None:
-        self.draining = False
+        self.started = self.draining = self.drained = self.stopped = False
         self._records = records
         self._heartbeat = heartbeat
         self._data_loss = DataLossDetector(records.store, heartbeat.lease)
@@ -92,6 +93,7 @@ class RunSupervisor:
             saw=self._saw,
         )
         self.cancellation = Cancellation(records, heartbeat, self._registry, self._claims)
+        self.logout = Logout(records, heartbeat, fanout, self._registry, self.cancellation)
         presence = Presence(records.store, records.replica)
         self._idle = IdlePolicy(presence, heartbeat, self._registry)
         self._ownership = Ownership(records, heartbeat, interval)
@@ -101,6 +103,7 @@ class RunSupervisor:
         handlers: dict[str, Handler] = {
             "wake": fanout.mark,
             "cancel": self.cancellation.carry_out,
+            "logout": self.logout.heard,
             "watch": self._idle.watched_by,
         }
         self._control = ControlChannel(records.store, records.replica, handlers)
@@ -177,6 +180,7 @@ class RunSupervisor:
 
     def start(self) -> None:
         """Begin the loops; `stop` ends them."""
+        self.started = True
         loops = (
             self._writer.run,
             self._heartbeats,
@@ -187,16 +191,21 @@ class RunSupervisor:
         for loop in (*loops, self._fanout.follow, self._counts):
             self._tasks.repeat(loop)
 
-    async def drain(self, deadline: float) -> None:
-        """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
+    def send_away(self) -> None:
+        """Begin to drain: viewers are sent to other replicas, now and from now on."""
         self.draining = True
         self._fanout.drain()
+
+    async def drain(self, deadline: float) -> None:
+        """Send viewers away and let runs finish for `deadline` seconds; seal what is left."""
+        self.send_away()
         await self._while(lambda: self._registry.count or self._claims, deadline)
         why = failure("interrupted", "The replica that ran it was shut down.", retryable=True)
         for run in self._registry.active:
             run.stop(Ending("interrupted", why))
         await self._writer.ask()
         await self._while(lambda: self._owes, _SEAL_WAIT)
+        self.drained = True
 
     @property
     def _owes(self) -> bool:
@@ -210,6 +219,7 @@ class RunSupervisor:
 
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
+        self.draining = self.stopped = True
         idle = not (self._owes or self._takeover.busy)
         await self._tasks.stop()
         if idle:

@@ -47,7 +47,11 @@ def last_event_id(request: Request) -> str:
 
 def idempotency_key(request: Request) -> str:
     """Return the Idempotency-Key, "" for none; raises Rejected if it is not usable."""
-    key = request.headers.get("idempotency-key", "")
+    return checked_key(request.headers.get("idempotency-key", ""))
+
+
+def checked_key(key: str) -> str:
+    """Return an idempotency key; raises Rejected if it is not usable."""
     if len(key) > 255 or not key.isprintable():
         raise Rejected("bad_idempotency_key", "At most 255 printable characters.")
     return key
@@ -70,14 +74,15 @@ async def body_of(request: Request, limit: int) -> RequestBody:
     if not (length.isascii() and length.isdigit()):
         raise Rejected("bad_request", "Its Content-Length is no number.")
     if len(length) > 18 or int(length) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     body = bytearray()  # Adding to bytes would copy them for each of many small pieces.
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
     return RequestBody(bytes(body))
 
 
-def _too_large(limit: int) -> Rejected:
+def too_large(limit: int) -> Rejected:
+    """Return the refusal of a body of more than `limit` bytes."""
     return Rejected("body_too_large", f"The limit is {limit} bytes.")

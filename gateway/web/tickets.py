@@ -4,8 +4,7 @@ What a caller sends again must begin nothing anew: a key names the stream, and a
 that the same request has begun.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -20,16 +19,27 @@ from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
 from gateway.upstream.request_body import PreparedRequest, RequestBody
 from gateway.web.endpoint import AnyResponse, Guards
+from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.requests import (
     accepts,
     body_of,
+    checked_key,
     idempotency_key,
     idempotent_stream_id,
     last_event_id,
+    too_large,
 )
 from gateway.web.responses import issued
 from gateway.web.streams import StreamEndpoints
+
+
+class Issued(NamedTuple):
+    """A ticket, where its stream is, and the seconds in which it has to be redeemed."""
+
+    ticket: str
+    stream_url: str
+    expires_in: int
 
 
 class TicketEndpoints:
@@ -43,7 +53,7 @@ class TicketEndpoints:
         records: Records,
         redemption: Redemption,
         streams: StreamEndpoints,
-        draining: Callable[[], bool],
+        life: Life,
     ) -> None:
         settings = presets.settings
         self._presets = presets
@@ -56,16 +66,22 @@ class TicketEndpoints:
         self._repeats = Repeats(records)
         self._redemption = redemption
         self._streams = streams
-        self._draining = draining
+        self._life = life
 
     async def create(self, request: Request) -> AnyResponse:
         """POST /tickets: cache a request and return its ticket, or the stream itself."""
         subject = await self._guards.caller(request)
+        return await self.answer(request, subject)
+
+    async def answer(
+        self, request: Request, subject: str, *, on_behalf: bool = False
+    ) -> AnyResponse:
+        """Answer a POST of a subject's, or `on_behalf` of it: then any preset may be asked."""
         name = request.path_params.get("preset", "default")
-        preset = self._preset(name)
+        preset = self._preset(name, on_behalf)
         at_once = accepts(request)[0]
-        if at_once and self._draining():
-            raise Unavailable("draining")
+        if at_once:
+            self._life.check_stays()
         key = idempotency_key(request)
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
@@ -77,21 +93,41 @@ class TicketEndpoints:
             request_name = asked(subject, name, made.digest)
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
-        if key:
-            created = await self._keyed(stream_id, subject, name, made)
-        elif at_once:
+        if at_once and not key:
             created = await self._begun(request, stream_id, subject, name, made)
         else:
-            created = await self._records.create(stream_id, subject, name, *made)
-        if created.digest != made.digest:
-            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
+            created = await self._created(stream_id, subject, name, made, known=bool(key))
         ticket = self._tickets.issue(stream_id, subject, created.issued)
-        url = self._stream_url(request, ticket)
+        url = self._stream_url(request.scope.get("root_path", ""), ticket)
         if at_once:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self._tickets.verify(ticket), subject)
         return issued(ticket, url, created)
+
+    async def issue(self, subject: str, name: str, data: bytes, key: str, root_path: str) -> Issued:
+        """Return the ticket of a request that the application itself makes; raises GatewayError."""
+        preset = self._preset(name, on_behalf=True)
+        checked_key(key)
+        if len(data) > self._max_body:
+            raise too_large(self._max_body)
+        body = RequestBody(data)
+        made = body.made(preset)._replace(more=_facts(preset, body))
+        stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
+        created = await self._created(stream_id, subject, name, made, known=bool(key))
+        ticket = self._tickets.issue(stream_id, subject, created.issued)
+        return Issued(ticket, self._stream_url(root_path, ticket), created.seconds_left)
+
+    async def _created(
+        self, stream_id: str, subject: str, preset: str, made: PreparedRequest, *, known: bool
+    ) -> Created:
+        """Store a request; raises Rejected where its key, if it is `known` by one, has another."""
+        if not known:
+            return await self._records.create(stream_id, subject, preset, *made)
+        created = await self._keyed(stream_id, subject, preset, made)
+        if created.digest != made.digest:
+            raise Rejected("idempotency_mismatch", "Take a new key for a new request.")
+        return created
 
     async def _keyed(
         self, stream_id: str, subject: str, preset: str, made: PreparedRequest
@@ -124,11 +160,11 @@ class TicketEndpoints:
         """Go on with the stream that a request has begun; never begin another."""
         record = await self._redemption.of_repeat(begun, digest)
         ticket = self._tickets.issue(begun, subject, record.issued)
-        url = self._stream_url(request, ticket)
+        url = self._stream_url(request.scope.get("root_path", ""), ticket)
         return await self._open_at(url, request, self._tickets.verify(ticket), subject)
 
-    def _stream_url(self, request: Request, ticket: str) -> str:
-        return self._mount.url(request.scope.get("root_path", ""), f"/stream?ticket={ticket}")
+    def _stream_url(self, root_path: str, ticket: str) -> str:
+        return self._mount.url(root_path, f"/stream?ticket={ticket}")
 
     async def _open_at(
         self, url: str, request: Request, ticket: Ticket, subject: str
@@ -142,9 +178,9 @@ class TicketEndpoints:
         answer.raw_headers.append((b"content-location", url.encode()))
         return answer
 
-    def _preset(self, name: str) -> Preset:
+    def _preset(self, name: str, on_behalf: bool) -> Preset:
         preset = self._presets.get(name)
-        if preset is None or not preset.public:
+        if preset is None or not (preset.public or on_behalf):
             raise Rejected("preset_not_found")
         return preset
 

@@ -1,0 +1,96 @@
+"""Users: what an app's server asks for one of its users, whom the URL names.
+
+A subject may have any printable character, a slash too, so the path is read as it was sent: once it
+is decoded, nobody can tell where a name ends.
+"""
+
+from collections.abc import Iterable
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.auth.base import usable
+from gateway.auth.service import ServiceTokens
+from gateway.errors import Rejected
+from gateway.runs.logout import Logout
+from gateway.web.endpoint import AnyResponse
+from gateway.web.responses import reply
+from gateway.web.tickets import TicketEndpoints
+
+
+class UserEndpoints:
+    """What is asked with a service token, whoever's page or none it comes from."""
+
+    def __init__(self, service: ServiceTokens, tickets: TicketEndpoints, logout: Logout) -> None:
+        self._service = service
+        self._tickets = tickets
+        self._logout = logout
+
+    async def create(self, request: Request) -> AnyResponse:
+        """POST /users/{subject}/tickets: as POST /tickets, on behalf of a user."""
+        return await self._tickets.answer(request, self._subject(request), on_behalf=True)
+
+    async def log_out(self, request: Request) -> AnyResponse:
+        """DELETE /users/{subject}/streams: cancel all that a user has under way."""
+        return reply({"cancelled": await self._logout.of(self._subject(request))})
+
+    def _subject(self, request: Request) -> str:
+        self._service.check(request.headers)
+        return named(request.path_params["subject"])
+
+
+def named(subject: object) -> str:
+    """Return who is named, as authenticators would; raises Rejected."""
+    known = usable(subject)
+    if known is None:
+        raise Rejected("bad_subject", "It takes 1 to 256 printable characters.")
+    return known
+
+
+class UserPaths:
+    """The URLs below `/users/`, of which `tickets` and `streams` answer theirs."""
+
+    def __init__(
+        self, prefixes: Iterable[str], tickets: ASGIApp, streams: ASGIApp, nowhere: ASGIApp
+    ) -> None:
+        self._prefixes = frozenset(prefixes)
+        self._tickets = tickets
+        self._streams = streams
+        self._nowhere = nowhere
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or say that there is no such URL."""
+        app = self._nowhere
+        match self._parts(scope):
+            case [subject, "streams"]:
+                app = self._streams
+                scope["path_params"] = {"subject": _decoded(subject)}
+            case [subject, "tickets"]:
+                app = self._tickets
+                scope["path_params"] = {"subject": _decoded(subject)}
+            case [subject, "tickets", preset] if preset:
+                app = self._tickets
+                scope["path_params"] = {"subject": _decoded(subject), "preset": _decoded(preset)}
+        await app(scope, receive, send)
+
+    def _parts(self, scope: Scope) -> list[str]:
+        """Return the parts of the path after `/users/`, as they were sent."""
+        root = scope.get("root_path", "")
+        here = {unquote(root) + each for each in self._prefixes} | self._prefixes
+        raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
+        path = raw.decode("latin-1").partition("?")[0]
+        start = path.find("/users/")
+        while start >= 0:
+            if unquote(path[:start]) in here:
+                return path[start + 7 :].split("/")
+            start = path.find("/users/", start + 1)
+        return []
+
+
+def _decoded(part: str) -> str:
+    """Return what a part of a path says, "" where it is no UTF-8: that names nobody."""
+    try:
+        return unquote(part, errors="strict")
+    except UnicodeDecodeError:
+        return ""
