@@ -32,7 +32,8 @@ REJECTED = {
     "too_many_messages": (400, "The request has too many messages"),
     "request_too_long": (400, "The request has too much text"),
     "bad_idempotency_key": (400, "The Idempotency-Key is not usable"),
-    "not_authenticated": (401, "No valid cookie"),
+    "bad_subject": (400, "The subject cannot name anybody"),
+    "not_authenticated": (401, "No valid login"),
     "foreign_origin": (403, "The page is not one of ours"),
     "not_a_stream_request": (403, "Only a page's script may open this"),
     "prefetch": (403, "Prefetching starts nothing"),
@@ -49,6 +50,7 @@ REJECTED = {
     "idempotency_mismatch": (422, "The Idempotency-Key was used for another body"),
     "head_too_large": (431, "The URL and headers are too large"),
     "internal": (500, "The gateway made a mistake"),
+    "not_started": (503, "The gateway's lifespan does not run"),
 }
 
 UNAVAILABLE = {

@@ -1,6 +1,7 @@
 """Endpoint: one URL's methods, who may ask, and the one place where errors become answers."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,6 +13,7 @@ from gateway.auth.chain import Chain
 from gateway.errors import Rejected, Unavailable
 from gateway.telemetry.base import Telemetry
 from gateway.web.event_stream import EventStream
+from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
 from gateway.web.requests import accepts, cookies_of
@@ -23,7 +25,9 @@ AnyResponse = Response | LongReply | EventStream
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _COOKIE = "gateway.cookie"  # In a request's scope: what is to be set in its answer.
-_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept"
+_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept, Authorization"
+_OF_SDKS = re.compile(r"x-stainless-[a-z0-9-]{1,40}", re.IGNORECASE)  # They tell of themselves.
+_MOST_HEADERS = 32  # Of those that one preflight may have.
 
 
 class Guards:
@@ -65,13 +69,13 @@ class Methods:
         self,
         origins: Origins,
         retry: Retry,
-        draining: Callable[[], bool],
+        life: Life,
         telemetry: Telemetry,
         **calls: Call,
     ) -> None:
         self._origins = origins
         self._retry = retry
-        self._draining = draining
+        self._life = life
         self._telemetry = telemetry
         self._calls = calls
 
@@ -99,7 +103,7 @@ class Methods:
         answer.raw_headers += self._origins.cors(request.headers)
         if cookie := request.scope.get(_COOKIE):
             answer.raw_headers.append((b"set-cookie", cookie.encode("latin-1")))
-        if self._draining():
+        if self._life.draining:
             answer.raw_headers.append((b"connection", b"close"))
         return answer
 
@@ -108,6 +112,7 @@ class Methods:
         return rejected(error)
 
     async def _dispatch(self, request: Request) -> AnyResponse:
+        self._life.check()
         if request.method == "OPTIONS":
             return self._preflight(request)
         call = self._calls.get(request.method)
@@ -121,7 +126,15 @@ class Methods:
         headers = {
             "Allow": ", ".join(self._calls),
             "Access-Control-Allow-Methods": ", ".join(self._calls),
-            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Allow-Headers": ", ".join([_ALLOWED_HEADERS, *_of_sdks(request)]),
             "Access-Control-Max-Age": "600",
+            "Vary": "Access-Control-Request-Headers",
         }
         return Response(None, 204, headers)
+
+
+def _of_sdks(request: Request) -> list[str]:
+    """Return the headers of SDKs that a page is about to send: which, each version has its own."""
+    asked = request.headers.get("access-control-request-headers", "")
+    names = {each.strip().lower(): None for each in asked.split(",")}
+    return [name for name in names if _OF_SDKS.fullmatch(name)][:_MOST_HEADERS]

@@ -4,7 +4,9 @@ A proxy may put it under a path, which it strips before it passes a request on, 
 application may have it under a path of its own (`root_path`). The URLs told to callers carry both.
 """
 
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from starlette.types import Scope
 
 
 class Mount:
@@ -20,7 +22,9 @@ class Mount:
         if self._whole:
             return self._public + path
         root = quote(root_path.rstrip("/"))
-        if not f"{root}/".startswith(f"{self._prefix}/"):  # Some servers are told of the proxy's.
+        if self._prefix.endswith(root):  # It says where an application has it, too.
+            root = self._prefix
+        elif not f"{root}/".startswith(f"{self._prefix}/"):  # Some servers are told of the proxy's.
             root = self._prefix + root
         return self._public + root + path
 
@@ -31,3 +35,18 @@ class Mount:
     def paths(self, path: str) -> list[str]:
         """Return the paths that a request for one of ours comes with."""
         return [path, self._prefix + path] if self._prefix else [path]
+
+
+def placed(scope: Scope) -> Scope:
+    """Return a request's scope with the path of an application that took it away and told nobody.
+
+    Litestar does so, and ends every path with a slash. What was sent still shows both.
+    """
+    raw: bytes = scope.get("raw_path") or b""
+    sent, path = unquote(raw.decode("latin-1").partition("?")[0]), scope["path"]
+    rest = path if sent.endswith("/") else path.rstrip("/")
+    if sent == path or not rest or not sent.endswith(rest):
+        return scope
+    above, root = sent[: -len(rest)], scope.get("root_path", "")
+    root = above if above.startswith(root) else root + above
+    return {**scope, "root_path": root, "path": root + rest}

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gateway.auth.chain import Chain
+from gateway.auth.service import ServiceTokens
 from gateway.auth.tickets import Tickets
 from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
@@ -21,11 +22,13 @@ from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.web.endpoint import Call, Guards, Methods
 from gateway.web.health import HealthEndpoints
+from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
 from gateway.web.responses import Retry
 from gateway.web.streams import StreamEndpoints
 from gateway.web.tickets import TicketEndpoints
+from gateway.web.users import UserEndpoints, UserPaths
 
 
 class Routes:
@@ -45,7 +48,7 @@ class Routes:
         self._origins = Origins(settings.allowed_origins, settings.public_url)
         self._retry = Retry(lambda: presets.shortest_grace)
         self._mount = Mount(settings.public_url, settings.prefix)
-        self._draining = lambda: supervisor.draining
+        self.life = Life(supervisor)
         self._telemetry = telemetry
         guards = Guards(self._origins, chain, self._mount)
         redemption, cancellation = supervisor.redemption, supervisor.cancellation
@@ -53,15 +56,17 @@ class Routes:
         self._streams = StreamEndpoints(
             presets, guards, tickets, redemption, cancellation, snapshots, fanout
         )
-        self._tickets = TicketEndpoints(
-            presets, guards, tickets, records, redemption, self._streams, self._draining
+        self.tickets = TicketEndpoints(
+            presets, guards, tickets, records, redemption, self._streams, self.life
         )
-        self._health = HealthEndpoints(records, self._draining)
+        service = ServiceTokens([each.get_secret_value() for each in settings.service_tokens])
+        self._users = UserEndpoints(service, self.tickets, supervisor.logout)
+        self._health = HealthEndpoints(records, self.life)
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
         own = {
-            "/tickets": self._methods(POST=self._tickets.create),
+            "/tickets": self._methods(POST=self.tickets.create),
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
             "/completion": self._methods(GET=self._streams.completion),
@@ -73,9 +78,18 @@ class Routes:
     def all(self) -> list[BaseRoute]:
         """Return every URL."""
         exact = [Route(path, methods) for path, methods in self.exact().items()]
-        named = self._methods(POST=self._tickets.create)
-        paths = self._mount.paths("/tickets/{preset}")
-        return [*exact, *(Route(path, named) for path in paths)]
+        named = self._methods(POST=self.tickets.create)
+        users = UserPaths(
+            self._mount.paths(""),
+            self._methods(POST=self._users.create),
+            self._methods(DELETE=self._users.log_out),
+            self.fallback(),
+        )
+        return [
+            *exact,
+            *(Route(path, named) for path in self._mount.paths("/tickets/{preset}")),
+            *(Route(path, users) for path in self._mount.paths("/users/{rest:path}")),
+        ]
 
     def fallback(self) -> ASGIApp:
         """Return the answer to every other URL."""
@@ -87,4 +101,4 @@ class Routes:
         return self._methods(**dict.fromkeys(methods, nowhere))
 
     def _methods(self, **calls: Call) -> ASGIApp:
-        return Methods(self._origins, self._retry, self._draining, self._telemetry, **calls)
+        return Methods(self._origins, self._retry, self.life, self._telemetry, **calls)

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount as Mounted
 
 from gateway.app import Gateway
-from gateway.web.mount import Mount
+from gateway.web.mount import Mount, placed
 from tests.support import ask, client, cookie, process, running, scripted, served, settings, whole
 
 PATH = "/stream?ticket=t"
@@ -23,6 +23,8 @@ PATH = "/stream?ticket=t"
         ("", "/llm", "/app", "/llm/app/stream?ticket=t"),
         ("", "/llm", "/llm", "/llm/stream?ticket=t"),
         ("", "/llm", "/llm/app", "/llm/app/stream?ticket=t"),
+        ("", "/outer/llm", "/llm", "/outer/llm/stream?ticket=t"),
+        ("", "/outer/llm", "/lm", "/outer/llm/lm/stream?ticket=t"),
         ("", "/llm", "/llmx", "/llm/llmx/stream?ticket=t"),
         ("", "", "/a b\r\nX: y", "/a%20b%0D%0AX%3A%20y/stream?ticket=t"),
         ("https://a.example", "", "", "https://a.example/stream?ticket=t"),
@@ -94,6 +96,30 @@ async def test_an_application_may_have_it_under_a_path_of_its_own(prefix: str) -
         assert url.startswith(f"{prefix}/llm/stream?ticket=")
         got = await http.get(url.removeprefix(prefix), headers={**ALICE, **STREAM})
         assert b"event: end" in got.content
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "root", "is_path", "is_root"),
+    [
+        ("/tickets", "/tickets", "", "/tickets", ""),
+        ("/llm/tickets", "/llm/tickets", "/llm", "/llm/tickets", "/llm"),
+        ("/llm/tickets?a=/tickets", "/tickets/", "", "/llm/tickets", "/llm"),
+        ("/llm/tickets", "/tickets/", "", "/llm/tickets", "/llm"),
+        ("/llm/tickets/", "/tickets/", "", "/llm/tickets/", "/llm"),
+        ("/proxy/llm/tickets", "/tickets/", "/proxy", "/proxy/llm/tickets", "/proxy/llm"),
+        ("/llm/tickets", "/tickets/", "/proxy", "/proxy/llm/tickets", "/proxy/llm"),
+        ("/tickets", "/tickets/", "", "/tickets", ""),
+        ("/llm/users/a%2Fb/tickets", "/users/a/b/tickets/", "", "/llm/users/a/b/tickets", "/llm"),
+        ("/other", "/tickets", "/x", "/tickets", "/x"),
+        ("/llm", "/", "", "/", ""),
+        ("", "/tickets", "", "/tickets", ""),
+    ],
+)
+def test_a_path_that_an_application_took_away_is_found_again(
+    raw: str, path: str, root: str, is_path: str, is_root: str
+) -> None:
+    scope = placed({"path": path, "raw_path": raw.encode(), "root_path": root})
+    assert (scope["path"], scope["root_path"]) == (is_path, is_root)
 
 
 @pytest.mark.parametrize(

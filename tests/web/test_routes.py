@@ -609,6 +609,7 @@ async def test_a_reconnect_while_another_replicas_log_ends_is_neither_refused_no
 async def late_replica(redis_url: str) -> AsyncIterator[Served]:
     """A replica that hears nothing by itself: its loops do not run."""
     late = Gateway(settings(redis_url=redis_url))
+    late.supervisor.started = True
     app = Router(late.routes.all(), default=late.routes.fallback())
     async with served(app) as url, client(url) as http:
         yield Served(late, url, http)
@@ -666,6 +667,29 @@ async def test_a_preflight_of_a_page_of_ours_names_methods_and_headers() -> None
             assert method in answer.headers["access-control-allow-methods"]
             for name in ("content-type", "idempotency-key", "last-event-id"):
                 assert name in answer.headers["access-control-allow-headers"].lower()
+
+
+async def test_a_preflight_lets_a_login_and_the_headers_of_sdks_pass_and_no_others() -> None:
+    sdk = [f"x-stainless-{name}" for name in ("lang", "package-version", "retry-count")]
+    asked = ", ".join([*sdk, "authorization", "x-other", "x-stainless-", "x-stainless-a b"])
+    sent = {
+        "Origin": LISTED,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": asked.replace("x-stainless-lang", "X-Stainless-Lang"),
+    }
+    async with running(allowed_origins=LISTED) as gate:
+        answer = await gate.http.options("/tickets", headers=sent)
+        foreign = await gate.http.options("/tickets", headers={**sent, "Origin": "https://x.net"})
+        crowd = ",".join(f"x-stainless-{number}" for number in range(1000))
+        many = await gate.http.options(
+            "/tickets", headers={**sent, "Access-Control-Request-Headers": crowd}
+        )
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {*sdk, "authorization"} <= {*allowed}
+    assert not {"x-other", "x-stainless-", "x-stainless-a b"} & {*allowed}
+    assert {*answer.headers.get_list("vary")} == {"Access-Control-Request-Headers", "Origin"}
+    assert foreign.status_code == 403
+    assert len(many.headers["access-control-allow-headers"]) < 2000
 
 
 async def test_a_page_behind_tls_that_ends_at_a_proxy_is_ours() -> None:
