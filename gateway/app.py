@@ -1,13 +1,15 @@
 """The application: builds every part from the settings, starts and stops them. Decides nothing."""
 
+import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.auth.loading import authenticators
+from gateway.auth.loading import authenticators, given
 from gateway.auth.tickets import Tickets
 from gateway.config import settings as settings_
 from gateway.config.preset_book import PresetBook
@@ -20,11 +22,15 @@ from gateway.runs.intake import RunLimits
 from gateway.runs.records import Records
 from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
+from gateway.serve.signals import heard
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
+from gateway.web.mount import placed
 from gateway.web.routes import Routes
+from gateway.web.tickets import Issued
+from gateway.web.users import named
 
 logger = logging.getLogger("gateway")
 
@@ -41,18 +47,54 @@ class Front:
         return self._exact.get(scope.get("path", ""), self._app)(scope, receive, send)
 
 
+class Application:
+    """What an application mounts, or a server runs: it stays, its parts live for one lifespan."""
+
+    def __init__(self, router: Callable[[], ASGIApp]) -> None:
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope["type"] == "http":
+            scope = placed(scope)
+        await self._router()(scope, receive, send)
+
+
+Subject = str | int | None
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
+Authenticate = Callable[[Mapping[str, str], Mapping[str, str]], Subject | Awaitable[Subject]]
+
+
 class Gateway:
-    """One replica: `app` is the ASGI application, whose lifespan is `running`."""
+    """One replica: `app` is the ASGI application, which answers while `lifespan` runs.
+
+    `authenticate` gets a request's headers and cookies and returns its subject, None for nobody; it
+    takes the place of what the settings say.
+    """
 
     def __init__(
         self,
         settings: Settings,
         upstream: Upstream | None = None,
         telemetry: Telemetry = NO_TELEMETRY,
+        *,
+        authenticate: Authenticate | None = None,
     ) -> None:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
         self.settings = settings
+        self._given = upstream
+        self._telemetry = telemetry
+        self._authenticate = authenticate
+        # Else nobody asks it to find all of a user's streams.
+        self._logs_out = bool(settings.service_tokens or authenticate)
+        self._path = ""  # Where an application has it, as far as that can be seen.
+        self._assemble()
+        self.app = Application(lambda: self._router)
+
+    def _assemble(self) -> None:
+        """Make the parts, which live as long as one lifespan does."""
+        settings, telemetry = self.settings, self._telemetry
         self.presets = PresetBook(settings)
         self.tickets = Tickets([secret.get_secret_value() for secret in settings.secrets])
         self.store = RedisClient(settings.redis_url)
@@ -69,6 +111,7 @@ class Gateway:
                 settings.subject_streams,
                 settings.subject_viewers,
                 settings.store_share,
+                self._logs_out,
             ),
         )
         self.fanout = Fanout(
@@ -80,7 +123,7 @@ class Gateway:
             replay_bytes=settings.replay_bytes,
             telemetry=telemetry,
         )
-        self.upstream = upstream or Upstream()
+        self.upstream = self._given or Upstream()
         self.supervisor = RunSupervisor(
             self.records,
             Heartbeat(self.store, self.name, settings.lease),
@@ -91,7 +134,8 @@ class Gateway:
             self._sweep_interval,
             telemetry=telemetry,
         )
-        self.authenticators = authenticators(settings)
+        ask = self._authenticate
+        self.authenticators = given(ask) if ask else authenticators(settings)
         self.routes = Routes(
             self.presets,
             self.tickets,
@@ -101,7 +145,7 @@ class Gateway:
             self.authenticators,
             telemetry,
         )
-        self.app = self.with_routes([])
+        self._router = self.with_routes([])
 
     def _sweep_interval(self) -> float:
         """Return a quarter of the shortest time that the sweep has to keep, within bounds."""
@@ -111,16 +155,16 @@ class Gateway:
 
     def with_routes(self, more: Sequence[BaseRoute]) -> Router:
         """Return the application with further URLs."""
-        return Router(
-            [*self.routes.all(), *more],
-            default=self.routes.fallback(),
-            redirect_slashes=False,
-            lifespan=self._lifespan,
-        )
+        return self._joined(more, self.lifespan)
 
     def served(self, *more: BaseRoute) -> ASGIApp:
-        """Return the same for a server that asks for nothing else of it."""
-        return Front(self.with_routes(more), self.routes.exact())
+        """Return the same for our own server, which drains before it ends the lifespan."""
+        return Front(self._joined(more, lambda _: self.running()), self.routes.exact())
+
+    def _joined(self, more: Sequence[BaseRoute], lifespan: Lifespan) -> Router:
+        urls = [*self.routes.all(), *more]
+        nowhere = self.routes.fallback()
+        return Router(urls, default=nowhere, redirect_slashes=False, lifespan=lifespan)
 
     def cut(self, ticket: str) -> int:
         """Cut off the viewers of a ticket's stream, as a bad line would; return how many.
@@ -130,32 +174,81 @@ class Gateway:
         tail = self.fanout.get(self.tickets.verify(ticket).stream_id)
         return tail.drop() if tail else 0
 
+    async def ticket(
+        self,
+        subject: str | int,
+        body: Mapping[str, Any],
+        preset: str = "default",
+        *,
+        idempotency_key: str = "",
+    ) -> Issued:
+        """Store a completion request on behalf of a user, and return the ticket of its stream.
+
+        It does what `POST /users/{subject}/tickets` does. Raises Rejected and Unavailable, whose
+        `code` is the URL's; its `stream_url` has the path that `lifespan` or the settings tell.
+        """
+        self.routes.life.check()
+        data = json.dumps(body).encode()
+        issue = self.routes.tickets.issue
+        return await issue(named(subject), preset, data, idempotency_key, self._path)
+
+    async def log_out(self, subject: str | int) -> int:
+        """Cancel all streams of a user on all replicas, and return how many; raises Unavailable."""
+        self.routes.life.check()
+        if not self.records.limits.counted:
+            raise SettingsError("GATEWAY_SUBJECT_BYTES: 0, so no user's streams are known")
+        return await self.supervisor.logout.of(named(subject))
+
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""
         logger.info("draining %d run(s)", len(self.supervisor.active))
         await self.supervisor.drain(self.settings.drain)
 
     @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Run the replica in an application, whose lifespan runs this in its own.
+
+        Its end drains the runs; viewers are sent away as soon as the process is told to end.
+        """
+        self._path = path_in(app, self.app)
+        async with self.running():
+            with heard(self.supervisor.send_away):
+                yield
+
+    @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the replica; at the end runs are drained, unless the server has done so before."""
-        self.supervisor.start()
+        if self.supervisor.started:
+            if not self.supervisor.stopped:
+                raise RuntimeError("the gateway runs already: two lifespans have it")
+            self._assemble()
+        supervisor = self.supervisor
+        supervisor.start()
         try:
             yield
         finally:
-            if not self.supervisor.draining:
-                await self.supervisor.drain(self.settings.drain)
-            await self.supervisor.stop()
+            if not supervisor.drained:
+                await supervisor.drain(self.settings.drain)
+            await supervisor.stop()
             await self.fanout.stop()
             await self.authenticators.close()
             await self.upstream.close()
             await self.store.close()
 
-    @asynccontextmanager
-    async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        async with self.running():
-            yield
+
+def path_in(app: object, ours: ASGIApp) -> str:
+    """Return the path under which an application has ours mounted, "" if it does not show it."""
+    for route in getattr(app, "routes", None) or ():
+        handler = getattr(route, "route_handler", None)  # Litestar's.
+        inner = getattr(handler, "fn", getattr(route, "app", None))
+        path = str(getattr(route, "path", ""))
+        if inner is ours:
+            return path
+        if found := path_in(inner, ours):
+            return path + found
+    return ""
 
 
-def create() -> Router:
+def create() -> ASGIApp:
     """Return the application for another server: `uvicorn --factory gateway.app:create`."""
     return Gateway(settings_.load({})).app
