@@ -75,6 +75,22 @@ async def test_the_app_names_its_user() -> None:
         assert (await found(by, "sid=nobody")).reason == "bad_cookie"
 
 
+@pytest.mark.parametrize("name", ["voilà", "Å"])
+async def test_a_name_may_end_in_any_letter(name: str) -> None:
+    async with app() as (at, by):
+        at.headers = [(b"x-user", name.encode())]
+        assert (await found(by, "sid=s1")).subject == name
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\0", "\x1f"])
+async def test_no_cookie_becomes_another_header_of_the_question(end: str) -> None:
+    """A server that an app runs us in may let it pass, as h2 before 4.3 did."""
+    async with app() as (at, by):
+        finding = await found(by, f"a=1{end}x-user: root; sid=s1")
+        assert (finding.subject, finding.reason) == (None, "bad_cookie")
+        assert at.seen == []
+
+
 async def test_cookies_go_to_the_app_as_they_came_and_nothing_else_does() -> None:
     async with app() as (at, by):
         line = 'sid=s1; a="b c"; \xe4=\xf6; empty='
