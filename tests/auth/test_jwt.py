@@ -413,6 +413,7 @@ ODD: list[Any] = [
     *(jwk(n=7), jwk(n="!"), jwk(n=None), jwk(e=[]), jwk(kty="EC"), jwk(kty={}), jwk(alg="HS256")),
     *(jwk(use="enc"), jwk(alg=7), jwk(d="AQAB"), jwk(use=[])),
     {"kty": "EC", "crv": "P-0", "x": "a", "y": "b"},
+    *(jwk(alg="none"), {"kty": "OKP", "crv": "X25519", "x": "AAAA", "alg": "none"}),
 ]
 
 
