@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -438,6 +439,16 @@ async def test_a_key_of_a_set_is_for_its_own_algorithm_alone() -> None:
     by = reader(StaticKeys(keys))
     assert await said(by, token(RSA, "PS256", "a")) == "alice"
     assert await said(by, token(RSA, "RS256", "a")) is None
+
+
+async def test_a_request_verifies_no_more_than_so_many_tokens() -> None:
+    """Each costs up to a millisecond of the loop, and a head has room for hundreds."""
+    many = [token(n=number) for number in range(9)]
+    assert await said(by_secret(), *many[:8]) == "alice"
+    finding = await found(by_secret(), *many)
+    assert (finding.subject, finding.reason, finding.sure) == (None, "bad_cookie", True)
+    lines = [(b"authorization", f"Bearer {each}".encode()) for each in many]
+    assert (await by_secret().find(Caller(Headers(raw=lines), {}))).sure
 
 
 # An issuer
