@@ -37,6 +37,9 @@ class Keys(Protocol):
         Raises Unavailable if that cannot be known now.
         """
 
+    async def renew(self) -> None:
+        """Look whether they are still those of the issuer, if it is time."""
+
 
 class Rules(NamedTuple):
     """What a token has to be."""
@@ -94,6 +97,8 @@ class JsonWebToken:
         return Finding(None, "no_cookie", f"no bearer, no cookie {where}", shown(caller.cookies))
 
     async def _found(self, token: str) -> Finding:
+        if token in self._good:  # Else nobody asks for the keys while the same tokens come.
+            await self._keys.renew()
         if self._generation != self._keys.generation:
             self._generation = self._keys.generation
             self._good.clear()

@@ -531,6 +531,42 @@ async def test_keys_are_asked_for_again_after_a_while_and_nobody_waits_for_it() 
         at.go.set()
 
 
+async def test_a_token_that_comes_again_and_again_does_not_outlive_its_key() -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        for _ in range(3):
+            assert await said(by, old) == "alice"
+        at.body = key_set(b=OTHER_RSA)
+        at.now += 601
+        assert await said(by, old) == "alice"
+        await until(lambda: at.asked == 2)
+        await until(lambda: by._keys.generation == 2)
+        assert await said(by, old) is None
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_after_hours_without_anybody_a_key_that_is_gone_verifies_nothing(seen: bool) -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        for _ in range(3):
+            assert await said(by, old) == "alice"
+        at.body = key_set(b=OTHER_RSA)
+        at.now += 3601
+        tokens = [old if seen else token(RSA, "RS256", "a", n=number) for number in range(3)]
+        assert await asyncio.gather(*(said(by, each) for each in tokens)) == [None] * 3
+
+
+async def test_after_hours_old_keys_count_if_the_issuer_is_away() -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        assert await said(by, old) == "alice"
+        at.status, at.now = 500, at.now + 3601
+        assert await said(by, old) == "alice"
+        at.go.clear()
+        at.now += 3601
+        assert await said(by, old) == "alice"  # And nobody waits again.
+
+
 BROKEN: dict[str, tuple[int, bytes]] = {
     "an error": (500, key_set(a=RSA)),
     "a redirect": (302, b""),
