@@ -21,6 +21,8 @@ _THREADS = 32
 _WAITING = 1024  # Callers that wait for a thread.
 _QUIET = 60.0  # Seconds in which the same fault of a callable is not told again.
 
+_TOLD = 300  # Characters of an error.
+_LAST = re.compile(r"[^\s;,=\"']+\Z")
 _CREDENTIAL = re.compile(r"[^\s;,=\"']{6,}")
 
 logger = logging.getLogger("gateway.auth.custom")
@@ -61,7 +63,7 @@ class Custom:
             raise Unavailable("auth_unavailable", reason=type(error).__name__) from error
         except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
             self._tell(error, headers)
-            return Finding(None, "bad_cookie", f"it raises {type(error).__name__}")
+            return Finding(None, "bad_cookie", f"it raises {type(error).__name__}", sure=True)
         if said is None:
             return Finding(None, "bad_cookie", "it names nobody", shown(cookies))
         return known(said, f"it says a {type(said).__name__} that can name nobody")
@@ -76,11 +78,16 @@ class Custom:
         if now - self._told.get(where, -_QUIET) < _QUIET:
             return
         self._told[where] = now
-        words = str(error)[:300]
+        words = _cut(str(error))
         for given in _CREDENTIAL.findall(" ".join(_credentials(headers))):
             words = words.replace(given, "***")  # A ValueError shows what it was given.
         what = f"{self.name}: {type(error).__name__} at {where}: {words}"
         logger.error("GATEWAY_AUTH %s", with_cause(what, None))
+
+
+def _cut(words: str) -> str:
+    """Return the beginning, without a last word that is not whole: it may be half a credential."""
+    return words if len(words) <= _TOLD else _LAST.sub("…", words[:_TOLD])
 
 
 def _credentials(headers: Mapping[str, str]) -> list[str]:
