@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -44,8 +43,7 @@ class Custom:
         headers, cookies = caller.headers, caller.cookies
         said = [await self._ask(headers, cookies)]
         if isinstance(cookies, Cookies):
-            others = islice(cookies.others(), _OTHERS)
-            said += [await self._ask(headers, each) for each in others]
+            said += [await self._ask(headers, each) for each in cookies.others(_OTHERS)]
         finding = agreed(said)
         if finding.reason == "bad_cookie" and not (cookies or lines_of(headers, "authorization")):
             return Finding(why="the request has no cookie, and it names nobody without")

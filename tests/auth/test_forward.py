@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.auth.base import Caller, Finding
-from gateway.auth.cookies import Cookies
+from gateway.auth.cookies import Cookies, Crowded
 from gateway.auth.forward import Forward
 from gateway.auth.loading import authenticators
 from gateway.errors import SettingsError, Unavailable
@@ -271,9 +271,12 @@ async def test_two_of_two_users_are_refused_for_sure() -> None:
         assert (finding.reason, finding.sure) == ("bad_cookie", True)
 
 
-async def test_many_of_a_name_are_few_questions() -> None:
+async def test_many_of_a_name_are_few_questions_and_too_many_none() -> None:
     async with app() as (at, by):
-        await found(by, "; ".join(f"sid={number}" for number in range(50)))
+        await found(by, "; ".join(f"sid={number}" for number in range(4)))
+        assert len(at.seen) == 4
+        with pytest.raises(Crowded):
+            await found(by, "; ".join(f"sid={number}" for number in range(5)))
         assert len(at.seen) == 4
 
 
