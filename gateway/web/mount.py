@@ -6,6 +6,8 @@ application may have it under a path of its own (`root_path`). The URLs told to 
 
 from urllib.parse import quote, urlsplit
 
+_PLAIN = "/%~!$&'()*+,=:@"  # What a path may have as it is (RFC 3986 §3.3), but for ";".
+
 
 class Mount:
     """The public URL and the path of a proxy, "" where there is none."""
@@ -26,7 +28,8 @@ class Mount:
 
     def cookie_path(self, root_path: str) -> str:
         """Return where browsers are to send a cookie of ours to, and nowhere else."""
-        return urlsplit(self.url(root_path, "/")).path.rstrip("/") or "/"
+        path = urlsplit(self.url(root_path, "/")).path.rstrip("/") or "/"
+        return quote(path, safe=_PLAIN)  # As browsers ask for it; a ";" would begin an attribute.
 
     def paths(self, path: str) -> list[str]:
         """Return the paths that a request for one of ours comes with."""
