@@ -56,7 +56,7 @@ class Authenticator(Protocol):
 def usable(subject: Any) -> str | None:
     """Return a subject as a string, None if it cannot name anybody."""
     if isinstance(subject, int) and not isinstance(subject, bool):
-        subject = str(subject)
+        subject = str(subject) if subject.bit_length() < 4 * _LONGEST else None
     if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST:
         return None
     return subject if subject.isprintable() else None

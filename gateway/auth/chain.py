@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
 from gateway.auth.base import REASONS, Authenticator, Caller, Finding
+from gateway.auth.cookies import Crowded
 from gateway.errors import one_line
 
 _QUIET = 60.0  # Seconds in which the same is not told again.
@@ -37,7 +38,10 @@ class Chain:
         """
         found: list[Finding] = []
         for authenticator in self.each:
-            finding = await authenticator.find(caller)
+            try:
+                finding = await authenticator.find(caller)
+            except Crowded as error:
+                finding = Finding(None, "bad_cookie", str(error), sure=True)
             if finding.subject is not None:
                 return finding
             found.append(finding)

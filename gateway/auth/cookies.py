@@ -8,11 +8,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
+from gateway.errors import GatewayError
+
 _MOST = 1 << 16  # Characters that are looked at: no server that we know lets more through.
 _PARTS = 1024  # Browsers keep fewer than 200 for one site.
 _VALUES = 16  # Different ones of one name that are looked at.
 
 _ESCAPED = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))", re.DOTALL)
+
+
+class Crowded(GatewayError):
+    """A cookie has more values than are looked at, and one of the others may name another user."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the cookie {name[:40]} is there too often")
 
 
 class Cookies(Mapping[str, str]):
@@ -35,22 +44,24 @@ class Cookies(Mapping[str, str]):
         return found
 
     def values_of(self, name: str) -> list[str]:
-        """Return the different values of a name in their order, the last of too many."""
-        return [_plain(each) for each in self._raw.get(name, ())[-_VALUES:]]
+        """Return the different values of a name in their order; raises Crowded."""
+        return [_plain(each) for each in self._few(name, _VALUES)]
 
-    def others(self) -> Iterator["Cookies"]:
-        """Yield these again with the other values of what was asked for and is there twice."""
-        for chosen in range(-2, -_VALUES - 1, -1):
-            if not any(len(self.values_of(name)) >= -chosen for name in self._doubled):
-                return
+    def others(self, most: int) -> Iterator["Cookies"]:
+        """Yield these again with the other values of what was asked for and is there twice.
+
+        Raises Crowded where that takes more than `most` times.
+        """
+        turns = max((len(self._few(name, most + 1)) for name in self._doubled), default=0)
+        for chosen in range(-2, -turns - 1, -1):
             other = Cookies([self._text])
             other._chosen = chosen
             yield other
 
     def lines(self, most: int) -> list[str]:
-        """Return these as a request may have them; `most` times at most, with one value of each
-        name in each, if one is there twice."""
-        turns = min(most, max(map(len, self._raw.values()), default=0))
+        """Return these as a request may have them; with one value of each name in each, if one is
+        there twice. Raises Crowded where that takes more than `most` times."""
+        turns = max((len(self._few(name, most)) for name in self._raw), default=0)
         if turns < 2:
             return [self._text] if self._raw else []
         return [
@@ -62,8 +73,14 @@ class Cookies(Mapping[str, str]):
             for turn in range(1, turns + 1)
         ]
 
+    def _few(self, name: str, most: int) -> Sequence[str]:
+        values = self._raw.get(name, ())
+        if len(values) > most:
+            raise Crowded(name)
+        return values
+
     def __getitem__(self, name: str) -> str:
-        """Return a cookie's value; raises KeyError."""
+        """Return a cookie's value; raises KeyError, Crowded."""
         values = self.values_of(name)
         if not values:
             raise KeyError(name)
@@ -81,7 +98,7 @@ class Cookies(Mapping[str, str]):
 
 
 def values_of(cookies: Mapping[str, str], name: str) -> Sequence[str]:
-    """Return all values of a name, also of a mapping that knows only one."""
+    """Return all values of a name, also of a mapping that knows only one; raises Crowded."""
     if isinstance(cookies, Cookies):
         return cookies.values_of(name)
     return [cookies[name]] if name in cookies else []

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -21,6 +20,8 @@ _THREADS = 32
 _WAITING = 1024  # Callers that wait for a thread.
 _QUIET = 60.0  # Seconds in which the same fault of a callable is not told again.
 
+_TOLD = 300  # Characters of an error.
+_LAST = re.compile(r"[^\s;,=\"']+\Z")
 _CREDENTIAL = re.compile(r"[^\s;,=\"']{6,}")
 
 logger = logging.getLogger("gateway.auth.custom")
@@ -42,8 +43,7 @@ class Custom:
         headers, cookies = caller.headers, caller.cookies
         said = [await self._ask(headers, cookies)]
         if isinstance(cookies, Cookies):
-            others = islice(cookies.others(), _OTHERS)
-            said += [await self._ask(headers, each) for each in others]
+            said += [await self._ask(headers, each) for each in cookies.others(_OTHERS)]
         finding = agreed(said)
         if finding.reason == "bad_cookie" and not (cookies or lines_of(headers, "authorization")):
             return Finding(why="the request has no cookie, and it names nobody without")
@@ -61,7 +61,7 @@ class Custom:
             raise Unavailable("auth_unavailable", reason=type(error).__name__) from error
         except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
             self._tell(error, headers)
-            return Finding(None, "bad_cookie", f"it raises {type(error).__name__}")
+            return Finding(None, "bad_cookie", f"it raises {type(error).__name__}", sure=True)
         if said is None:
             return Finding(None, "bad_cookie", "it names nobody", shown(cookies))
         return known(said, f"it says a {type(said).__name__} that can name nobody")
@@ -76,11 +76,16 @@ class Custom:
         if now - self._told.get(where, -_QUIET) < _QUIET:
             return
         self._told[where] = now
-        words = str(error)[:300]
+        words = _cut(str(error))
         for given in _CREDENTIAL.findall(" ".join(_credentials(headers))):
             words = words.replace(given, "***")  # A ValueError shows what it was given.
         what = f"{self.name}: {type(error).__name__} at {where}: {words}"
         logger.error("GATEWAY_AUTH %s", with_cause(what, None))
+
+
+def _cut(words: str) -> str:
+    """Return the beginning, without a last word that is not whole: it may be half a credential."""
+    return words if len(words) <= _TOLD else _LAST.sub("…", words[:_TOLD])
 
 
 def _credentials(headers: Mapping[str, str]) -> list[str]:

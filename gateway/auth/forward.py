@@ -5,6 +5,7 @@ is, as whoever logs in then comes back at once. Cookies are kept as digests only
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from time import monotonic
@@ -19,6 +20,7 @@ from gateway.upstream.lookup import Answer, Lookup, NoAnswer
 _OTHERS = 4  # Questions of a request where cookies are there twice: each is one to the app.
 _KEPT = 10_000  # Users whose yes is kept.
 _OPEN = 256  # Questions that are open: the app is not to fall by what strangers send us.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY = 16 * 1024  # Bytes of an answer's body that are read, and thrown away.
 
 
@@ -59,6 +61,8 @@ class Forward:
         lines = _lines(caller.cookies)
         if not lines:
             return Finding(None, "no_cookie", "the request has no cookie")
+        if any(_CONTROL.search(line) for line in lines):  # Another header of the question, else.
+            return Finding(None, "bad_cookie", "its cookies have control characters", sure=True)
         return agreed([await self._known(line) for line in lines])
 
     async def _known(self, line: str) -> Finding:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from gateway.auth.base import Caller, Finding, known, lines_of
 
 _PEERS = 1024  # Addresses that were looked at.
+_BLANKS = " \t"  # And no others: the last byte of "à" is a space too, as a character.
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
@@ -26,7 +27,8 @@ class Header:
 
     async def find(self, caller: Caller) -> Finding:
         """Return whom the header names; one that a caller has sent is a forgery."""
-        lines = [line for each in lines_of(caller.headers, self._header) if (line := each.strip())]
+        lines = [each.strip(_BLANKS) for each in lines_of(caller.headers, self._header)]
+        lines = [each for each in lines if each]
         if not lines:
             return Finding(None, "no_cookie", f"the request has no header {self._header}")
         if not self._trusts(caller.peer):

@@ -19,6 +19,7 @@ from gateway.upstream.lookup import Lookup, NoAnswer
 _TIMEOUT = 5.0  # Seconds for an answer.
 _LARGEST = 256 * 1024  # Bytes of an answer.
 _FRESH = 600.0  # Seconds after which they are asked for again.
+_OLD = 3600.0  # And after which nothing is verified before the answer, if there is one.
 _APART = 60.0  # Seconds between two questions, if there are keys.
 _SOON = 1.0  # And if there are none.
 
@@ -36,6 +37,9 @@ class StaticKeys:
         """Return the keys that a token with this `kid` may be signed with."""
         return chosen(self._keys, kid) or self._keys
 
+    async def renew(self) -> None:
+        """Leave them as they are."""
+
 
 class Jwks:
     """The keys of one URL."""
@@ -46,6 +50,7 @@ class Jwks:
         self._now = now
         self._keys: Sequence[Key] = ()
         self._asked_at: float | None = None
+        self._had_at = 0.0
         self._away = ""  # Why the last question had no answer.
         self._asking: asyncio.Task[None] | None = None
         self.generation = 0  # Grows where keys have changed: what they verified counts no more.
@@ -55,10 +60,9 @@ class Jwks:
 
         Raises Unavailable if that cannot be known now.
         """
+        await self.renew()
         found = chosen(self._keys, kid)
         if found:
-            if self._age() > (_APART if self._away else _FRESH):
-                self._ask()  # Nobody waits for it.
             return found
         if self._asking is None and self._age() >= (_APART if self._keys else _SOON):
             self._ask()
@@ -68,6 +72,16 @@ class Jwks:
         if not found and self._away:
             raise Unavailable("auth_unavailable", reason=f"GATEWAY_JWT_JWKS_URL: {self._away}")
         return found
+
+    async def renew(self) -> None:
+        """Ask for the keys again if it is time; wait for it only where nobody came for long."""
+        if not self._keys:
+            return
+        if self._age() > (_APART if self._away else _FRESH):
+            self._ask()
+        old = self._now() - self._had_at > _OLD
+        if old and self._asking is not None and not self._away:
+            await asyncio.shield(self._asking)
 
     def _age(self) -> float:
         return float("inf") if self._asked_at is None else self._now() - self._asked_at
@@ -86,7 +100,7 @@ class Jwks:
             logger.warning("GATEWAY_JWT_JWKS_URL: %s; %s", self._away, left)
         else:
             self._away = ""
-            self._keys = keys
+            self._keys, self._had_at = keys, self._now()
             self.generation += 1
         finally:
             self._asking = None

@@ -22,6 +22,7 @@ COOKIES = ("access_token", "access_token_cookie", "fastapiusersauth", "session")
 _LEEWAY = 30  # Seconds that clocks may be apart.
 _LARGEST = 16 * 1024  # Characters of a token: it has to fit into a request's head.
 _KNOWN = 1024  # Tokens that were verified, and may come again.
+_TOKENS = 8  # Of one request: each may take a millisecond of the event loop.
 _TRIED = 8  # Keys that are tried for a token that names none.
 
 
@@ -35,6 +36,9 @@ class Keys(Protocol):
 
         Raises Unavailable if that cannot be known now.
         """
+
+    async def renew(self) -> None:
+        """Look whether they are still those of the issuer, if it is time."""
 
 
 class Rules(NamedTuple):
@@ -84,12 +88,17 @@ class JsonWebToken:
         tokens += [
             token for line in lines_of(caller.headers, "authorization") if (token := _bearer(line))
         ]
+        tokens = [*dict.fromkeys(tokens)]
+        if len(tokens) > _TOKENS:
+            return _bad(f"there are more than {_TOKENS} tokens")._replace(sure=True)
         if tokens:
-            return agreed([await self._found(each) for each in dict.fromkeys(tokens)])
+            return agreed([await self._found(each) for each in tokens])
         where = " or ".join(self._rules.cookies)
         return Finding(None, "no_cookie", f"no bearer, no cookie {where}", shown(caller.cookies))
 
     async def _found(self, token: str) -> Finding:
+        if token in self._good:  # Else nobody asks for the keys while the same tokens come.
+            await self._keys.renew()
         if self._generation != self._keys.generation:
             self._generation = self._keys.generation
             self._good.clear()

@@ -23,6 +23,11 @@ OF_PUBLIC_KEYS = (*_RSA, *_CURVES.values(), *_EDWARDS)
 _MOST = 100  # Keys of one set.
 _BEGIN = b"-----BEGIN "
 
+_ODD = (
+    *(PyJWTError, UnsupportedAlgorithm, NotImplementedError),
+    *(ValueError, TypeError, LookupError, AttributeError),
+)
+
 
 class Key(NamedTuple):
     """One key, the name it has, and the algorithms it is for."""
@@ -83,7 +88,7 @@ def _of_jwk(told: Any) -> Key | None:
     try:
         key = PyJWK(told).key
         algorithms: Sequence[str] = _algorithms(key)
-    except (PyJWTError, ValueError, TypeError, LookupError, AttributeError, UnsupportedAlgorithm):
+    except _ODD:
         return None
     kid, bound = told.get("kid"), told.get("alg")
     if bound is not None:

@@ -33,7 +33,7 @@ class Answer(NamedTuple):
     def lines(self, name: str) -> list[str]:
         """Return the lines of a header that are not empty; `name` is in lower case."""
         return [
-            value.decode("latin-1").strip()
+            value.strip().decode("latin-1")  # As characters, the last byte of "à" is a space too.
             for key, value in self.headers
             if key.decode("latin-1").lower() == name and value.strip()
         ]

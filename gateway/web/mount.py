@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from starlette.types import Scope
 
+_PLAIN = "/%~!$&'()*+,=:@"  # What a path may have as it is (RFC 3986 §3.3), but for ";".
+
 
 class Mount:
     """The public URL and the path of a proxy, "" where there is none."""
@@ -30,7 +32,8 @@ class Mount:
 
     def cookie_path(self, root_path: str) -> str:
         """Return where browsers are to send a cookie of ours to, and nowhere else."""
-        return urlsplit(self.url(root_path, "/")).path.rstrip("/") or "/"
+        path = urlsplit(self.url(root_path, "/")).path.rstrip("/") or "/"
+        return quote(path, safe=_PLAIN)  # As browsers ask for it; a ";" would begin an attribute.
 
     def paths(self, path: str) -> list[str]:
         """Return the paths that a request for one of ours comes with."""

@@ -1,13 +1,14 @@
 """Chain: authenticators in turn; what strangers hear of it, and what the log says."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 from starlette.datastructures import Headers
 
 from gateway.auth.base import Caller, Finding, Reason
 from gateway.auth.chain import Chain
-from gateway.auth.loading import authenticators
+from gateway.auth.loading import authenticators, signed_cookie
 from gateway.errors import SettingsError, Unavailable
 from tests.auth.test_frameworks import by_django, by_flask
 from tests.auth.test_jwt import token
@@ -117,6 +118,30 @@ COOKIES = {
     "jwt": lambda: f"access_token={token(APP)}",
     "jwt in a session": lambda: f"session={token(APP)}",
 }
+
+
+def by_signed(subject: str) -> str:
+    """Return Starlette's session of a user."""
+    return signed_cookie(settings(cookie_secrets=APP)).sign(subject)
+
+
+def by_jwt(subject: str) -> str:
+    """Return a token of a user."""
+    return token(APP, sub=subject)
+
+
+@pytest.mark.parametrize(("kind", "made"), [("signed", by_signed), ("jwt", by_jwt)])
+async def test_a_users_own_cookie_is_not_hidden_by_many_and_one_of_somebody_else(
+    kind: str, made: Callable[[str], str]
+) -> None:
+    """A page on a neighbouring host sets cookies for the whole domain."""
+    values = [made("alice"), *(f"x{number}" for number in range(15)), made("mallory")]
+    line = "; ".join(f"session={each}" for each in values)
+    async with running(auth=f"{kind},guest", cookie_secrets=APP) as gate:
+        url = gate.http.base_url
+        headers = {"Cookie": line, "Origin": f"{url.scheme}://{url.netloc.decode()}"}
+        answer = await gate.http.post("/tickets", json=ask(), headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (401, "bad_cookie")
 
 
 @pytest.mark.parametrize("cookie", COOKIES)

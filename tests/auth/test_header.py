@@ -27,6 +27,12 @@ async def test_a_trusted_proxy_names_its_user(peer: str) -> None:
     assert (await found(peer, "用户".encode())).subject == "用户"
 
 
+@pytest.mark.parametrize("name", ["voilà", "Å", "à la carte Å"])
+async def test_a_name_may_end_in_any_letter(name: str) -> None:
+    # As characters, the last byte of these is a space to Python.
+    assert (await found("10.1.2.3", b" " + name.encode() + b"\t")).subject == name
+
+
 @pytest.mark.parametrize(
     "peer", ["11.0.0.1", "192.168.1.8", "fe80::1%eth0", "::ffff:11.0.0.1", "::1", "", "testclient"]
 )

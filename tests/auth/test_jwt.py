@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -413,6 +414,7 @@ ODD: list[Any] = [
     *(jwk(n=7), jwk(n="!"), jwk(n=None), jwk(e=[]), jwk(kty="EC"), jwk(kty={}), jwk(alg="HS256")),
     *(jwk(use="enc"), jwk(alg=7), jwk(d="AQAB"), jwk(use=[])),
     {"kty": "EC", "crv": "P-0", "x": "a", "y": "b"},
+    *(jwk(alg="none"), {"kty": "OKP", "crv": "X25519", "x": "AAAA", "alg": "none"}),
 ]
 
 
@@ -437,6 +439,16 @@ async def test_a_key_of_a_set_is_for_its_own_algorithm_alone() -> None:
     by = reader(StaticKeys(keys))
     assert await said(by, token(RSA, "PS256", "a")) == "alice"
     assert await said(by, token(RSA, "RS256", "a")) is None
+
+
+async def test_a_request_verifies_no_more_than_so_many_tokens() -> None:
+    """Each costs up to a millisecond of the loop, and a head has room for hundreds."""
+    many = [token(n=number) for number in range(9)]
+    assert await said(by_secret(), *many[:8]) == "alice"
+    finding = await found(by_secret(), *many)
+    assert (finding.subject, finding.reason, finding.sure) == (None, "bad_cookie", True)
+    lines = [(b"authorization", f"Bearer {each}".encode()) for each in many]
+    assert (await by_secret().find(Caller(Headers(raw=lines), {}))).sure
 
 
 # An issuer
@@ -517,6 +529,42 @@ async def test_keys_are_asked_for_again_after_a_while_and_nobody_waits_for_it() 
         at.go.clear()
         assert await said(by, token(RSA, "RS256", "a", again=1)) == "alice"
         at.go.set()
+
+
+async def test_a_token_that_comes_again_and_again_does_not_outlive_its_key() -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        for _ in range(3):
+            assert await said(by, old) == "alice"
+        at.body = key_set(b=OTHER_RSA)
+        at.now += 601
+        assert await said(by, old) == "alice"
+        await until(lambda: at.asked == 2)
+        await until(lambda: by._keys.generation == 2)
+        assert await said(by, old) is None
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_after_hours_without_anybody_a_key_that_is_gone_verifies_nothing(seen: bool) -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        for _ in range(3):
+            assert await said(by, old) == "alice"
+        at.body = key_set(b=OTHER_RSA)
+        at.now += 3601
+        tokens = [old if seen else token(RSA, "RS256", "a", n=number) for number in range(3)]
+        assert await asyncio.gather(*(said(by, each) for each in tokens)) == [None] * 3
+
+
+async def test_after_hours_old_keys_count_if_the_issuer_is_away() -> None:
+    async with issuer(key_set(a=RSA)) as (at, by):
+        old = token(RSA, "RS256", "a")
+        assert await said(by, old) == "alice"
+        at.status, at.now = 500, at.now + 3601
+        assert await said(by, old) == "alice"
+        at.go.clear()
+        at.now += 3601
+        assert await said(by, old) == "alice"  # And nobody waits again.
 
 
 BROKEN: dict[str, tuple[int, bytes]] = {

@@ -430,6 +430,42 @@ async def test_one_that_raises_lets_nobody_in_and_says_so_in_one_line(
     assert "a-credential" not in line
 
 
+async def test_one_that_raises_makes_a_guest_of_nobody() -> None:
+    async with running(auth=f"{__name__}:breaks,guest") as served:
+        url = served.http.base_url
+        headers = {"Origin": f"{url.scheme}://{url.netloc.decode()}"}
+        answer = await served.http.post("/tickets", json=ask(), headers=headers)
+        assert answer.status_code == 201  # Who has no cookie is none of the app's users.
+        served.http.cookies.clear()
+        headers["Cookie"] = "session=a-credential-of-alice"
+        answer = await served.http.post("/tickets", json=ask(), headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (401, "bad_cookie")
+        assert "set-cookie" not in answer.headers
+
+
+async def long_winded(headers: Headers, cookies: Headers) -> str:
+    """One whose error shows a credential far behind."""
+    raise LookupError("no row " + "." * 280 + cookies["session"])
+
+
+async def test_no_part_of_a_credential_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    by = named("long_winded")
+    cookies = {"session": "abcdefghijklmnopqrstuvwxyz"}
+    assert await seen(by, {"cookie": "session=abcdefghijklmnopqrstuvwxyz"}, cookies) is None
+    assert "LookupError" in caplog.text
+    assert "no row" in caplog.text
+    assert "abcdef" not in caplog.text
+
+
+def huge(headers: Headers, cookies: Headers) -> int:
+    """One that returns a number which Python does not write."""
+    return -(10**5000)
+
+
+async def test_a_number_that_is_no_name_is_nobodys() -> None:
+    assert await seen(named("huge"), {}, {}) is None
+
+
 def test_a_module_is_found_beside_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,9 @@ def test_a_path_that_an_application_took_away_is_found_again(
         ("", "/llm", "/app", "/llm/app"),
         ("https://a.example", "", "", "/"),
         ("https://a.example/b", "", "/app", "/b"),
+        ("https://a.example/用", "", "", "/%E7%94%A8"),
+        ("https://a.example/%C3%BC~x", "", "", "/%C3%BC~x"),
+        ("https://a.example/b;Domain=example", "", "", "/b%3BDomain=example"),
     ],
 )
 def test_a_cookie_is_for_where_the_gateway_is(
