@@ -698,7 +698,7 @@ async def test_under_a_path_too_an_eventsource_is_told_to_come_back_and_calls_ne
             for path in ("/llm/tickets", "/llm/tickets/fast", "/llm/stream", "/llm/completion"):
                 assert problem(await plain.get(path)) == (426, "https_required")
             assert (await plain.get("/tickets")).status_code == 308
-            large = await http.post("/llm/tickets", content=b"x" * ((1 << 20) + 1))
+            large = await http.post("/llm/tickets", content=b"x" * ((4 << 20) + 1))
             assert problem(large) == (413, "body_too_large")
 
 
