@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from gateway import Gateway, Settings
 from gateway.config.settings import load
 from gateway.config.values import Values
-from gateway.errors import Rejected, SettingsError
+from gateway.errors import Rejected, SettingsError, Unavailable
 from tests.embedded import FRAMEWORKS, inside, who_later
 from tests.support import (
     OK,
@@ -240,6 +240,21 @@ async def test_an_application_may_begin_and_end_more_than_once() -> None:
                 url = made.json()["stream_url"]
                 got = await http.get(url, headers={**ALICE, **STREAM})
                 assert '"state":"done"' in got.text
+
+
+async def test_after_its_lifespan_nothing_is_stored_that_nobody_would_serve() -> None:
+    gate = inside("http://127.0.0.1:9/")
+    transport = httpx.ASGITransport(gate.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        async with gate.lifespan():
+            assert (await http.post("/tickets", json=ask(), headers=ALICE)).status_code == 201
+        for url in ("/tickets", "/readyz"):
+            method = "POST" if url == "/tickets" else "GET"
+            answer = await http.request(method, url, json=ask(), headers=ALICE)
+            assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+    for call in (gate.ticket("alice", ask()), gate.log_out("alice")):
+        with pytest.raises(Unavailable, match="draining"):
+            await call
 
 
 async def test_two_lifespans_at_once_are_refused() -> None:

@@ -9,7 +9,7 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 
 from gateway import clock
@@ -155,9 +155,9 @@ class Fanout:
             if tail is not None and not tail.local:
                 self._fetcher_of(stream_id).mark(stream_id)
 
-    def tails_of(self, theirs: Callable[[str], bool]) -> list[Tail]:
-        """Return what is watched here of those subjects whose name is one of theirs."""
-        return [tail for tail in self._tails.values() if tail.viewers and theirs(tail.subject)]
+    def tails_of(self, subjects: Container[str]) -> list[Tail]:
+        """Return what is watched here of these subjects."""
+        return [tail for tail in self._tails.values() if tail.viewers and tail.subject in subjects]
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""

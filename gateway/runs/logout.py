@@ -6,17 +6,19 @@ was cancelled had its time to arrive. A word can be lost: the cancels are looked
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from urllib.parse import quote, unquote
 
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
+from gateway.eventlog.tail import Tail
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.cancellation import Cancellation
 from gateway.runs.endings import FINAL
 from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry
-from gateway.store.keys import control_channel, subject_tag
+from gateway.store.keys import control_channel
 
 _LOOK = 0.3  # Seconds after which logs are read again: who runs them may have woken nobody.
 _LINGER = 0.7  # Seconds in which viewers may have the end of what was cancelled.
@@ -46,15 +48,19 @@ class Logout:
         May raise Unavailable; it is harmless to ask again.
         """
         streams = await self._records.limits.streams_of(subject)
-        cancelled = 0
+        done: list[bool | BaseException] = []
         for start in range(0, len(streams), _AT_ONCE):
-            some = streams[start : start + _AT_ONCE]
-            cancelled += sum(await asyncio.gather(*(self._cancel(subject, each) for each in some)))
-        words = f"logout {subject_tag(subject)}"
+            some = (self._cancel(subject, each) for each in streams[start : start + _AT_ONCE])
+            done += await asyncio.gather(*some, return_exceptions=True)
+        name = quote(subject, safe="")  # A message's words have blanks between them.
+        self.heard([name])
         others = {*await self._heartbeat.replicas()} - {self._records.replica}
+        words = f"logout {name}"
         await self._records.store.publish((control_channel(each), words) for each in others)
-        self.heard([subject_tag(subject)])
-        return cancelled
+        for each in done:  # One server that is away keeps nothing of the others alive.
+            if isinstance(each, BaseException):
+                raise each
+        return done.count(True)
 
     async def _cancel(self, subject: str, stream_id: str) -> bool:
         record = await self._records.read(stream_id)
@@ -64,24 +70,20 @@ class Logout:
             return await self._cancellation.cancel(record) == "cancelled"
         return False
 
-    def heard(self, tags: Sequence[str]) -> None:
-        """Stop what these subjects run here, and send their viewers away."""
-        theirs = _any_of(tags)
-        runs = self._registry.active
-        mine = [run.log.stream_id for run in runs if theirs(run.subject)]
+    def heard(self, names: Sequence[str]) -> None:
+        """Stop what these subjects, by their quoted names, run here, and send their viewers away.
+
+        What they begin from now on is another login's, and is left alone.
+        """
+        theirs = frozenset(map(unquote, names))
+        mine = [run.log.stream_id for run in self._registry.active if run.subject in theirs]
         self._cancellation.carry_out(mine)
+        watched = self._fanout.tails_of(theirs)
         loop = asyncio.get_running_loop()
-        loop.call_later(_LOOK, self._look, theirs)
-        loop.call_later(_LINGER, self._send_away, theirs)
-
-    def _look(self, theirs: Callable[[str], bool]) -> None:
-        self._fanout.mark([tail.stream_id for tail in self._fanout.tails_of(theirs)])
-
-    def _send_away(self, theirs: Callable[[str], bool]) -> None:
-        for tail in self._fanout.tails_of(theirs):
-            tail.drop()
+        loop.call_later(_LOOK, self._fanout.mark, [tail.stream_id for tail in watched])
+        loop.call_later(_LINGER, _send_away, watched)
 
 
-def _any_of(tags: Iterable[str]) -> Callable[[str], bool]:
-    known = frozenset(tags)
-    return lambda subject: subject_tag(subject) in known
+def _send_away(tails: Iterable[Tail]) -> None:
+    for tail in tails:
+        tail.drop()

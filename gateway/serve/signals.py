@@ -9,7 +9,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
@@ -28,7 +28,8 @@ def heard(leave: Callable[[], object]) -> Iterator[None]:
     before = {each: signal.getsignal(each) for each in _ENDS}
 
     def hear(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(leave)
+        with suppress(RuntimeError):  # A loop that broke off: its server must hear all the same.
+            loop.call_soon_threadsafe(leave)
         handler = before[signal.Signals(number)]
         if callable(handler):
             handler(number, frame)

@@ -61,13 +61,8 @@ def subject_keys(subject: str) -> tuple[str, str]:
 
     They are in a slot of their own: a subject's streams are in many.
     """
-    tag = subject_tag(subject)
+    tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
-
-
-def subject_tag(subject: str) -> str:
-    """Return what stands for a subject where its name must not: in keys and messages."""
-    return hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def naming(replica: str, stream_id: str, copy: str) -> list[list[Any]]:

@@ -26,7 +26,12 @@ class Life:
         return self._supervisor.draining
 
     def check(self) -> None:
-        """Raise Rejected before its start, and say so once: waiting would not mend it."""
+        """Raise Rejected before its start, and say so once: waiting would not mend it.
+
+        Raises Unavailable after its end: the store would be opened anew, by nobody's leave.
+        """
+        if self._supervisor.stopped:
+            raise Unavailable("draining")
         if self._supervisor.started:
             return
         if not self._told:

@@ -23,7 +23,8 @@ class Mount:
         """Return what browsers are to ask for; `root_path` is the one of the ASGI scope."""
         if self._whole:
             return self._public + path
-        root = quote(root_path.rstrip("/"))
+        # A caller may have doubled the first slash, which would make the rest of it a host.
+        root = quote("/" + root_path.strip("/")).rstrip("/")
         if self._prefix.endswith(root):  # It says where an application has it, too.
             root = self._prefix
         elif not f"{root}/".startswith(f"{self._prefix}/"):  # Some servers are told of the proxy's.

@@ -5,7 +5,7 @@ is decoded, nobody can tell where a name ends.
 """
 
 from collections.abc import Iterable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -78,7 +78,8 @@ class UserPaths:
         """Return the parts of the path after `/users/`, as they were sent."""
         root = scope.get("root_path", "")
         here = {unquote(root) + each for each in self._prefixes} | self._prefixes
-        raw: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
+        # A server need not show what was sent; what it decoded is not to be decoded again.
+        raw: bytes = scope.get("raw_path") or quote(scope["path"], errors="replace").encode()
         path = raw.decode("latin-1").partition("?")[0]
         start = path.find("/users/")
         while start >= 0:

@@ -54,6 +54,20 @@ async def test_in_a_thread_nothing_is_heard_and_nothing_breaks(server: list[int]
     assert server == [signal.SIGTERM]
 
 
+def test_a_loop_that_broke_off_keeps_no_signal_from_its_server(server: list[int]) -> None:
+    loop = asyncio.new_event_loop()
+    listens = heard(lambda: None)
+
+    async def begin() -> None:
+        listens.__enter__()
+
+    loop.run_until_complete(begin())
+    loop.close()
+    signal.raise_signal(signal.SIGTERM)
+    listens.__exit__(None, None, None)
+    assert server == [signal.SIGTERM]
+
+
 async def test_an_end_that_nobody_handles_stays_what_it_is() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

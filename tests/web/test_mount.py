@@ -27,6 +27,8 @@ PATH = "/stream?ticket=t"
         ("", "/outer/llm", "/lm", "/outer/llm/lm/stream?ticket=t"),
         ("", "/llm", "/llmx", "/llm/llmx/stream?ticket=t"),
         ("", "", "/a b\r\nX: y", "/a%20b%0D%0AX%3A%20y/stream?ticket=t"),
+        ("", "", "//else.example", "/else.example/stream?ticket=t"),
+        ("", "/llm", "//llm", "/llm/stream?ticket=t"),
         ("https://a.example", "", "", "https://a.example/stream?ticket=t"),
         ("https://a.example", "/llm", "/app", "https://a.example/llm/app/stream?ticket=t"),
         (

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from gateway import Settings
 from gateway.config.settings import load
@@ -106,6 +107,24 @@ async def test_there_is_no_other_url_of_a_user(path: str) -> None:
     async with running(service_tokens=TOKENS) as gate:
         answer = await gate.http.post(path, json=ask(), headers=SERVICE)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+async def test_a_server_that_shows_only_the_decoded_path_names_the_same_user(subject: str) -> None:
+    async with running(service_tokens=TOKENS) as gate:
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await gate.gateway.with_routes([])({**scope, "raw_path": None}, receive, send)
+
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url=gate.url) as http:
+            url = on_behalf(subject).replace("/./", "/%2E/")
+            answer = await http.post(url, json=ask(), headers=SERVICE)
+        if "/" in subject:  # Where the name ends is not known.
+            assert answer.json()["code"] == "not_found"
+            return
+        ticket = gate.gateway.tickets.verify(answer.json()["ticket"])
+        assert ticket.belongs_to(subject)
 
 
 @pytest.mark.parametrize("subject", ["", "%00", "%09", "%FF", "x" * 257, "%ED%A0%80"])
@@ -316,6 +335,42 @@ async def test_a_run_whose_record_redis_forgot_is_stopped_too(shared_redis: Redi
         assert await log_out(b, user) == 0
         await until(upstream.calls[0].left.is_set, "the run is stopped", 1)
         look.cancel()
+
+
+async def test_a_stream_that_cannot_be_read_keeps_nothing_of_a_user_alive(
+    shared_redis: RedisServer,
+) -> None:
+    async with (
+        scripted(hangs) as upstream,
+        two(upstream, shared_redis.url) as (a, b),
+    ):
+        user = new_id()
+        url = await a.ticket(subject=user)
+        look = asyncio.create_task(a.http.get(url, headers={**a.cookie(user), **STREAM}))
+        await until(lambda: upstream.calls)
+        waits = await b.ticket(subject=user)
+        key = record_key(_id(a, url))
+        await a.gateway.store.call("DEL", key)
+        await a.gateway.store.call("SET", key, "no record")
+        answer = await b.http.delete(f"/users/{user}/streams", headers=SERVICE)
+        assert answer.status_code >= 500
+        await until(upstream.calls[0].left.is_set, "the run is stopped", 1)
+        assert await _state(b, waits, user) == "cancelled"
+        await a.gateway.store.call("DEL", key)
+        look.cancel()
+
+
+async def test_a_log_out_leaves_alone_what_the_user_begins_after_it() -> None:
+    async with gateway(hangs, service_tokens=TOKENS) as (gate, upstream):
+        assert await log_out(gate) == 0
+        url = await gate.ticket()
+        async with gate.http.stream("GET", url, headers={**gate.cookie(), **STREAM}) as viewer:
+            came = viewer.aiter_raw()
+            await anext(came)
+            with pytest.raises(TimeoutError):  # Longer than older viewers may stay.
+                async with asyncio.timeout(1.2):
+                    await _rest(came)
+            assert not upstream.calls[0].left.is_set()
 
 
 async def test_who_still_watches_an_ended_stream_is_sent_away(shared_redis: RedisServer) -> None:
