@@ -1,15 +1,15 @@
 """Shapes: what an upstream sends and what becomes of it, for the tests of each protocol."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.config.presets import Preset
-from gateway.runs.endings import natural_ending
+from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
-from gateway.upstream.protocols.base import CompletionState
+from gateway.upstream.protocols.base import CompletionState, Protocol
 from gateway.upstream.protocols.table import protocol_of
 from tests.support import Call, Served, Transcript, ask, running, scripted
 
@@ -119,3 +119,20 @@ def state(seen: CompletionState) -> str:
         return "failed"
     ending = natural_ending(seen, strayed=False)
     return ending.state if ending else "truncated"
+
+
+def survives(protocol: Protocol, events: Iterable[Event], seen: CompletionState) -> None:
+    """Check that no events break whoever reads them, and that what is told of them is JSON."""
+    text = protocol.text()
+    for each in events:
+        assert isinstance(protocol.closes(each), bool)
+        assert isinstance(text.text_of(each), str)
+        seen.see(each)
+        seen.hear(each.data)
+        seen.suspect(each)
+    seen.end(framed=True)
+    ending = natural_ending(seen, strayed=True) or Ending("truncated")
+    told = str(ending_events(ending, seen, 1))
+    assert "NaN" not in told
+    assert "Infinity" not in told
+    assert isinstance(seen.retryable, bool)
