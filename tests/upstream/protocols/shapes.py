@@ -11,7 +11,7 @@ from gateway.runs.endings import Ending, ending_events, natural_ending
 from gateway.sse import Event
 from gateway.upstream.protocols.base import CompletionState, Protocol
 from gateway.upstream.protocols.table import protocol_of
-from tests.support import Call, Served, Transcript, ask, running, scripted
+from tests.support import Call, Script, Served, Transcript, ask, running, scripted
 
 LENGTH = 1 << 20  # Bytes that an event may have.
 
@@ -136,3 +136,12 @@ def survives(protocol: Protocol, events: Iterable[Event], seen: CompletionState)
     assert "NaN" not in told
     assert "Infinity" not in told
     assert isinstance(seen.retryable, bool)
+
+
+def sends(answer: bytes) -> Script:
+    """Return the script of an upstream that sends this, then closes."""
+
+    async def script(call: Call) -> None:
+        await call.send(answer)
+
+    return script

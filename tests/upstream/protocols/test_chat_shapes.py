@@ -16,7 +16,8 @@ from gateway.sse import Event, parse
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText
 from gateway.upstream.protocols.complaints import retryable
-from tests.support import OK, Call, Script, Transcript, ask, chunk, running, scripted, sse
+from tests.support import OK, Call, Transcript, ask, chunk, running, scripted, sse
+from tests.upstream.protocols.shapes import sends
 
 CHUNKED = OK.replace(b"Connection: close", b"Transfer-Encoding: chunked")
 STOP = chunk("", finish="stop")
@@ -583,15 +584,6 @@ SERVERS = {
 
 SHAPES = {**ENDS, **CHOICES, **TEXTS, **RESTS, **ERRORS, **SERVERS}
 SHAPES |= {f"usage {name}": shape for name, shape in USAGES.items()}
-
-
-def sends(answer: bytes) -> Script:
-    """Return the script of an upstream that sends this, then closes."""
-
-    async def script(call: Call) -> None:
-        await call.send(answer)
-
-    return script
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

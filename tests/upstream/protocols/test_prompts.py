@@ -1,6 +1,5 @@
 """Prompts: ours stands first, and no page writes, replaces or reads it."""
 
-import json
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from gateway.upstream.protocols.forms import REVEALING, Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.request_body import RequestBody
 from tests.support import ask
+from tests.upstream.protocols.test_policy import refused, sent
 
 HOUSE = {"role": "system", "content": "House rules."}
 USER = {"role": "user", "content": "Hi"}
@@ -29,28 +29,11 @@ BLOCKS = Form(system="system", system_as="blocks")
 PARTS = Form(messages="contents", system="systemInstruction", system_as="parts", parts=True)
 
 
-def sent(body: Any, **members: Any) -> dict[str, Any]:
-    """Return what is sent to an OpenAI-style chat for a body, by a preset of these members."""
-    preset = Preset.model_validate({"include_usage": False, **members})
-    text = body if isinstance(body, str) else json.dumps(body)
-    told: dict[str, Any] = json.loads(RequestBody(text.encode()).made(preset).text)
-    assert told.pop("stream") is True
-    return told
-
-
 def made(form: Form, body: dict[str, Any], **members: Any) -> dict[str, Any]:
     """Return what is sent in another form."""
     told = ruled(Preset.model_validate(members), body, form)
     assert told.pop("stream") is True
     return told
-
-
-def refused(body: Any, **members: Any) -> tuple[str, str]:
-    """Return the code of a refusal, and its words."""
-    with pytest.raises(Rejected) as caught:
-        sent(body, **members)
-    assert caught.value.status == 400
-    return caught.value.code, caught.value.detail
 
 
 # System

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.config.presets import Preset
-from tests.support import OK, Call, Script, running, scripted, sse
+from tests.support import OK, Call, running, scripted, sse
+from tests.upstream.protocols.shapes import sends
 
 CHUNKED = OK.replace(b"Connection: close", b"Transfer-Encoding: chunked")
 DONE = b"[DONE]"
@@ -274,15 +275,6 @@ USAGES = {
 
 SHAPES = {**ENDS, **FAILURES, **WORDS}
 SHAPES |= {f"usage {name}": shape for name, shape in USAGES.items()}
-
-
-def sends(answer: bytes) -> Script:
-    """Return the script of an upstream that sends this, then closes."""
-
-    async def script(call: Call) -> None:
-        await call.send(answer)
-
-    return script
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
