@@ -100,21 +100,25 @@ def has_headers(sock: socket.socket) -> bool:
 
 
 async def test_memory_returns_when_streams_have_ended(shared_redis: RedisServer) -> None:
-    """Logs that stayed behind would be 10 MB a round; what else waits for a collector is less."""
+    """Logs that stayed behind would be 10 MB in every round; an allocator's leftovers are in one."""
 
     async def script(call: Call) -> None:
         await call.send(OK, sse(*[chunk("x" * 2500)] * 40, chunk("", finish="stop"), b"[DONE]"))
 
     async with scripted(script) as upstream, site(shared_redis, upstream, lease="1") as at:
         held: list[list[int]] = []
-        for _ in range(3):
+        while len(held) < 3 or (len(held) < 7 and growth_of(held) >= 5 * MIB):
             await many(at)
             kept_until = time.monotonic() + 3  # Two leases, and the sweep after them.
             await until(lambda end=kept_until: time.monotonic() > end)  # type: ignore[misc]
             held.append([memory(each) for each in at.processes])
-        growth = [last - before for before, last in zip(held[1], held[2], strict=True)]
-        assert max(growth) < 5 * MIB, held
-        assert len(upstream.calls) == 3 * STREAMS
+        assert growth_of(held) < 5 * MIB, held
+        assert len(upstream.calls) == len(held) * STREAMS
+
+
+def growth_of(held: list[list[int]]) -> int:
+    """Return by how much the replica that grew most did in the last of these rounds."""
+    return max(last - before for before, last in zip(held[-2], held[-1], strict=True))
 
 
 async def test_what_ended_is_freed_at_once_however_it_ended() -> None:
