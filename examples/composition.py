@@ -31,25 +31,49 @@ def document(file: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text("utf-8")))
 
 
+def filled(value: Any, variables: Mapping[str, str]) -> Any:
+    """Return a part of a file with its variables filled in."""
+    if isinstance(value, dict):
+        return {name: filled(each, variables) for name, each in value.items()}
+    if isinstance(value, list):
+        return [filled(each, variables) for each in value]
+    if not isinstance(value, str):
+        return value
+    return _VARIABLE.sub(lambda found: _value(found, variables), value)
+
+
+def environment(folder: Path, service: Service, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what a service's containers get; `folder` is that of its file."""
+    given: dict[str, str] = {}
+    if "env_file" in service:
+        for line in (folder / service["env_file"]).read_text("utf-8").splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.partition("=")
+                given[name] = "".join(shlex.split(value))
+    for name, value in service.get("environment", {}).items():
+        if value is not None:
+            given[name] = str(value)
+        elif name in variables:  # A name without a value is passed on if it is set.
+            given[name] = variables[name]
+    return given
+
+
+def mounts(service: Service) -> Iterator[tuple[Path, str]]:
+    """Yield source and target of each file that is mounted."""
+    for volume in service["volumes"]:
+        source, target, *_ = volume.split(":")
+        yield Path(source), target
+
+
 def _service(file: Path, name: str, variables: Mapping[str, str]) -> Service:
-    own = {**_filled(document(file)["services"][name], variables)}
+    own = {**filled(document(file)["services"][name], variables)}
     base: Service = {}
     if extends := own.pop("extends", None):
         base = _service((file.parent / extends["file"]).resolve(), extends["service"], variables)
     own["volumes"] = [_whole(file.parent, each) for each in own.get("volumes", [])]
-    environment = {**_from_file(file, own), **_given(own.get("environment", {}), variables)}
     merged = {**base, **own, "volumes": [*base.get("volumes", []), *own["volumes"]]}
-    return {**merged, "environment": {**base.get("environment", {}), **environment}}
-
-
-def _filled(value: Any, variables: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {name: _filled(each, variables) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_filled(each, variables) for each in value]
-    if not isinstance(value, str):
-        return value
-    return _VARIABLE.sub(lambda found: _value(found, variables), value)
+    given = environment(file.parent, own, variables)
+    return {**merged, "environment": {**base.get("environment", {}), **given}}
 
 
 def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
@@ -64,27 +88,3 @@ def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
 def _whole(folder: Path, volume: str) -> str:
     source, _, target = volume.partition(":")
     return f"{(folder / source).resolve()}:{target}"
-
-
-def _from_file(file: Path, service: Service) -> dict[str, str]:
-    if "env_file" not in service:
-        return {}
-    text = (file.parent / service["env_file"]).read_text("utf-8")
-    lines = [line.partition("=") for line in text.splitlines() if line and line[0] != "#"]
-    return {name: "".join(shlex.split(value)) for name, _, value in lines}
-
-
-def _given(environment: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, str]:
-    """A name without a value is passed on if it is set."""
-    given = {
-        name: variables.get(name, value) if value is None else value
-        for name, value in environment.items()
-    }
-    return {name: str(value) for name, value in given.items() if value is not None}
-
-
-def mounts(service: Service) -> Iterator[tuple[Path, str]]:
-    """Yield source and target of each file that is mounted."""
-    for volume in service["volumes"]:
-        source, target, *_ = volume.split(":")
-        yield Path(source), target

@@ -8,6 +8,7 @@ a file system of their own.
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -191,9 +192,9 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         each.terminate()
     for each in processes:
         try:
-            each.wait(5)
-        except subprocess.TimeoutExpired:
-            each.kill()
+            each.wait(2)
+        except subprocess.TimeoutExpired:  # A gateway lets its runs finish: for these too long.
+            os.killpg(each.pid, signal.SIGKILL)
             each.wait()
 
 

@@ -175,3 +175,34 @@ async def test_a_wrong_password_lets_nobody_in(site: Site) -> None:
             answer = await site.log_in(http, name, password)
             assert 'id="ask"' not in answer.text
             assert (await site.ask(http)).status_code == 401
+
+
+@pytest.mark.parametrize("site", ["on_behalf"], indirect=True)
+async def test_what_the_server_adds_reaches_the_model_and_passes_no_page(site: Site) -> None:
+    site.go_on()
+    async with site.visitor("bob") as bob:
+        for question in ("How long is the warranty?", "And shipping?"):
+            made = await bob.post("/ask", json={"question": question})
+            assert made.json().keys() == {"stream_url"}
+            assert (await read(bob, made.json()["stream_url"])).end["state"] == "done"
+        messages = site.upstream.calls[-1].json["messages"]
+        assert [each["role"] for each in messages] == ["system", "user", "assistant", "user"]
+        assert "Shipping takes three days" in messages[0]["content"]
+        assert messages[2]["content"] == WHOLE
+        before = len(site.upstream.calls)
+        for path in ("/tickets", "/tickets/support", "/users/bob/tickets/support"):
+            assert (await bob.post(path, json=ask())).status_code in {401, 404}
+        assert (await bob.post("/ask", json={"question": ["?"]})).status_code == 422
+        assert len(site.upstream.calls) == before
+
+
+@pytest.mark.parametrize("site", ["on_behalf"], indirect=True)
+async def test_a_log_out_takes_the_tickets_along(site: Site) -> None:
+    before = len(site.upstream.calls)
+    async with site.visitor("bob") as bob:
+        url = (await site.ask(bob)).json()["stream_url"]
+        await bob.post("/logout")
+        assert await answers(bob, url) == [401, 401, 401]
+        await site.log_in(bob, "bob", PASSWORDS["bob"])
+        assert (await read(bob, url)).end["state"] == "cancelled"
+    assert len(site.upstream.calls) == before
