@@ -169,6 +169,26 @@ async def test_without_a_token_nothing_is_stored_nor_cancelled(
     assert upstream.calls == []
 
 
+async def test_who_sends_two_different_tokens_is_refused_and_told_why() -> None:
+    good, bad = f"Bearer {TOKENS[0]}", "Bearer a-token-of-somebody-else"
+    given = {
+        (): "no_cookie",
+        (bad,): "bad_cookie",
+        (good, bad): "bad_cookie",
+        (bad, good): "bad_cookie",
+        (good, f"Bearer {TOKENS[1]}"): "bad_cookie",
+        (good, ""): "bad_cookie",
+        (good, good): "",
+    }
+    async with running(service_tokens=TOKENS) as gate:
+        for lines, reason in given.items():
+            headers = [("Authorization", each) for each in lines]
+            answer = await gate.http.post(on_behalf("alice"), json=ask(), headers=headers)
+            assert (answer.status_code, answer.json().get("reason", "")) == (
+                (401, reason) if reason else (201, "")
+            )
+
+
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_each_token_of_the_list_is_taken_from_any_page_or_none(
