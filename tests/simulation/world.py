@@ -98,7 +98,7 @@ class Replica:
         self.tasks: list[asyncio.Task[Any]] = []
         self.ended = asyncio.Event()
         self._stop = self.loop.create_future()
-        self.gateway = self.context.run(Gateway, world.settings)
+        self.gateway = self.context.run(lambda: Gateway(world.settings, logs_out=False))
         self.context.run(self.spawn, self._main())
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
