@@ -153,7 +153,8 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         name = self.log.fields["preset"]
-        bill = Bill.of(self._completion, name, self.preset, plan.tried if plan else ())
+        tried = plan.tried if plan else ()
+        bill = Bill.of(self._completion, name, self.preset, tried, request=self.request)
         took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
         became = f": {ending.reason}" if ending.reason else f", {took}, {bill}"
         chain = " -> ".join(bill.tried or [name])
