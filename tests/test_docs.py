@@ -22,7 +22,8 @@ from tests.test_browser import cut, in_halves, log_in, watched
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text("utf-8")
 PAGES = (HOME / "docs" / "pages.md").read_text("utf-8")
-DOCUMENTS = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md"))]
+EXAMPLES = sorted((HOME / "examples").rglob("README.md"))
+DOCUMENTS = [HOME / "README.md", *sorted((HOME / "docs").glob("*.md")), *EXAMPLES]
 
 context = test_browser.context
 
@@ -240,7 +241,7 @@ def test_the_unit_waits_for_the_drain_and_lets_nothing_else_end_it() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
 def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^):#]+)\)", path.read_text("utf-8"))
     assert [each for each in links if not (path.parent / each).exists()] == []

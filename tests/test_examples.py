@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -61,7 +61,9 @@ class Site:
         action = re.search(r'<form method="post" action="(.+?)"', form.text)
         where = str(form.url.join(action[1])) if action else str(form.url)
         fields = {**dict(hidden), "username": name, "password": password}
-        return await http.post(where, data=fields, follow_redirects=True)
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        sent = urlencode(fields, errors="surrogateescape").encode()
+        return await http.post(where, content=sent, headers=headers, follow_redirects=True)
 
     async def ask(self, http: httpx.AsyncClient, **headers: str) -> httpx.Response:
         """Ask as the page does."""
@@ -160,6 +162,8 @@ async def test_who_is_somebody_else_or_nobody_starts_nothing(site: Site) -> None
             assert await answers(stranger, url, **NAMING_ALICE) == [401, 401, 401]
             assert (await site.ask(stranger)).status_code == 401
             assert (await site.ask(stranger, **NAMING_ALICE)).status_code == 401
+        refused = await nobody.get(url, headers={"Accept": "text/event-stream"})
+        assert refused.json()["code"] == "not_authenticated"
         assert await answers(alice, url, **FOREIGN) == [403, 403, 403]
         assert (await site.ask(alice, **FOREIGN)).status_code == 403
         assert len(site.upstream.calls) == before
@@ -171,7 +175,7 @@ async def test_who_is_somebody_else_or_nobody_starts_nothing(site: Site) -> None
 @pytest.mark.parametrize("site", [each for each in NAMES if each != "guest"], indirect=True)
 async def test_a_wrong_password_lets_nobody_in(site: Site) -> None:
     async with site.visitor() as http:
-        for name, password in (("alice", "builder"), ("nobody", ""), ("", "")):
+        for name, password in (("alice", "builder"), ("nobody", ""), ("", ""), ("\udcff", "\0")):
             answer = await site.log_in(http, name, password)
             assert 'id="ask"' not in answer.text
             assert (await site.ask(http)).status_code == 401

@@ -72,7 +72,7 @@ async def form() -> Response:
 @app.post("/login")
 async def log_in(request: Request) -> Response:
     """Look at the password, and put the user into the session: the gateway reads `sub`."""
-    fields = dict(parse_qsl((await request.body()).decode()))
+    fields = dict(parse_qsl((await request.body()).decode(errors="replace")))
     given = hashed(fields.get("password", ""), SALT)
     name = fields.get("username", "")
     if not hmac.compare_digest(given, USERS.get(name, b"")):

@@ -35,7 +35,9 @@ form.onsubmit = async (event) => {
 
 async def page(request: Request) -> Response:
     """Show the page to whom the guard has let in."""
-    name = request.headers["X-Auth-Request-User"]
+    name = request.headers.get("X-Auth-Request-User", "")
+    if not name:
+        return Response("This app is reached through its proxy.", 401)
     return HTMLResponse(PAGE.replace("{name}", escape(name)))
 
 

@@ -52,7 +52,7 @@ async def form(_: Request) -> Response:
 
 async def sign_in(request: Request) -> Response:
     """Look at the password, and set the cookie."""
-    fields = dict(parse_qsl((await request.body()).decode()))
+    fields = dict(parse_qsl((await request.body()).decode(errors="replace")))
     given = hashed(fields.get("password", ""), SALT)
     name = fields.get("username", "")
     if not hmac.compare_digest(given, USERS.get(name, b"")):
