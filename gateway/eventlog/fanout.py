@@ -159,6 +159,10 @@ class Fanout:
         """Return what is watched here of these subjects."""
         return [tail for tail in self._tails.values() if tail.viewers and tail.subject in subjects]
 
+    def watched(self) -> dict[str, int]:
+        """Return how many viewers each stream has here, of those that have any."""
+        return {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
         owners: dict[str, list[str]] = {}
