@@ -100,7 +100,7 @@ def has_headers(sock: socket.socket) -> bool:
 
 
 async def test_memory_returns_when_streams_have_ended(shared_redis: RedisServer) -> None:
-    """Logs that stayed behind would be 10 MB in every round; an allocator's leftovers are in one."""
+    """Logs that stayed behind would be 10 MB in every round; an allocator's leftovers, in one."""
 
     async def script(call: Call) -> None:
         await call.send(OK, sse(*[chunk("x" * 2500)] * 40, chunk("", finish="stop"), b"[DONE]"))

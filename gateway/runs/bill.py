@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from gateway.config.presets import Preset
 from gateway.upstream.protocols.base import CompletionState, Tokens
+from gateway.upstream.protocols.demand import model_of
 
 
 class Bill(NamedTuple):
@@ -14,6 +15,7 @@ class Bill(NamedTuple):
     tokens: Tokens = Tokens()
     cost: float | None = None
     tried: Sequence[str] = ()  # The presets that were asked in turn, if there was more than one.
+    model: str = ""  # As it was asked for.
 
     @classmethod
     def of(
@@ -22,6 +24,8 @@ class Bill(NamedTuple):
         name: str,
         preset: Preset | None,
         tried: Sequence[str] = (),
+        *,
+        request: bytes = b"",
     ) -> "Bill":
         """Return the bill of an answer as far as it came; its preset may be here no more."""
         tokens = completion.tokens
@@ -29,7 +33,8 @@ class Bill(NamedTuple):
             tokens = tokens._replace(cached=min(tokens.cached, tokens.prompt))
         price = preset.price if preset else None
         cost = price.cost(*tokens[:3]) if price else None
-        return cls(name, tokens, cost, tried if len(tried) > 1 else ())
+        chain = tried if len(tried) > 1 else ()
+        return cls(name, tokens, cost, chain, model_of(preset, request))
 
     def members(self) -> dict[str, Any]:
         """Return what `end` and `/completion` tell of it."""

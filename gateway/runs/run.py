@@ -99,6 +99,11 @@ class Run:
         return bytes(self.log.fields["subject"]).decode()
 
     @property
+    def issued(self) -> int:
+        """When it was asked for, in milliseconds of Redis's clock."""
+        return int(self.log.fields["issued"])
+
+    @property
     def asked(self) -> str:
         """What a repeat of its request finds it by, "" where none can."""
         return str(self.log.fields.get("asked", ""))
@@ -148,7 +153,8 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         name = self.log.fields["preset"]
-        bill = Bill.of(self._completion, name, self.preset, plan.tried if plan else ())
+        tried = plan.tried if plan else ()
+        bill = Bill.of(self._completion, name, self.preset, tried, request=self.request)
         took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
         became = f": {ending.reason}" if ending.reason else f", {took}, {bill}"
         chain = " -> ".join(bill.tried or [name])

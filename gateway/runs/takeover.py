@@ -278,7 +278,7 @@ class Takeover:
         ending = Ending("done") if answer.completion.finished else _lost()
         try:
             preset = self._presets(record.preset)
-            bill = Bill.of(answer.completion, record.preset, preset)
+            bill = Bill.of(answer.completion, record.preset, preset, request=left.request)
             events, end, result = ending_events(ending, answer.completion, record.attempts, bill)
         except Exception:
             logger.exception("%s: ends without what its log tells", stream_id)

@@ -80,6 +80,13 @@ def test_an_operator_reads_numbers_only(
     assert str(bill(chunk("forty-two"), usage_of(**usage), **preset)) == words
 
 
+def test_a_bill_names_the_model_that_was_asked_for() -> None:
+    request, preset = b'{"messages":[],"model":"m-1"}', Preset.model_validate({"url": "http://u"})
+    assert Bill.of(ChatState(), "p", preset, request=request).model == "m-1"
+    assert Bill.of(ChatState(), "p", None, request=request).model == "m-1"
+    assert Bill.of(ChatState(), "p", preset).model == ""
+
+
 async def test_end_completion_and_log_tell_the_same(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

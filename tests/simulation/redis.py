@@ -10,11 +10,14 @@ from typing import Any
 
 from lupa import lua51
 
+from tests.simulation import sorted_sets
+
 Args = list[bytes]
 Reply = Any  # bytes, int, None, list, Status or RedisError (never raised to the outside).
 Id = tuple[int, int]
 
-DENIED_WHEN_FULL = {b"SET", b"HSET", b"HSETNX", b"HINCRBY", b"SADD", b"XADD"}
+DENIED_WHEN_FULL = {b"SET", b"HSET", b"HSETNX", b"HINCRBY", b"SADD", b"XADD", b"ZADD"}
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _OOM = "OOM command not allowed when used memory > 'maxmemory'."
 
 
@@ -62,7 +65,10 @@ class Redis:
             raise RedisError(f"ERR unknown command '{name.decode()}'")
         if self.full and name in DENIED_WHEN_FULL:
             raise RedisError(_OOM)
-        return method(self, *command[1:])
+        try:
+            return method(self, *command[1:])
+        except ValueError as error:
+            raise RedisError(f"ERR {error}") from error
 
     # Keys
 
@@ -87,7 +93,8 @@ class Redis:
             self.forget(key)
         return key in self.data
 
-    def _make(self, key: bytes, kind: type) -> Any:
+    def make(self, key: bytes, kind: type) -> Any:
+        """Return what a key holds, to be written to."""
         value = self.value(key, kind)
         if value is None:
             value = self.data[key] = kind()
@@ -130,21 +137,25 @@ class Redis:
     # Hashes and sets
 
     def _hset(self, key: bytes, *pairs: bytes) -> Reply:
-        fields = self._make(key, dict)
+        fields = self.make(key, dict)
         before = len(fields)
         fields.update(zip(pairs[::2], pairs[1::2], strict=True))
         return len(fields) - before
 
     def _hsetnx(self, key: bytes, field: bytes, value: bytes) -> Reply:
-        fields = self._make(key, dict)
+        fields = self.make(key, dict)
         new = field not in fields
         fields.setdefault(field, value)
         return int(new)
 
     def _hincrby(self, key: bytes, field: bytes, by: bytes) -> Reply:
-        fields = self._make(key, dict)
-        fields[field] = b"%d" % (int(fields.get(field, b"0")) + int(by))
-        return int(fields[field])
+        more = int(by)
+        fields = self.make(key, dict)
+        result = int(fields.get(field, b"0")) + more
+        if result != max(_LEAST, min(result, _MOST)):
+            raise RedisError("ERR increment or decrement would overflow")
+        fields[field] = b"%d" % result
+        return result
 
     def _hget(self, key: bytes, field: bytes) -> Reply:
         return (self.value(key, dict) or {}).get(field)
@@ -157,21 +168,22 @@ class Redis:
         return [part for pair in (self.value(key, dict) or {}).items() for part in pair]
 
     def _hdel(self, key: bytes, *fields: bytes) -> Reply:
-        return self._drop(key, self.value(key, dict), fields)
+        return self.drop(key, self.value(key, dict), fields)
 
     def _sadd(self, key: bytes, *members: bytes) -> Reply:
-        found = self._make(key, _Set)
+        found = self.make(key, _Set)
         before = len(found)
         found.update(dict.fromkeys(members))
         return len(found) - before
 
     def _srem(self, key: bytes, *members: bytes) -> Reply:
-        return self._drop(key, self.value(key, _Set), members)
+        return self.drop(key, self.value(key, _Set), members)
 
     def _smembers(self, key: bytes) -> Reply:
         return list(self.value(key, _Set) or ())
 
-    def _drop(self, key: bytes, found: dict[bytes, Any] | None, names: Sequence[bytes]) -> int:
+    def drop(self, key: bytes, found: dict[bytes, Any] | None, names: Sequence[bytes]) -> int:
+        """Take names out of what a key holds; one that holds nothing is no key."""
         if not found:
             return 0
         gone = [name for name in dict.fromkeys(names) if name in found]
@@ -198,7 +210,7 @@ class Redis:
             raise RedisError(
                 "ERR The ID specified in XADD is equal or smaller than the target stream top item"
             )
-        stream = self._make(key, Stream)
+        stream = self.make(key, Stream)
         stream.append((number, words))
         stream.last = number
         self.on_entry(key, number, words)
@@ -286,7 +298,9 @@ class _Lua:
         self._functions: dict[str, Any] = {}
         self._call: Callable[[Args], Reply]
         self._globals = self._runtime.globals()
-        self._globals[b"redis"] = self._runtime.table_from({b"call": self._called})
+        self._globals[b"redis"] = self._runtime.table_from(
+            {b"call": self._called, b"pcall": self._tried}
+        )
 
     @classmethod
     def shared(cls) -> "_Lua":
@@ -312,6 +326,12 @@ class _Lua:
     def _called(self, *words: Any) -> Any:
         return self._to_lua(self._call([_word(each) for each in words]))
 
+    def _tried(self, *words: Any) -> Any:
+        try:
+            return self._called(*words)
+        except RedisError as error:
+            return self._runtime.table_from({b"err": str(error).encode()})
+
     def _to_lua(self, reply: Reply) -> Any:
         if isinstance(reply, list):
             return self._runtime.table_from([self._to_lua(each) for each in reply])
@@ -323,7 +343,7 @@ class _Lua:
 def _word(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    if isinstance(value, float) and not value.is_integer():
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < _MOST // 2):
         return b"%.17g" % value
     return b"%d" % value
 
@@ -335,6 +355,9 @@ def _from_lua(value: Any) -> Reply:
         return value
     if isinstance(value, int | float):
         return int(value)
+    for kind, made in ((b"err", RedisError), (b"ok", Status)):
+        if isinstance(value[kind], bytes):
+            return made(value[kind].decode())
     items: list[Reply] = []
     while (item := value[len(items) + 1]) is not None:
         items.append(_from_lua(item))
@@ -369,4 +392,5 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"XLEN": Redis._xlen,
     b"XRANGE": Redis._xrange,
     b"XREVRANGE": Redis._xrevrange,
+    **sorted_sets.COMMANDS,
 }

@@ -12,11 +12,13 @@ Act = dict[str, Any]
 
 CALM = 10.0  # From this second on nothing more goes wrong.
 RESTARTS = 4  # The profile that pays again for what a dead replica ran.
+LIMITED = 5  # Added to a profile, it is one with limits.
 HOWS = (
     *("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly"),
     *("freeze", "freeze", "murder", "murder_after"),
 )
 TARGETS = ("any", "XADD", "claim", "seal", "hold", "create", "cancel", "takeover", "beat")
+OF_LIMITS = ("admit", "settle")
 MORE_TARGETS = ("HMGET", "XRANGE", "SET", "SADD", "PUBLISH", "SREM", "EXISTS")
 
 
@@ -70,6 +72,11 @@ def make(seed: int) -> Schedule:
     profile = rng.randrange(4)
     if rng.random() < 0.2:
         profile = RESTARTS
+    limits = random.Random(f"limits {seed}")  # What was without them, stays as it was.
+    if limits.random() < 0.3:
+        profile += LIMITED
+        acts += [_of_limits(limits, streams) for _ in range(limits.choice((0, 0, 1, 2)))]
+        acts.sort(key=lambda act: float(act["at"]))
     return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
 
 
@@ -91,6 +98,12 @@ def _afterwards(rng: random.Random, streams: list[Act]) -> list[Act]:
         on, seed = rng.choice(("seal", "seal", "hold", "takeover")), rng.randrange(1 << 30)
         acts += [{**trap, "on": on, "how": "nonsense", "seed": seed}] * rng.choice((1, 1, 3, 5))
     return acts
+
+
+def _of_limits(rng: random.Random, streams: list[Act]) -> Act:
+    at = round(rng.choice(streams)["at"] + rng.choice((0.1, 4.0)) * rng.random(), 4)
+    trap = {"act": "trap", "at": at, **_trap(rng, 2)}
+    return {**trap, "on": rng.choice(OF_LIMITS)}
 
 
 def _stream(rng: random.Random, number: int) -> Act:

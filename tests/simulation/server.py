@@ -54,7 +54,11 @@ class Server:
     """One Redis as the network sees it."""
 
     def __init__(
-        self, network: Network, names: dict[bytes, str], say: Callable[[str], None]
+        self,
+        network: Network,
+        names: dict[bytes, str],
+        heads: dict[str, str],
+        say: Callable[[str], None],
     ) -> None:
         self.redis = Redis()
         self.offset = 0.0  # Of its clock.
@@ -73,6 +77,8 @@ class Server:
         self._network = network
         self._loop = network.loop
         self._names = names  # Of scripts, by their digest.
+        self._heads = heads  # The same by their first lines.
+        self._known: dict[bytes, str] = {}  # What is made of several, by its digest.
         self._say = say
         self._journal: list[tuple[int, list[Args]]] = []
         self._peers: dict[int, _Peer] = {}
@@ -221,13 +227,26 @@ class Server:
     def _name(self, command: Args) -> str:
         name = command[0].decode().upper()
         if name == "EVALSHA":
-            return self._names.get(command[1], "?")
+            return self._names.get(command[1]) or self._joined(command[1])
         return "beat" if name == "HGETALL" else name
+
+    def _joined(self, digest: bytes) -> str:
+        """Return the names of the scripts that one is made of, by the first lines of each."""
+        if digest not in self._known:
+            text = self.redis.scripts.get(digest)
+            if text is None:
+                return "?"
+            found = {text.find(head): name for head, name in self._heads.items()}
+            self._known[digest] = "+".join(found[at] for at in sorted(found) if at >= 0)
+        return self._known[digest]
+
+    def _is_meant(self, trap: Trap, command: Args) -> bool:
+        return trap.on in self._name(command).split("+")
 
     def _matches(self, trap: Trap, peer: "_Peer", batch: list[Args]) -> bool:
         if (trap.host and trap.host != peer.host) or batch[0][0] in {b"CLIENT", b"SUBSCRIBE"}:
             return False
-        return trap.on == "any" or any(self._name(each) == trap.on for each in batch)
+        return trap.on == "any" or any(self._is_meant(trap, each) for each in batch)
 
     def execute(self, peer: "_Peer", batch: list[Args]) -> list[Reply]:
         """Run commands in one go and return their replies."""
@@ -340,7 +359,7 @@ class Server:
         runs = random.Random(trap.seed).random() < 0.5
         replies: list[Reply] = []
         for command in batch:
-            its = self._name(command) == trap.on
+            its = self._is_meant(trap, command)
             reply = self.execute(peer, [command])[0] if runs or not its else None
             replies.append(1 if its else reply)
         peer.answer(replies)

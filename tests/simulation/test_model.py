@@ -20,7 +20,14 @@ SCRIPTS = {
     for path in (Path(gateway.__file__).parent / "store" / "lua").glob("*.lua")
 }
 KEYS = [b"{t}a", b"{t}b"]
+OF_OTHERS = {
+    "admit": [b"{t}bytes", b"{t}until"],
+    "settle": [b"{t}bytes", b"{t}until"],
+    "remember": [b"{t}asked"],
+}
 OWNERS = [b"me", b"you"]
+VALUES = b"""local kept = redis.pcall('HINCRBY', KEYS[1], 'f', ARGV[1])
+return {1, {2.7, {kept, true}, redis.call('PING')}, ARGV[1] + 0.5, {1, false, 3, nil, 5}}"""
 
 
 class Both:
@@ -53,9 +60,10 @@ class Both:
 
     def script(self, name: str, *args: Any) -> Any:
         digest = hashlib.sha1(SCRIPTS[name]).hexdigest()
-        reply = self.send("EVALSHA", digest, 2, *KEYS, *args)
+        keys = OF_OTHERS.get(name, KEYS)
+        reply = self.send("EVALSHA", digest, len(keys), *keys, *args)
         if isinstance(reply, RedisError):
-            reply = self.send("EVAL", SCRIPTS[name], 2, *KEYS, *args)
+            reply = self.send("EVAL", SCRIPTS[name], len(keys), *keys, *args)
         return reply
 
 
@@ -94,6 +102,33 @@ def _command(rng: random.Random, epoch: int) -> list[Any]:
     )
 
 
+def _sorted(rng: random.Random) -> list[Any]:
+    key, member = b"{t}z", rng.choice([b"a", b"b", b"c", b"d"])
+    score = rng.choice([-1, 0, 1.5, 2, 1_700_000_000_005, "inf", "x"])
+    low = rng.choice(["-inf", 0, "(0", "(1.5", 2, "x"])
+    high = rng.choice(["+inf", 2, "(2", "(1700000000005"])
+    first, last = rng.randrange(-3, 3), rng.randrange(-3, 3)
+    limit = ["LIMIT", rng.randrange(2), rng.randrange(-1, 3)]
+    scores = rng.choice([[], ["WITHSCORES"]])
+    options = rng.choice([[], [], ["NX"], ["XX"], ["GT"], ["LT", "CH"], ["CH"]])
+    return rng.choice(
+        [
+            *[["ZADD", key, *options, score, member, 2, b"e"]] * 3,
+            *(["ZREM", key, member, b"e"], ["ZSCORE", key, member], ["ZCARD", key]),
+            *(["ZRANGE", key, first, last, *scores], ["ZREVRANGE", key, first, last, *scores]),
+            ["ZRANGEBYSCORE", key, low, high, *scores, *limit],
+            ["ZRANGE", key, low, high, "BYSCORE", *limit, *scores],
+            ["ZRANGE", key, high, low, "BYSCORE", "REV", *limit],
+            *(["ZREVRANGEBYSCORE", key, high, low, *scores], ["ZCOUNT", key, low, high]),
+            *(["ZREMRANGEBYSCORE", key, low, 1], ["ZREMRANGEBYRANK", key, first, -2]),
+            *(["ZADD", KEYS[0], 1, member], ["HGET", key, b"f"], ["PTTL", b"{t}none"]),
+            ["HINCRBY", b"{t}h", member, rng.choice([3, -4, "x", (1 << 63) - 9])],
+            *(["HDEL", b"{t}h", member, b"e"], ["HGETALL", b"{t}h"], ["DEL", key]),
+            *[["EVAL", VALUES, 1, b"{t}h", rng.choice([1, 1 << 52])]] * 2,
+        ]
+    )
+
+
 def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     owner, nonce = rng.choice(OWNERS), rng.choice(["n1", "n2"])
     last, end = f"{epoch}-{rng.randrange(3)}", f"{epoch}-{rng.randrange(2, 6)}"
@@ -108,6 +143,9 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
             ("hold", [owner, epoch, 90_000, *rng.choice(before), "subject", "alice"]),
             ("seal", [owner, epoch, last, 90_000, b"{}", *ends]),
             ("cancel", [90_000, b"event: end\n", b"{}"]),
+            ("admit", [5_000, rng.choice([0, 10_000]), owner, rng.choice([900, 3_000]), 90_000]),
+            ("settle", [90_000, owner, rng.choice([0, 700]), 10_000, b"she", 0, 0]),
+            ("remember", [90_000, owner, 1]),
         ]
     )
 
@@ -124,5 +162,5 @@ def test_the_model_answers_as_a_real_redis(seed: int, shared_redis: RedisServer)
             if isinstance(reply, list) and reply[0] in {b"claimed", b"taken"}:
                 epoch = int(reply[1])
         else:
-            both.send(*_command(rng, epoch))
+            both.send(*rng.choice([_command(rng, epoch), _sorted(rng)]))
     both.real.close()

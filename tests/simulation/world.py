@@ -32,16 +32,15 @@ from tests.simulation.kept import PATH
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle
-from tests.simulation.schedule import CALM, Act, Schedule
+from tests.simulation.schedule import CALM, LIMITED, Act, Schedule
 from tests.simulation.server import Server, Trap
 from tests.simulation.upstream import Upstream
 from tests.support import SECRET, settings
 
 _SETTLE = 60.0  # Seconds after the last fault within which everything has come to its end.
-NAMES = {
-    sha1(path.read_bytes()).hexdigest().encode(): path.stem
-    for path in (Path(gateway.__file__).parent / "store" / "lua").glob("*.lua")
-}
+_LUA = sorted((Path(gateway.__file__).parent / "store" / "lua").glob("*.lua"))
+NAMES = {sha1(path.read_bytes()).hexdigest().encode(): path.stem for path in _LUA}
+_HEADS = {path.read_text("utf-8").partition("\n")[0]: path.stem for path in _LUA}
 
 
 async def whoever(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
@@ -69,18 +68,25 @@ def _profile(preset: dict[str, Any] | None = None, **changes: Any) -> Settings:
         "upstream_stall": 3,
         "upstream_retries": 2,
         "presets": {"default": of_both, "kept": {**_KEPT, **of_both}},
-        "subject_bytes": 0,  # No promise of a stream depends on it; its Redis has no sorted sets.
-        "store_share": 1,
+        "subject_bytes": 0,
+        "store_share": 1,  # Its Redis has no INFO.
     }
     return settings(**{**given, **changes})
 
 
-PROFILES = (
-    _profile(),
-    _profile(grace=1.5, upstream_retries=1),
-    _profile(lease=4, upstream_stall=6),
-    _profile({"on_leave": "finish"}),
-    _profile({"on_crash": "restart"}),
+_CHANGES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    ({}, {}),
+    ({}, {"grace": 1.5, "upstream_retries": 1}),
+    ({}, {"lease": 4, "upstream_stall": 6}),
+    ({"on_leave": "finish"}, {}),
+    ({"on_crash": "restart"}, {}),
+)
+# Two of its streams may wait or run at once, and a third one that was cancelled may be kept.
+_LIMITS: dict[str, Any] = {"subject_bytes": 3300}
+PROFILES = tuple(
+    _profile(preset, **changes, **limits)
+    for limits in ({}, _LIMITS)
+    for preset, changes in _CHANGES
 )
 
 
@@ -160,9 +166,9 @@ class World:
         self.schedule = schedule
         self.loop = loop
         self.settings = PROFILES[schedule.profile]
-        self.grace = self.settings.grace
+        self.limited = schedule.profile >= LIMITED
         self.network = Network(loop, random.Random(f"network {schedule.seed}"))
-        self.redis = Server(self.network, NAMES, self.say)
+        self.redis = Server(self.network, NAMES, _HEADS, self.say)
         self.upstream = Upstream(self.network, self.say)
         loop.hosts = {"redis": self.redis, "upstream": self.upstream}
         self.replicas: list[Replica] = []
@@ -271,7 +277,8 @@ class World:
         except Broken:
             return False
         if exchange.status not in {200, 201}:
-            self.oracle.refused("POST", exchange.status, body)
+            if exchange.status != 429 or not self.limited:
+                self.oracle.refused("POST", exchange.status, body)
             return False
         stream.ticket = json.loads(body)["ticket"]
         stream.stream_id = self._tickets.verify(stream.ticket).stream_id

@@ -34,6 +34,10 @@ class Anthropic(Framed):
         """Return the request to send; raises Rejected where it is not allowed."""
         return ruled(preset, body, _FORM)
 
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return _FORM
+
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key and the version in headers of their own."""
         key = preset.api_key.get_secret_value()

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
+from gateway.upstream.protocols.forms import Form
 
 
 class HttpRequest(NamedTuple):
@@ -42,6 +43,7 @@ class HttpRequest(NamedTuple):
 
 
 NONE = -1  # The number of no event.
+CHARACTERS = 4  # Of a token, where tokens have to be guessed from text.
 
 
 class Rest(NamedTuple):
@@ -174,6 +176,9 @@ class Protocol(typing.Protocol):
 
         The values of `body` are neither changed nor copied: their text is sent as it came.
         """
+
+    def form(self, preset: Preset) -> Form:
+        """Return where a preset's requests have what is ruled over and counted."""
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent for a prepared request; of no body what `gateway check` sends."""

@@ -34,7 +34,7 @@ class Chat(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the completion request to send; raises Rejected where it is not allowed."""
-        request = ruled(preset, body, _form_of(preset))
+        request = ruled(preset, body, self.form(preset))
         if preset.include_usage:
             options = request.get("stream_options")
             options = {} if options is None else options
@@ -42,6 +42,10 @@ class Chat(Framed):
                 raise Rejected("not_an_object", '"stream_options" must be an object.')
             request["stream_options"] = {"include_usage": True, **options}
         return request
+
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return _form_of(preset)
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key as a bearer token, unless the preset's headers say more."""

@@ -56,6 +56,10 @@ class Gemini(Framed):
             )
         return {"model": model, **request}
 
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return _FORM
+
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key in a header of its own, the model in the URL."""
         key = preset.api_key.get_secret_value()

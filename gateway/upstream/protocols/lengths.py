@@ -10,7 +10,7 @@ from typing import Any
 
 _WORD = 64  # Characters: what is longer is no word that only says how to read the rest.
 _MANY = 100_000  # Values: no request has more, and each takes its time.
-_ENDLESS = 1 << 62
+ENDLESS = 1 << 62  # What a text has that is too much to be looked at.
 _WORDS = frozenset(
     (
         *("role", "type", "id", "model", "object", "status", "detail", "format", "index"),
@@ -47,7 +47,7 @@ def text_length(body: dict[str, Any], plain: set[str]) -> int:
         name, value, media = left.pop()
         seen += len(value)
         if seen > _MANY:
-            return _ENDLESS
+            return ENDLESS
         total += _within(name, value, media, left)
     return total
 

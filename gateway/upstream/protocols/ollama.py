@@ -39,7 +39,11 @@ class Ollama(Lost):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        return ruled(preset, body, _GENERATE if _generates(preset) else _CHAT)
+        return ruled(preset, body, self.form(preset))
+
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return _GENERATE if _generates(preset) else _CHAT
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent; a key is for a proxy, or for Ollama's own cloud."""

@@ -49,6 +49,10 @@ class Responses(Framed):
             raise Rejected("field_not_allowed", '"background" is for the preset to say.')
         return request
 
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return _FORM
+
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key as a bearer token, unless the preset's headers say more."""
         return HttpRequest("POST", preset.url, _headers(preset, EVENTS), body)

@@ -22,7 +22,11 @@ class Declared(Framed):
 
     def prepare(self, preset: Preset, body: dict[str, Any]) -> dict[str, Any]:
         """Return the request to send; raises Rejected where it is not allowed."""
-        return ruled(preset, body, Form())
+        return ruled(preset, body, self.form(preset))
+
+    def form(self, preset: Preset) -> Form:
+        """Return where a request has what is ruled over."""
+        return Form()
 
     def request(self, preset: Preset, body: bytes) -> HttpRequest:
         """Return what is sent: the key as a bearer token, unless the preset's headers say more."""
