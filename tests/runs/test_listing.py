@@ -14,7 +14,7 @@ from gateway.runs.inquiry import Sight, ask
 from gateway.runs.listing import Found, Listing, Owner, Stream
 from gateway.runs.records import Records
 from gateway.store.client import RedisClient
-from gateway.store.keys import HEARTBEATS, control_channel, new_id, runs_key
+from gateway.store.keys import HEARTBEATS, control_channel, new_id, record_key, runs_key
 from tests.runs.test_takeover import LOST, crashing, dies, id_of, via
 from tests.support import OK, Call, RedisServer, Served, chunk, gateway, settings, sse, until
 
@@ -188,8 +188,20 @@ async def test_a_stream_that_two_replicas_name_is_told_once_and_one_that_ended_n
     await other.begin()
     other_copies = [runs_key(other.name, tag) for tag in store.quorum_tags]
     await store.calls(["SADD", key, mute.stream, new_id()] for key in other_copies)
-    await other.records.store.call("HSET", f"gw:{{{other.stream}}}:record", "state", "cancelled")
+    await other.records.store.call("HSET", record_key(other.stream), "state", "cancelled")
     assert (await only(store)).id == mute.stream
+
+
+async def test_a_record_that_redis_does_not_give_hides_no_other(own_redis: RedisServer) -> None:
+    store = RedisClient(own_redis.url)
+    mute, other = Mute(store), Mute(store)
+    await mute.begin()
+    await other.begin()
+    await store.call("SET", record_key(other.stream), "no hash")
+    found = await listing(store).running()
+    await store.close()
+    assert [each.id for each in found.streams] == [mute.stream]
+    assert found.unread == 1
 
 
 async def test_a_dead_replicas_stream_is_its_successors_with_all_its_events(
