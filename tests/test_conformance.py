@@ -57,8 +57,8 @@ async def test_our_own_server_keeps_the_whole_contract() -> None:
     given = {"heartbeat": "1", "allowed_origins": LISTED, "service_tokens": TOKEN}
     with ours(**given) as (gate, upstream):
         more = ("--other-cookie", bob, "--origin", LISTED, "--pretend", upstream.url)
-        more += ("--user", "alice", "--service-token", TOKEN)
-        code, said = await played(gate.url, *more)
+        service = ("--user", "alice", "--service-token", TOKEN)
+        code, said = await played(gate.url, *more, *service)
     assert said["FAIL"] == set()
     assert said["skip"] == {"a ticket that nobody redeems runs out with 410"}
     assert (code, len(said["ok"]) > 60) == (0, True)

@@ -56,7 +56,7 @@ async def without_a_service_token_nothing_is_done_for_a_user(server: Server) -> 
     whole = server.options.service_token
     for token in ("x" * 16, whole[:-1], whole + "x"):
         for method, name in (("POST", "tickets"), ("DELETE", "streams")):
-            more = {"json": server.body()} if method == "POST" else {}
+            more: dict[str, Any] = {"json": server.body()} if method == "POST" else {}
             answer = await _ask(server, method, _path(server, name), token=token, **more)
             refused(answer, 401, "not_authenticated")
             equal("WWW-Authenticate", answer.headers.get("www-authenticate"), "Bearer")
@@ -71,7 +71,7 @@ async def without_a_service_token_nothing_is_done_for_a_user(server: Server) -> 
 async def a_subject_that_no_login_could_name_is_refused_with_400(server: Server) -> None:
     for subject in ("", "%00", "%FF", "x" * 257):
         for method, name in (("POST", "tickets"), ("DELETE", "streams")):
-            more = {"json": server.body()} if method == "POST" else {}
+            more: dict[str, Any] = {"json": server.body()} if method == "POST" else {}
             answer = await _ask(server, method, f"/users/{subject}/{name}", **more)
             refused(answer, 400, "bad_subject")
 
