@@ -1,6 +1,5 @@
 """The application: builds every part from the settings, starts and stops them. Decides nothing."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -28,6 +27,7 @@ from gateway.store.keys import new_id
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.mount import placed
+from gateway.web.requests import checked_key, written
 from gateway.web.routes import Routes
 from gateway.web.tickets import Issued
 from gateway.web.users import named
@@ -69,7 +69,8 @@ class Gateway:
     """One replica: `app` is the ASGI application, which answers while `lifespan` runs.
 
     `authenticate` gets a request's headers and cookies and returns its subject, None for nobody; it
-    takes the place of what the settings say.
+    takes the place of what the settings say. Without `logs_out` nobody but who has a service token
+    asks for a user's streams, and where nothing else has them counted, nobody counts them.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Gateway:
         telemetry: Telemetry = NO_TELEMETRY,
         *,
         authenticate: Authenticate | None = None,
+        logs_out: bool = True,
     ) -> None:
         if not settings.secrets:
             raise SettingsError("GATEWAY_SECRETS: missing; a long random string, the same on all")
@@ -86,8 +88,7 @@ class Gateway:
         self._given = upstream
         self._telemetry = telemetry
         self._authenticate = authenticate
-        # Else nobody asks it to find all of a user's streams.
-        self._logs_out = bool(settings.service_tokens or authenticate)
+        self._logs_out = logs_out or bool(settings.service_tokens)
         self._path = ""  # Where an application has it, as far as that can be seen.
         self._assemble()
         self.app = Application(lambda: self._router)
@@ -180,7 +181,7 @@ class Gateway:
         body: Mapping[str, Any],
         preset: str = "default",
         *,
-        idempotency_key: str = "",
+        idempotency_key: str | None = None,
     ) -> Issued:
         """Store a completion request on behalf of a user, and return the ticket of its stream.
 
@@ -188,9 +189,9 @@ class Gateway:
         `code` is the URL's; its `stream_url` has the path that `lifespan` or the settings tell.
         """
         self.routes.life.check()
-        data = json.dumps(body).encode()
+        key = "" if idempotency_key is None else checked_key(idempotency_key)
         issue = self.routes.tickets.issue
-        return await issue(named(subject), preset, data, idempotency_key, self._path)
+        return await issue(named(subject), preset, written(body), key, self._path)
 
     async def log_out(self, subject: str | int) -> int:
         """Cancel all streams of a user on all replicas, and return how many; raises Unavailable."""

@@ -114,7 +114,7 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             command = [*_self(), "serve", "--host", host, "--port", str(actual)]
             url = url_of(reserved)
             sys.exit(workers.supervise(command, count, settings.as_variables(flags, loaded), url))
-    gateway = Gateway(loaded)
+    gateway = Gateway(loaded, logs_out=False)
     with bind(host, port, shared=workers.inside()) as listener:
         if loaded.embedded:
             logger.warning(

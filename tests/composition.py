@@ -7,7 +7,6 @@ mounted and users are this machine's. A name is known only to who shares a netwo
 import json
 import os
 import re
-import shlex
 import ssl
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import httpx
 from ruamel.yaml import YAML
 
+from examples.composition import Service, environment, filled
 from gateway.cli import main
 from tests.nginx import binary
 from tests.support import Process, free_port, process, redis_server, wait_for_port
@@ -28,56 +28,21 @@ HOME = Path(__file__).parent.parent
 DOCKERFILE = (HOME / "Dockerfile").read_text("utf-8")
 FILE = HOME / "compose.yaml"
 REPLICAS_BY_NAME = re.compile(r"resolver [^;]+; server (\S+) resolve ([^;]+);")
-_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+):-(?P<default>[^}]*)\})")
-
-Service = dict[str, Any]
-
 
 # What the files say
 
 
 def document(**variables: str) -> dict[str, Any]:
     """Return the file with the variables filled in, as `docker compose config` would."""
-    return dict(_filled(YAML(typ="safe", pure=True).load(FILE.read_text("utf-8")), variables))
+    return dict(filled(YAML(typ="safe", pure=True).load(FILE.read_text("utf-8")), variables))
 
 
 def services(**variables: str) -> dict[str, Service]:
     """Return the services, each with the whole environment that its containers get."""
     found: dict[str, Service] = document(**variables)["services"]
     for service in found.values():
-        service["environment"] = _environment(service, variables)
+        service["environment"] = environment(HOME, service, variables)
     return found
-
-
-def _filled(value: Any, variables: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {name: _filled(each, variables) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_filled(each, variables) for each in value]
-    if not isinstance(value, str):
-        return value
-    return _VARIABLE.sub(lambda found: _value(found, variables), value)
-
-
-def _value(found: re.Match[str], variables: dict[str, str]) -> str:
-    name = found["name"]
-    return variables.get(name) or found["default"] if name else "$"
-
-
-def _environment(service: Service, variables: dict[str, str]) -> dict[str, str]:
-    """The env_file is the ground; a name without a value is passed on if it is set."""
-    given: dict[str, str] = {}
-    if "env_file" in service:
-        for line in (HOME / service["env_file"]).read_text("utf-8").splitlines():
-            if line and not line.startswith("#"):
-                name, _, value = line.partition("=")
-                given[name] = "".join(shlex.split(value))
-    for name, value in service.get("environment", {}).items():
-        if value is not None:
-            given[name] = str(value)
-        elif name in variables:
-            given[name] = variables[name]
-    return given
 
 
 def mounts(service: Service) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,73 @@ async def test_a_ticket_obeys_presets_keys_and_sizes() -> None:
             assert caught.value.code == code
 
 
+def _nested(depth: int) -> Any:
+    inner: Any = 1
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+class Row(Mapping[str, Any]):
+    """A mapping that is no dict, as of a database."""
+
+    def __getitem__(self, name: str) -> Any:
+        return ask()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ask())
+
+    def __len__(self) -> int:
+        return len(ask())
+
+
+async def test_a_body_is_any_mapping_that_json_can_say() -> None:
+    ring: dict[str, Any] = {}
+    ring["ring"] = ring
+    bodies: list[tuple[Any, str]] = [
+        (ask(at=date(2026, 1, 1)), "not_json"),
+        (ask(data=b"bytes"), "not_json"),
+        (ask(some={1, 2}), "not_json"),
+        ({**ask(), (1, 2): 3}, "not_json"),
+        (ask(deep=_nested(100_000)), "not_json"),
+        (ask(deep=_nested(300)), "not_json"),
+        (ring, "not_json"),
+        (ask(seed=10**5000), "not_json"),
+        ([ask()], "not_an_object"),
+        ("{}", "not_an_object"),
+        (b"{}", "not_json"),
+        (None, "not_an_object"),
+    ]
+    async with gateway() as (gate, _):
+        for body, code in bodies:
+            with pytest.raises(Rejected) as caught:
+                await gate.gateway.ticket("alice", body)
+            assert caught.value.code == code
+        for key in (None, ""):
+            made = await gate.gateway.ticket("alice", Row(), idempotency_key=key)
+            assert made.expires_in == 60
+        wrong: Any = 7
+        with pytest.raises(Rejected) as caught:
+            await gate.gateway.ticket("alice", ask(), idempotency_key=wrong)
+        assert caught.value.code == "bad_idempotency_key"
+
+
 async def test_a_log_out_in_the_application_ends_a_users_streams() -> None:
     async with gateway() as (gate, _):
         url = await gate.ticket()
         assert await gate.gateway.log_out("alice") == 1
         assert (await gate.completion(url))["state"] == "cancelled"
+
+
+async def test_a_log_out_needs_no_bound_of_what_a_user_may_hold() -> None:
     async with gateway(subject_bytes=0) as (gate, _):
+        url = await gate.ticket()
+        assert await gate.gateway.log_out("alice") == 1
+        assert (await gate.completion(url))["state"] == "cancelled"
+    alone = Gateway(settings(subject_bytes=0), logs_out=False)
+    async with alone.lifespan():
         with pytest.raises(SettingsError, match="GATEWAY_SUBJECT_BYTES"):
-            await gate.gateway.log_out("alice")
+            await alone.log_out("alice")
 
 
 # authenticate

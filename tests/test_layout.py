@@ -50,7 +50,7 @@ FENCES: dict[str, set[str]] = {
     "cryptography": {"auth.keys"},
     "pydantic": {
         *("config.dialects", "config.settings", "config.presets", "config.price"),
-        *("config.faults", "config.templates", "config.values"),
+        *("config.faults", "config.lists", "config.templates", "config.values"),
         "config.secrets",
     },
     "pydantic_core": {"config.settings"},
@@ -96,6 +96,7 @@ TESTED_IN = {
     "auth.threads": "auth.loading",
     "clock": "eventlog.tail",
     "config.addresses": "config.settings",
+    "config.lists": "config.settings",
     "config.secrets": "config.settings",
     "config.values": "config.settings",
     "demo.pretend.chat": "demo.upstream",

@@ -101,3 +101,8 @@ def lines_of(headers: Mapping[str, str], name: str) -> list[str]:
     if every is not None:
         return list(every(name))
     return [headers[name]] if name in headers else []
+
+
+def different_lines(headers: Mapping[str, str], name: str) -> list[str]:
+    """Return the lines of a header that is to be there once: of more, nobody knows which counts."""
+    return [*dict.fromkeys(lines_of(headers, name))]

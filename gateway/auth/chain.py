@@ -8,11 +8,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
-from gateway.auth.base import REASONS, Authenticator, Caller, Finding
+from gateway.auth.base import REASONS, Authenticator, Caller, Finding, different_lines
 from gateway.auth.cookies import Crowded
 from gateway.errors import one_line
 
 _QUIET = 60.0  # Seconds in which the same is not told again.
+_TWICE = Finding(None, "bad_cookie", "Authorization is there twice, and differs", sure=True)
 
 logger = logging.getLogger("gateway.auth.chain")
 
@@ -36,6 +37,9 @@ class Chain:
 
         Raises Unavailable if one that comes before who knows the caller cannot tell now.
         """
+        if len(different_lines(caller.headers, "authorization")) > 1:
+            self._tell("anybody", _TWICE)
+            return _TWICE
         found: list[Finding] = []
         for authenticator in self.each:
             try:

@@ -5,7 +5,7 @@ Anybody can send a header, so it counts for nothing unless the connection comes 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address
 
 from gateway.auth.base import Caller, Finding, known, lines_of
 
@@ -46,6 +46,13 @@ class Header:
         if isinstance(address, IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped
         return any(address in each for each in self._trusted if each.version == address.version)
+
+
+def merged(networks: Networks) -> list[IPv4Network | IPv6Network]:
+    """Return as few networks that are the same: two halves of all are all."""
+    of_4 = [each for each in networks if isinstance(each, IPv4Network)]
+    of_6 = [each for each in networks if isinstance(each, IPv6Network)]
+    return [*collapse_addresses(of_4), *collapse_addresses(of_6)]
 
 
 def as_text(line: str) -> str | None:

@@ -15,7 +15,7 @@ from gateway.auth.django import django_form
 from gateway.auth.flask import flask_form
 from gateway.auth.forward import Forward
 from gateway.auth.guest import Guest
-from gateway.auth.header import Header
+from gateway.auth.header import Header, merged
 from gateway.auth.session import SessionCookie
 from gateway.auth.signed import SignedCookie
 from gateway.config.settings import Settings
@@ -139,7 +139,11 @@ def _header(settings: Settings, _: Lookup) -> Authenticator:
     if not settings.trusted_proxies:
         words = "missing: without it any caller could say who it is, by that header"
         raise SettingsError(f"GATEWAY_TRUSTED_PROXIES: {words}")
-    return Header(settings.auth_header, [ip_network(each) for each in settings.trusted_proxies])
+    trusted = [ip_network(each) for each in settings.trusted_proxies]
+    if everybody := next((each for each in merged(trusted) if not each.prefixlen), None):
+        words = f"{everybody} is everybody: any caller could say who it is, by GATEWAY_AUTH_HEADER"
+        raise SettingsError(f"GATEWAY_TRUSTED_PROXIES: {words}")
+    return Header(settings.auth_header, trusted)
 
 
 def _guest(settings: Settings, _: Lookup) -> Authenticator:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 
+from gateway.auth.base import different_lines
 from gateway.errors import Rejected
 
 
@@ -15,12 +16,18 @@ class ServiceTokens:
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Raise Rejected unless `Authorization: Bearer` has one of them."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        lines = different_lines(headers, "authorization")
+        if len(lines) != 1 or not self._takes(lines[0]):
+            told = "Send Authorization: Bearer with one of GATEWAY_SERVICE_TOKENS, once."
+            more = {"WWW-Authenticate": "Bearer"}
+            reason = "bad_cookie" if any(lines) else "no_cookie"
+            raise Rejected("not_authenticated", told, more, reason=reason)
+
+    def _takes(self, line: str) -> bool:
+        scheme, _, given = line.partition(" ")
         asked = _digest(given.strip())
         matches = [hmac.compare_digest(asked, each) for each in self._known]  # All of them.
-        if scheme.lower() != "bearer" or not any(matches):
-            told = "Send Authorization: Bearer with one of GATEWAY_SERVICE_TOKENS."
-            raise Rejected("not_authenticated", told, {"WWW-Authenticate": "Bearer"})
+        return scheme.lower() == "bearer" and any(matches)
 
 
 def _digest(token: str) -> bytes:

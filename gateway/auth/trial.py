@@ -94,10 +94,6 @@ def _of_settings(settings: Settings, names: list[str]) -> Iterator[Remark]:
             yield "warning", f"GATEWAY_COOKIE_SECRETS: {words}"
     if "jwt" in readers and min(len(each.get_secret_value()) for each in secrets) < _SHORT:
         yield "warning", f"GATEWAY_COOKIE_SECRETS: shorter than the {_SHORT} bytes that HS256 asks"
-    if "header" in names:
-        for network in settings.trusted_proxies:
-            if network.endswith("/0"):
-                yield "fault", f"GATEWAY_TRUSTED_PROXIES: {network} is everybody"
     for name in ("jwt_jwks_url", "forward_auth_url"):
         url = urlsplit(getattr(settings, name))
         if url.scheme == "http" and name.partition("_")[0] in names and _far(url.hostname):

@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from gateway.config.lists import in_json
 from gateway.errors import SettingsError
 
 FILE = "_file"
 SECRET = ("redis_url", "secrets", "upstream_api_key", "cookie_secrets", "service_tokens")
 LISTS = frozenset(
     ("secrets", "cookie_secrets", "service_tokens")
-)  # One a line, if they are not in one with commas.
+)  # One a line, if they are not in one with commas or in a JSON list.
 
 _LARGEST = 64 * 1024
 _TOKEN = 16  # Characters of a service token at least.
@@ -62,6 +63,8 @@ def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
         raise SettingsError(f"{told}: {path} is empty")
     if len(text) > _LARGEST:
         raise SettingsError(f"{told}: {path} is too large to be a secret")
+    if lines and in_json(text) is not None:
+        return text
     parts = [line.strip() for line in text.splitlines() if line.strip()]
     if len(parts) > 1 and not lines:
         raise SettingsError(f"{told}: {path} has more than one line")

@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 
 from gateway.config.addresses import header_name, http_url, networks, origins, path
 from gateway.config.faults import fault_lines
+from gateway.config.lists import joined, listed
 from gateway.config.presets import (
     DEFAULT,
     Key,
@@ -173,16 +174,11 @@ class Settings(BaseModel):
 
     _tokens = field_validator("service_tokens")(tokens)
 
-    @field_validator(
+    _split = field_validator(
         *("secrets", "cookie_secrets", "service_tokens", "allowed_origins"),
         *("jwt_algorithms", "jwt_audience", "trusted_proxies"),
         mode="before",
-    )
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return (value,) if isinstance(value, SecretStr) else value
+    )(listed)
 
     @field_validator("log_level")
     @classmethod
@@ -337,7 +333,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(_plain(each) for each in value)
+        return joined([_plain(each) for each in value])
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

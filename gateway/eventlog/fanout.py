@@ -9,7 +9,7 @@ page; see `pages`.
 """
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from gateway import clock
@@ -108,16 +108,23 @@ class Fanout:
         self._tails.pop(stream_id, None)
 
     async def attach(
-        self, stream_id: str, owner: str, event_id: EventId | None, subject: str = ""
+        self,
+        stream_id: str,
+        owner: str,
+        event_id: EventId | None,
+        subject: str = "",
+        issued: int = 0,
     ) -> Viewer:
         """Return a new viewer, to be detached; raises Unavailable if the log cannot be read.
 
-        `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is.
+        `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is, and
+        `issued` when it was asked for, in milliseconds of Redis's clock.
         """
         tail = await self._brought_up(stream_id, owner, subject)
         viewer = Viewer(tail, event_id)
         tail.viewers.add(viewer)
         tail.subject = tail.subject or subject
+        tail.issued = tail.issued or issued
         self.viewers += 1
         self._telemetry.viewer_opened()
         if self.closing:
@@ -155,9 +162,10 @@ class Fanout:
             if tail is not None and not tail.local:
                 self._fetcher_of(stream_id).mark(stream_id)
 
-    def tails_of(self, subjects: Container[str]) -> list[Tail]:
-        """Return what is watched here of these subjects."""
-        return [tail for tail in self._tails.values() if tail.viewers and tail.subject in subjects]
+    def tails_of(self, subject: str, before: int) -> list[Tail]:
+        """Return what is watched here of what a subject has asked for before a time."""
+        watched = (tail for tail in self._tails.values() if tail.viewers)
+        return [each for each in watched if each.subject == subject and each.issued < before]
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""

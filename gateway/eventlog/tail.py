@@ -61,6 +61,7 @@ class Tail:
         self.local = local
         self.owner = owner
         self.subject = subject
+        self.issued = 0  # When it was asked for, in milliseconds of Redis's clock.
         self.pages = pages
         self.base: EventId | None = None
         self.choices = 1  # That were asked for, as far as it is known here.

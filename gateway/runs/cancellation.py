@@ -32,17 +32,24 @@ class Cancellation:
 
         Raises Rejected if the stream is kept no more.
         """
+        waits = record.state == "cached"
+        state = await self.of_stream(record.stream_id, record.subject, waits=waits)
+        if state == "missing":
+            raise Rejected("log_expired")
+        return state
+
+    async def of_stream(self, stream_id: str, subject: str, *, waits: bool) -> str:
+        """Do the same with one that waited to be redeemed, or did not; return "missing" if it is
+        kept no more."""
         _, end, result = ending_events(Ending("cancelled"), None, 0)
         frame = lines(end.data, end.name)
-        state, owner = await self._records.cancel(record.stream_id, frame, result)
-        if owner == self._records.replica and record.stream_id in self._registry:
-            self.carry_out([record.stream_id])
+        state, owner = await self._records.cancel(stream_id, frame, result)
+        if owner == self._records.replica and stream_id in self._registry:
+            self.carry_out([stream_id])
         elif owner:
-            await self._heartbeat.ask_to_cancel(record.stream_id, owner)
-        elif state == "cancelled" and record.state == "cached":
-            self._limits.cancelled(record.subject, record.stream_id)
-        elif state == "missing":
-            raise Rejected("log_expired")
+            await self._heartbeat.ask_to_cancel(stream_id, owner)
+        elif state == "cancelled" and waits:
+            self._limits.cancelled(subject, stream_id)
         return state
 
     def carry_out(self, stream_ids: Iterable[str]) -> None:

@@ -1,16 +1,18 @@
 """Logout: the end of all that a subject has under way, on whatever replicas that is.
 
-Each cancel is stored first, as any other. Then every replica is told: it stops what it runs of the
-subject, also where Redis forgot the record, and sends away who still watches once the `end` of what
-was cancelled had its time to arrive. A word can be lost: the cancels are looked for each second.
+Every replica is told first: it stops what it runs of the subject, also where Redis forgot the
+record, and sends away who still watches once the `end` of what was cancelled had its time to
+arrive. A word can be lost: each cancel is stored as any other, which owners look for each second,
+and what runs comes before what only waits, as thousands may.
+
+A word can come late, too: it has the time of the log-out, and what was asked for since is left
+alone, as another login's.
 """
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from urllib.parse import quote, unquote
 
-from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.tail import Tail
 from gateway.membership.heartbeat import Heartbeat
@@ -22,6 +24,7 @@ from gateway.store.keys import control_channel
 
 _LOOK = 0.3  # Seconds after which logs are read again: who runs them may have woken nobody.
 _LINGER = 0.7  # Seconds in which viewers may have the end of what was cancelled.
+_HASTE = 0.2  # Seconds that the word waits for the states, of which the runs' change by it.
 _AT_ONCE = 64  # Streams that are cancelled side by side.
 
 
@@ -47,38 +50,53 @@ class Logout:
 
         May raise Unavailable; it is harmless to ask again.
         """
+        asked = await self._records.now()
         streams = await self._records.limits.streams_of(subject)
-        done: list[bool | BaseException] = []
-        for start in range(0, len(streams), _AT_ONCE):
-            some = (self._cancel(subject, each) for each in streams[start : start + _AT_ONCE])
-            done += await asyncio.gather(*some, return_exceptions=True)
-        name = quote(subject, safe="")  # A message's words have blanks between them.
-        self.heard([name])
-        others = {*await self._heartbeat.replicas()} - {self._records.replica}
-        words = f"logout {name}"
-        await self._records.store.publish((control_channel(each), words) for each in others)
+        look = asyncio.ensure_future(self._records.known_states(streams))
+        await asyncio.wait({look}, timeout=_HASTE)
+        await self._tell(subject, asked)
+        states = await look
+        left = [each for each in streams if states.get(each) not in {"", *FINAL}]
+        waiting = [each for each in left if states.get(each) == "cached"]
+        running = [each for each in left if states.get(each) != "cached"]
+        done = await self._cancelled(subject, running, waits=False)
+        done += await self._cancelled(subject, waiting, waits=True)
         for each in done:  # One server that is away keeps nothing of the others alive.
             if isinstance(each, BaseException):
                 raise each
-        return done.count(True)
+        return done.count("cancelled")
 
-    async def _cancel(self, subject: str, stream_id: str) -> bool:
-        record = await self._records.read(stream_id)
-        if record is None or record.subject != subject or record.state in FINAL or record.expired:
-            return False
-        with suppress(Rejected):  # It is gone by now.
-            return await self._cancellation.cancel(record) == "cancelled"
-        return False
+    async def _tell(self, subject: str, asked: int) -> None:
+        words = [quote(subject, safe=""), str(asked)]  # A message's words have blanks between them.
+        self.heard(words)
+        others = {*await self._heartbeat.replicas()} - {self._records.replica}
+        message = " ".join(["logout", *words])
+        await self._records.store.publish((control_channel(each), message) for each in others)
 
-    def heard(self, names: Sequence[str]) -> None:
-        """Stop what these subjects, by their quoted names, run here, and send their viewers away.
+    async def _cancelled(
+        self, subject: str, streams: Sequence[str], *, waits: bool
+    ) -> list[str | BaseException]:
+        """Cancel streams; return the states that they end with, or why that is not known."""
+        done: list[str | BaseException] = []
+        for start in range(0, len(streams), _AT_ONCE):
+            some = streams[start : start + _AT_ONCE]
+            cancels = (self._cancellation.of_stream(each, subject, waits=waits) for each in some)
+            done += await asyncio.gather(*cancels, return_exceptions=True)
+        return done
 
-        What they begin from now on is another login's, and is left alone.
+    def heard(self, words: Sequence[str]) -> None:
+        """Stop what a subject, by its quoted name, runs here, and send its viewers away.
+
+        The second word is when it was logged out, in milliseconds of Redis's clock.
         """
-        theirs = frozenset(map(unquote, names))
-        mine = [run.log.stream_id for run in self._registry.active if run.subject in theirs]
-        self._cancellation.carry_out(mine)
-        watched = self._fanout.tails_of(theirs)
+        match words:
+            case [name, time] if time.isdecimal():
+                self._end(unquote(name), int(time))
+
+    def _end(self, subject: str, asked: int) -> None:
+        mine = [run for run in self._registry.active if run.subject == subject]
+        self._cancellation.carry_out(run.log.stream_id for run in mine if run.issued < asked)
+        watched = self._fanout.tails_of(subject, asked)
         loop = asyncio.get_running_loop()
         loop.call_later(_LOOK, self._fanout.mark, [tail.stream_id for tail in watched])
         loop.call_later(_LINGER, _send_away, watched)

@@ -24,6 +24,7 @@ from gateway.store.keys import log_key, naming, new_id, record_key
 from gateway.store.quorum import Quorum
 
 _DRAWS = 64
+_AT_ONCE = 500  # Streams that are asked for in one go.
 _AWAY = 0.2  # Seconds until Redis is asked once more.
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 
@@ -248,6 +249,24 @@ class Records:
         """Whether its server took another's place so lately that it may lack what is young."""
         now = clock.now()
         return now - self.store.node_for(stream_id).replaced < self.patience
+
+    async def now(self) -> int:
+        """Return Redis's time in milliseconds."""
+        ((seconds, micros),) = await self.store.calls([["TIME"]])
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def known_states(self, stream_ids: Sequence[str]) -> dict[str, str]:
+        """Return the states of those streams that can be read, "" where there is none."""
+        parts = [
+            each[at : at + _AT_ONCE]
+            for each in self.store.by_node(stream_ids)
+            for at in range(0, len(each), _AT_ONCE)
+        ]
+        told = await asyncio.gather(
+            *(self.store.attempt(["HGET", record_key(i), "state"] for i in each) for each in parts)
+        )
+        pairs = (pair for each in zip(parts, told, strict=True) for pair in zip(*each, strict=True))
+        return {i: (got or b"").decode() for i, got in pairs if not isinstance(got, Unavailable)}
 
     async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
         """Return the states and epochs of these streams, "" and 0 where there is none."""

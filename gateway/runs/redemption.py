@@ -143,7 +143,8 @@ class Redemption:
             raise Unavailable("not_yet")
         owner = record.owner if record.running else ""
         position = EventId.parse(wanted)
-        viewer = await self._fanout.attach(record.stream_id, owner, position, record.subject)
+        whose = (record.subject, record.issued)
+        viewer = await self._fanout.attach(record.stream_id, owner, position, *whose)
         if record.state not in FINAL or viewer.tail.ended or viewer.tail.local:
             return viewer
         self._fanout.detach(viewer)  # The log went before the record did.

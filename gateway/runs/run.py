@@ -101,6 +101,11 @@ class Run:
         return bytes(self.log.fields["subject"]).decode()
 
     @property
+    def issued(self) -> int:
+        """When it was asked for, in milliseconds of Redis's clock."""
+        return int(self.log.fields["issued"])
+
+    @property
     def asked(self) -> str:
         """What a repeat of its request finds it by, "" where none can."""
         return str(self.log.fields.get("asked", ""))

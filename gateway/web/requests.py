@@ -1,7 +1,9 @@
 """Requests: what a caller sent, read once and refused with a reason."""
 
 import hashlib
+import json
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
@@ -50,9 +52,9 @@ def idempotency_key(request: Request) -> str:
     return checked_key(request.headers.get("idempotency-key", ""))
 
 
-def checked_key(key: str) -> str:
+def checked_key(key: object) -> str:
     """Return an idempotency key; raises Rejected if it is not usable."""
-    if len(key) > 255 or not key.isprintable():
+    if not isinstance(key, str) or len(key) > 255 or not key.isprintable():
         raise Rejected("bad_idempotency_key", "At most 255 printable characters.")
     return key
 
@@ -81,6 +83,14 @@ async def body_of(request: Request, limit: int) -> RequestBody:
         if len(body) > limit:
             raise too_large(limit)
     return RequestBody(bytes(body))
+
+
+def written(body: object) -> bytes:
+    """Return the JSON of a body that the application itself made; raises Rejected."""
+    try:
+        return json.dumps(dict(body) if isinstance(body, Mapping) else body).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Rejected("not_json", str(error)[:200]) from None
 
 
 def too_large(limit: int) -> Rejected:

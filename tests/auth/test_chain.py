@@ -62,6 +62,16 @@ async def test_after_one_that_is_sure_of_a_forgery_nobody_is_asked() -> None:
     assert [one.asked for one in each] == [1, 0]
 
 
+async def test_two_different_authorizations_name_nobody_whoever_would_believe_one() -> None:
+    by, each = chain(Finding("alice"))
+    lines = [(b"authorization", b"Bearer a.b.c"), (b"authorization", b"Basic eDp5")]
+    finding = await by.find(Caller(Headers(raw=lines), {}))
+    assert (finding.subject, finding.reason) == (None, "bad_cookie")
+    assert each[0].asked == 0
+    for once in (lines[:1], [lines[0], lines[0]]):
+        assert (await by.find(Caller(Headers(raw=once), {}))).subject == "alice"
+
+
 async def test_where_one_cannot_tell_nobody_else_is_believed() -> None:
     by, each = chain(no("no_cookie"), None, Finding("guest"))
     with pytest.raises(Unavailable):

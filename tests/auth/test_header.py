@@ -65,6 +65,10 @@ async def test_a_header_that_can_name_nobody_is_nobody(name: bytes) -> None:
     [
         ({"auth_header": "X-User"}, "GATEWAY_TRUSTED_PROXIES: missing"),
         ({"trusted_proxies": "10.0.0.0/8"}, "GATEWAY_AUTH_HEADER: missing"),
+        *(
+            ({"auth_header": "X-User", "trusted_proxies": each}, "GATEWAY_TRUSTED_PROXIES: .*every")
+            for each in ("0.0.0.0/0", "10.0.0.0/8,::/0", "0.0.0.0/1,128.0.0.0/1", "10.1.2.3/0")
+        ),
     ],
 )
 def test_without_its_settings_it_does_not_start(given: dict[str, Any], told: str) -> None:

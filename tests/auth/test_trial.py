@@ -148,11 +148,6 @@ async def test_the_issuers_keys_are_asked_for(status: int, body: bytes, level: s
     [
         ({"auth": "flask"}, "warning", "GATEWAY_COOKIE_SECRETS: missing; flask"),
         ({"auth": "jwt", "cookie_secrets": "x" * 31}, "warning", "shorter than the 32 bytes"),
-        (
-            {"auth": "header", "auth_header": "X-User", "trusted_proxies": "0.0.0.0/0"},
-            "fault",
-            "is everybody",
-        ),
     ],
 )
 async def test_settings_that_let_strangers_in_are_told(

@@ -19,6 +19,7 @@ SECRET = "sk-a-secret-that-nobody-may-see"
 
 Setenv = Callable[[str, str], None]
 WriteToml = Callable[[str], dict[str, Any]]
+Mount = Callable[[str | bytes], str]
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,39 @@ def test_lists_may_be_lists_in_the_file(toml: WriteToml) -> None:
     loaded = load(toml('secrets = ["a,b", "c"]\nallowed_origins = "http://x, capacitor://y"'))
     assert [each.get_secret_value() for each in loaded.secrets] == ["a,b", "c"]
     assert loaded.allowed_origins == ("http://x", "capacitor://y")
+
+
+@pytest.mark.parametrize("text", ['["a,b", "c"]', ' [ "a,b" ,\n"c"\n]\n', '["a,b", " c ", ""]'])
+@pytest.mark.parametrize("way", ["flag", "variable", "file of its own", "TOML"])
+def test_a_list_may_be_one_of_json_where_a_secret_has_a_comma(
+    text: str, way: str, setenv: Setenv, toml: WriteToml, mount: Mount
+) -> None:
+    if way == "variable":
+        setenv("cookie_secrets", text)
+    given: dict[str, dict[str, Any]] = {
+        "flag": {"cookie_secrets": text},
+        "file of its own": {"cookie_secrets_file": mount(text)},
+        "TOML": toml(f"cookie_secrets = '''{text}'''") if way == "TOML" else {},
+    }
+    loaded = load(given.get(way, {}))
+    assert [each.get_secret_value() for each in loaded.cookie_secrets] == ["a,b", "c"]
+    # A worker process has the same by its variables.
+    told = as_variables({"cookie_secrets_file": mount(text)}, loaded)["GATEWAY_COOKIE_SECRETS"]
+    again = load({"cookie_secrets": told})
+    assert again.cookie_secrets == loaded.cookie_secrets
+
+
+@pytest.mark.parametrize("text", ['["a,b", "c"', '["a,b", 5]', '["a,b"],c', '["' + "[" * 100_000])
+def test_what_only_begins_as_a_json_list_is_not_split_into_secrets(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"secrets": text})
+    assert str(caught.value) == "GATEWAY_SECRETS: begins as a JSON list of strings, and is none"
+
+
+@pytest.mark.parametrize("text", ["[a,b]", "[1,2]", "[", "[[]]"])
+def test_a_secret_may_begin_with_a_bracket(text: str) -> None:
+    loaded = load({"secrets": text})
+    assert [each.get_secret_value() for each in loaded.secrets] == text.split(",")
 
 
 def test_settings_do_not_change() -> None:
@@ -302,9 +336,6 @@ def mount(tmp_path: Path) -> Callable[[str | bytes], str]:
         return str(path)
 
     return write
-
-
-Mount = Callable[[str | bytes], str]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", " \n"])

@@ -19,7 +19,7 @@ from gateway.errors import SettingsError
 from gateway.limits.subjects import Most
 from gateway.runs.records import Records
 from gateway.store.client import RedisClient
-from gateway.store.keys import new_id, record_key
+from gateway.store.keys import control_channel, new_id, record_key
 from tests.support import (
     OK,
     Call,
@@ -169,6 +169,26 @@ async def test_without_a_token_nothing_is_stored_nor_cancelled(
     assert upstream.calls == []
 
 
+async def test_who_sends_two_different_tokens_is_refused_and_told_why() -> None:
+    good, bad = f"Bearer {TOKENS[0]}", "Bearer a-token-of-somebody-else"
+    given = {
+        (): "no_cookie",
+        (bad,): "bad_cookie",
+        (good, bad): "bad_cookie",
+        (bad, good): "bad_cookie",
+        (good, f"Bearer {TOKENS[1]}"): "bad_cookie",
+        (good, ""): "bad_cookie",
+        (good, good): "",
+    }
+    async with running(service_tokens=TOKENS) as gate:
+        for lines, reason in given.items():
+            headers = [("Authorization", each) for each in lines]
+            answer = await gate.http.post(on_behalf("alice"), json=ask(), headers=headers)
+            assert (answer.status_code, answer.json().get("reason", "")) == (
+                (401, reason) if reason else (201, "")
+            )
+
+
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 async def test_each_token_of_the_list_is_taken_from_any_page_or_none(
@@ -283,7 +303,7 @@ async def test_a_log_out_ends_all_of_a_users_streams_on_every_replica_within_a_s
                         at.http.stream("GET", url, headers={**whose, **STREAM})
                     )
                     viewers.append(viewer.aiter_raw())
-                    await anext(viewers[-1])
+                    await _begun(viewers[-1])
             began = time.monotonic()
             assert await log_out(b, user) == 5
             texts = await asyncio.gather(*map(_rest, viewers[:-2]))
@@ -294,6 +314,42 @@ async def test_a_log_out_ends_all_of_a_users_streams_on_every_replica_within_a_s
             assert await log_out(a, user) == 0
             assert await _state(a, stranger, "stranger") == "streaming"
             await until(lambda: sum(each.left.is_set() for each in upstream.calls) == 4)
+
+
+async def test_a_log_out_cuts_what_runs_within_a_second_however_much_waits(
+    shared_redis: RedisServer,
+) -> None:
+    async with scripted(hangs) as upstream, two(upstream, shared_redis.url) as (a, b):
+        user = new_id()
+        for _ in range(30):
+            made = (
+                b.gateway.records.create(new_id(), user, "default", b"{}", "digest")
+                for _ in range(100)
+            )
+            await asyncio.gather(*made)
+        async with AsyncExitStack() as stack:
+            url = await b.ticket(subject=user)
+            viewers = []
+            for gate in (b, a):
+                headers = {**gate.cookie(user), **STREAM}
+                viewer = await stack.enter_async_context(
+                    gate.http.stream("GET", url, headers=headers)
+                )
+                viewers.append(viewer.aiter_raw())
+                await _begun(viewers[-1])
+            began = time.monotonic()
+            all_of_it = asyncio.create_task(log_out(a, user))
+            texts = await asyncio.gather(*map(_rest, viewers))
+            await until(upstream.calls[0].left.is_set)
+            assert time.monotonic() - began < 1
+            assert all('"state":"cancelled"' in text for text in texts)
+            assert await all_of_it == 3001
+
+
+async def _begun(came: AsyncIterator[bytes]) -> None:
+    """Read until the upstream's first event is there."""
+    while b"Hel" not in await anext(came):
+        pass
 
 
 async def _rest(came: AsyncIterator[bytes]) -> str:
@@ -363,10 +419,14 @@ async def test_a_stream_that_cannot_be_read_keeps_nothing_of_a_user_alive(
 async def test_a_log_out_leaves_alone_what_the_user_begins_after_it() -> None:
     async with gateway(hangs, service_tokens=TOKENS) as (gate, upstream):
         assert await log_out(gate) == 0
+        before, own = await gate.gateway.records.now(), control_channel(gate.gateway.name)
         url = await gate.ticket()
         async with gate.http.stream("GET", url, headers={**gate.cookie(), **STREAM}) as viewer:
             came = viewer.aiter_raw()
             await anext(came)
+            # A replica that was held up hears it so late; and some that nobody could mean.
+            for word in ("logout", "logout alice", "logout alice soon", f"logout alice {before}"):
+                assert await gate.gateway.store.call("PUBLISH", own, word)
             with pytest.raises(TimeoutError):  # Longer than older viewers may stay.
                 async with asyncio.timeout(1.2):
                     await _rest(came)
