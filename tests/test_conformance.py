@@ -22,6 +22,7 @@ HERE = Path(conformance.__file__).parent
 HOME = HERE.parent.parent
 PROTOCOL = (HOME / "docs" / "protocol.md").read_text("utf-8")
 LISTED = "https://app.example"
+TOKEN = "a-token-of-the-tests"
 FAST = ("--interval", "0.01", "--tokens", "30")
 
 pytestmark = pytest.mark.timeout(150)
@@ -53,9 +54,11 @@ def ours(**variables: str) -> Iterator[tuple[Process, Process]]:
 
 async def test_our_own_server_keeps_the_whole_contract() -> None:
     bob = cookie(settings(), "bob")["Cookie"]
-    with ours(heartbeat="1", allowed_origins=LISTED) as (gate, upstream):
+    given = {"heartbeat": "1", "allowed_origins": LISTED, "service_tokens": TOKEN}
+    with ours(**given) as (gate, upstream):
         more = ("--other-cookie", bob, "--origin", LISTED, "--pretend", upstream.url)
-        code, said = await played(gate.url, *more)
+        service = ("--user", "alice", "--service-token", TOKEN)
+        code, said = await played(gate.url, *more, *service)
     assert said["FAIL"] == set()
     assert said["skip"] == {"a ticket that nobody redeems runs out with 410"}
     assert (code, len(said["ok"]) > 60) == (0, True)

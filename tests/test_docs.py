@@ -1,14 +1,21 @@
 """The documents: what they tell a reader to type or to paste works as it stands there."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
 
+from gateway.auth.base import Caller, Finding
 from gateway.auth.loading import authenticators
 from gateway.config.presets import Preset
 from gateway.config.settings import Settings, load, table
@@ -297,6 +304,28 @@ def test_the_lines_of_each_login_start_a_gateway(
         for given in shlex.split(line.removeprefix("export "), comments=True):
             monkeypatch.setenv(*given.split("=", 1))
     authenticators(load({}))
+
+
+async def test_the_lines_for_fastapi_log_in_a_user_whom_the_gateway_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    section = LOGIN.partition("## Starlette and FastAPI")[2].partition("\n## ")[0]
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
+    (exports,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
+    monkeypatch.setenv("SESSION_SECRET", "the secret of the app's sessions")
+    app = FastAPI()
+    told = {"app": app, "os": os, "Request": Request, "SessionMiddleware": SessionMiddleware}
+    exec(lines, {**told, "user": SimpleNamespace(id=42)})
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://app"
+    ) as browser:
+        assert (await browser.post("/login")).status_code == 200
+        cookies = dict(browser.cookies)
+    for name, value in re.findall(r'(GATEWAY_\w+)="\$(\w+)"', exports):
+        monkeypatch.setenv(name, os.environ[value])
+    chain = authenticators(load({}))
+    assert await chain.find(Caller({}, cookies)) == Finding("42")
+    assert (await chain.find(Caller({}, {}))).subject is None
 
 
 def test_every_setting_that_the_login_names_is_one() -> None:

@@ -364,6 +364,7 @@ SERVERS = {
     "uvicorn": ("uvicorn", "--no-access-log", "--factory", "--port"),
     "uvicorn with workers": ("uvicorn", "--workers", "2", "--factory", "--port"),
     "hypercorn": ("hypercorn", "--bind"),
+    "granian": ("granian", "--interface", "asgi", "--factory", "--port"),
 }
 
 

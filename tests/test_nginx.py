@@ -42,6 +42,7 @@ from tests.support import (
     cookie,
     follow,
     read,
+    running,
     scripted,
     served,
     settings,
@@ -52,6 +53,7 @@ from tests.support import (
 from tests.test_promises import Paced, at_least, held
 
 ALICE = cookie(settings())
+OPERATIONS = (TEMPLATE.parents[1] / "docs" / "operations.md").read_text("utf-8")
 STREAM = {"Accept": "text/event-stream"}
 REFUSED = 9  # The port of a replica that is not there.
 
@@ -605,6 +607,12 @@ OURS = [
 ]
 THEIRS = [
     *("/", "/metrics", "/events", "/usage", "/users/bob", "/users/bob/events", "/streams"),
+    *(
+        "/users/bob/tickets",
+        "/users/bob/tickets/inner",
+        "/users/bob/streams",
+        "/users/a%2Fb/streams",
+    ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
     *("/healthz/", "/v1/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
     *("/tickets%0A", "/stream%0A", "/healthz%0A"),
@@ -641,6 +649,24 @@ async def test_where_there_is_no_app_everything_else_is_nowhere(tmp_path: Path) 
         async with server.client() as http:
             for path in THEIRS:
                 assert problem(await http.get(path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("allowed", "status"), [("127.0.0.1", 200), ("10.1.2.3", 403)])
+async def test_a_server_from_outside_is_let_in_by_its_address_alone(
+    tmp_path: Path, allowed: str, status: int
+) -> None:
+    (rest,) = re.findall(r"^NGINX_REST='(location /users/ .*)'$", OPERATIONS, re.MULTILINE)
+    rest = rest.replace("10.1.2.3", allowed)
+    token = "a-token-of-the-tests"
+    async with running(service_tokens=token) as gate:
+        with nginx(tmp_path, httpx.URL(gate.url).port or 0, NGINX_REST=rest) as server:
+            async with server.client() as http:
+                for user in ("alice", "a%2Fb"):
+                    url = f"/users/{user}/streams"
+                    headers = {"Authorization": f"Bearer {token}"}
+                    answer = await http.delete(url, headers=headers)
+                    assert answer.status_code == status
+                assert problem(await http.get("/elsewhere")) == (404, "not_found")
 
 
 @pytest.mark.parametrize("strips", [False, True], ids=["passed on", "stripped before"])

@@ -1,7 +1,7 @@
 """Play docs/protocol.md against a running server: `python -m tests.conformance URL --cookie N=V`.
 
-One line a promise; exit code 0 if all are kept, 1 if one is not. It asks for nine
-completions, which somebody may have to pay for: `gateway upstream` costs nothing.
+One line a promise; exit code 0 if all are kept, 1 if one is not. It asks for nine completions, two
+more with a service token, which somebody may have to pay for: `gateway upstream` costs nothing.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from tests.conformance import (  # noqa: F401 (each adds its promises)
     streams,
     tickets,
     upstreams,
+    users,
 )
 from tests.conformance.promise import ALL, Promise, Skip
 from tests.conformance.server import Options, Server, client
@@ -91,6 +92,8 @@ def main() -> int:
     parser.add_argument("url", metavar="URL", help="of the server, with its path if it has one")
     parser.add_argument("--cookie", required=True, metavar="NAME=VALUE", help="of a user")
     parser.add_argument("--other-cookie", default="", metavar="NAME=VALUE", help="of another user")
+    parser.add_argument("--user", default="", metavar="SUBJECT", help="whom --cookie names")
+    parser.add_argument("--service-token", default="", metavar="TOKEN", help="of an app's server")
     parser.add_argument("--origin", default="", help="of a page that the server lists as its own")
     parser.add_argument("--body", type=_body, default={}, metavar="FILE", help="JSON to ask with")
     parser.add_argument(

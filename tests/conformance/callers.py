@@ -3,9 +3,11 @@
 import secrets
 from collections.abc import AsyncIterator
 
-from tests.conformance.promise import equal, promise, refused
+from tests.conformance.promise import equal, holds, promise, refused
 from tests.conformance.server import Server
 from tests.conformance.wire import STREAM, Answer, Ticket
+
+_REASONS = ("no_cookie", "bad_cookie", "expired", "no_subject")
 
 
 async def _asked(
@@ -31,9 +33,11 @@ async def without_a_valid_cookie_everything_is_refused_with_401(server: Server) 
     ticket = await server.ticket()
     name = server.options.cookie.partition("=")[0]
     for cookie in ("", f"{name}={secrets.token_hex(16)}"):
-        refused(await server.post(server.body(), cookie=cookie), 401, "not_authenticated")
-        async for answer in _asked(server, ticket, cookie):
+        made = await server.post(server.body(), cookie=cookie)
+        for answer in [made, *[each async for each in _asked(server, ticket, cookie)]]:
             refused(answer, 401, "not_authenticated")
+            reason = answer.object.get("reason")
+            holds(reason in (_REASONS if cookie else _REASONS[:1]), f"the reason is {reason}")
     await _nothing_began(server, ticket)
 
 

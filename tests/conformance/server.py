@@ -22,6 +22,8 @@ class Options:
     url: str
     cookie: str
     other_cookie: str = ""
+    user: str = ""
+    service_token: str = ""
     origin: str = ""
     pretend: str = ""
     body: dict[str, Any] = field(default_factory=dict)
