@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, cookie, whois, upstream, page."""
+"""The command `gateway`: serve, demo, check, streams, cookie, whois, upstream, page."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ import click
 from starlette.routing import Mount, Router
 from starlette.types import ASGIApp
 
-from gateway import __version__, check
+from gateway import __version__, check, streams
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
@@ -185,6 +185,36 @@ def check_(**flags: str | None) -> None:
     for verdict in verdicts:
         click.echo(str(verdict))
     sys.exit(1 if any(verdict.fault for verdict in verdicts) else 0)
+
+
+@main.command("streams")
+@click.option("--subject", metavar="S", help="list only this user's")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object a line, for scripts")
+@click.option("--cancel", metavar="ID", help="cancel this stream, whoever runs it, and list none")
+@_flags
+def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: str | None) -> None:
+    """List what runs now on all replicas, the oldest first; or cancel one.
+
+    Age counts from the POST. Tickets that nobody has redeemed yet are not listed. A replica that
+    does not answer within a second leaves `?`; if its heartbeat stands still for GATEWAY_LEASE
+    too, it is (gone), and another ends its streams.
+
+    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says. Exit code 1: the
+    stream was not cancelled, or not all could be read; 2: without GATEWAY_REDIS_URL nothing can
+    be seen from outside.
+    """
+    if cancel is not None and (as_json or subject is not None):
+        raise click.UsageError("--cancel goes with neither --subject nor --json")
+    loaded = _load(flags)
+    if cancel is not None:
+        report = asyncio.run(streams.cancelled(loaded, cancel))
+    else:
+        report = asyncio.run(streams.listed(loaded, subject, as_json=as_json))
+    for line in report.lines:
+        click.echo(line)
+    for remark in report.remarks:
+        click.echo(f"gateway: {remark}", err=True)
+    sys.exit(report.code)
 
 
 @main.command("cookie")

@@ -167,6 +167,10 @@ class Fanout:
         watched = (tail for tail in self._tails.values() if tail.viewers)
         return [each for each in watched if each.subject == subject and each.issued < before]
 
+    def watched(self) -> dict[str, int]:
+        """Return how many viewers each stream has here, of those that have any."""
+        return {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
         owners: dict[str, list[str]] = {}

@@ -23,6 +23,8 @@ from gateway.store.quorum import Quorum
 
 T = TypeVar("T")
 
+Counters = dict[tuple[str, str], bytes]  # By a copy's tag and a replica's name.
+
 
 class QuorumCopy:
     """One copy of what the replicas tell of each other; `lease` is in seconds."""
@@ -138,6 +140,16 @@ class Heartbeat:
     async def replicas(self) -> list[str]:
         """Return all that have a heartbeat, this one and some that are dead among them."""
         return _union(await self._ask(lambda copy: self._store.call("HKEYS", copy.heartbeats)))
+
+    async def counters(self) -> Counters:
+        """Return the counter of each that has a heartbeat, in each copy that a quorum read."""
+
+        async def read(copy: QuorumCopy) -> Counters:
+            told = await self._store.call("HGETALL", copy.heartbeats)
+            names = [(copy.tag, each.decode()) for each in told[::2]]
+            return dict(zip(names, told[1::2], strict=True))
+
+        return {key: count for told in await self._ask(read) for key, count in told.items()}
 
     async def cancels(self) -> list[str]:
         """Return the streams this replica is asked to cancel, also where a message was lost."""

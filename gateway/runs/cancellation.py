@@ -4,14 +4,14 @@ A cancel is stored in the stream's record first, and decides its end whatever be
 Then its owner is told, by a message and by a request that is kept: a message can be lost.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 from gateway.errors import Rejected
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.endings import Ending, ending_events
 from gateway.runs.record import Record
 from gateway.runs.records import Records
-from gateway.runs.registry import RunRegistry
+from gateway.runs.run import Run
 from gateway.sse import lines
 
 
@@ -19,7 +19,11 @@ class Cancellation:
     """Cancels, as they are asked for here and by others; most methods may raise Unavailable."""
 
     def __init__(
-        self, records: Records, heartbeat: Heartbeat, registry: RunRegistry, claims: Container[str]
+        self,
+        records: Records,
+        heartbeat: Heartbeat,
+        registry: Mapping[str, Run],
+        claims: Container[str],
     ) -> None:
         self._records = records
         self._limits = records.limits

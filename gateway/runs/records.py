@@ -118,16 +118,25 @@ class Records:
 
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
-        (seconds, micros), values = await self.store.calls(
+        time, values = await self.store.calls(
             [["TIME"], ["HMGET", record_key(stream_id), *_FIELDS]]
         )
-        got = dict(zip(_FIELDS, values, strict=True))
-        if got["state"] is None or got["subject"] is None:
-            return None
-        facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
-        facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
-        now = int(seconds) * 1000 + int(micros) // 1000
-        return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
+        return _record(stream_id, time, values)
+
+    async def read_many(self, stream_ids: Sequence[str]) -> list[Record | Unavailable | None]:
+        """Return each record, None where there is none, or why its server does not tell."""
+        reads = (
+            read
+            for each in stream_ids
+            for read in (["TIME"], ["HMGET", record_key(each), *_FIELDS])
+        )
+        replies = await self.store.attempt(reads)
+        told = zip(stream_ids, replies[::2], replies[1::2], strict=True)
+        return [
+            next((part for part in (time, values) if isinstance(part, Unavailable)), None)
+            or _record(each, time, values)
+            for each, time, values in told
+        ]
 
     async def outlives_log(self, stream_id: str) -> bool:
         """Whether a stream has ended and its log is gone.
@@ -273,6 +282,16 @@ class Records:
         names = ("state", "epoch")
         replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
         return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
+
+
+def _record(stream_id: str, time: Sequence[bytes], values: Sequence[Any]) -> Record | None:
+    got = dict(zip(_FIELDS, values, strict=True))
+    if got["state"] is None or got["subject"] is None:
+        return None
+    facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
+    facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
+    now = int(time[0]) * 1000 + int(time[1]) // 1000
+    return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
 
 
 def _keys(stream_id: str) -> list[str]:

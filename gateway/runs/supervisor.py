@@ -23,6 +23,7 @@ from gateway.runs.cancellation import Cancellation
 from gateway.runs.claims import Claims
 from gateway.runs.endings import Ending, failure
 from gateway.runs.failover import Plan, Refusals
+from gateway.runs.inquiry import WORD, Respondent
 from gateway.runs.intake import RunLimits
 from gateway.runs.logout import Logout
 from gateway.runs.ownership import Ownership
@@ -100,11 +101,13 @@ class RunSupervisor:
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * heartbeat.lease, fanout.owners)
         self._repeats = Repeats(records)
+        told = (records.store, records.replica, fanout, self._registry, self._tasks)
         handlers: dict[str, Handler] = {
             "wake": fanout.mark,
             "cancel": self.cancellation.carry_out,
             "logout": self.logout.heard,
             "watch": self._idle.watched_by,
+            WORD: Respondent(*told).heard,
         }
         self._control = ControlChannel(records.store, records.replica, handlers)
 

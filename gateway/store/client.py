@@ -10,7 +10,7 @@ with an empty tag; in a Cluster see `topology`.
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,7 +188,7 @@ class RedisClient:
             replies = await _on(sender, [["EVAL", script[1], *rest]])
         return self._sound(replies)[0]
 
-    async def messages(self, channel: str) -> AsyncIterator[bytes]:
+    async def messages(self, channel: str) -> AsyncGenerator[bytes, None]:
         """Yield what is published to a channel, and b"" whenever something may have been missed."""
         while True:
             node = self._redis.default_node()

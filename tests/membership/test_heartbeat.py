@@ -278,7 +278,7 @@ async def test_a_cancel_wakes_the_owner(store: RedisClient) -> None:
     assert await anext(messages) == b""
     await other.ask_to_cancel("stream", owner.replica)
     assert await anext(messages) == b"cancel stream"
-    await messages.aclose()  # type: ignore[attr-defined]
+    await messages.aclose()
 
 
 async def test_who_cannot_renew_may_not_ask_long_before_others_think_it_dead(

@@ -109,7 +109,7 @@ async def test_an_option_that_does_no_harm_does_what_it_says(
     assert len(others) == 3
     for name, words in (("db=3", b"db=3"), ("client_name", b"name=gateway"), ("user", b"user=u")):
         assert (name in option) == all(words in each for each in others)
-    await messages.aclose()  # type: ignore[attr-defined]
+    await messages.aclose()
     for each in (store, direct):
         await each.close()
 
@@ -358,7 +358,7 @@ async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
         assert await asyncio.wait_for(anext(messages), 10) == b""
         await direct.call("PUBLISH", channel, "three")
         assert await anext(messages) == b"three"
-        await messages.aclose()  # type: ignore[attr-defined]
+        await messages.aclose()
         for each in (store, direct):
             await each.close()
 
@@ -377,7 +377,7 @@ async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
         await until(lambda: b"SETINFO" in b"".join(proxy.requests[before:]), "it tries again")
         proxy.answering.set()
         assert await asyncio.wait_for(again, 10) == b""
-        await messages.aclose()  # type: ignore[attr-defined]
+        await messages.aclose()
         await store.close()
 
 

@@ -455,7 +455,7 @@ async def test_the_inbox_is_heard_again_from_another_server_when_its_own_is_away
         await store.call("PUBLISH", channel, how)
         assert await asyncio.wait_for(anext(messages), 5) == how.encode()
         here.resume() if how == "frozen" else here.start()
-    await messages.aclose()  # type: ignore[attr-defined]
+    await messages.aclose()
     await store.close()
 
 
