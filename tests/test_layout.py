@@ -314,7 +314,8 @@ def test_what_a_provider_sends_is_known_to_its_protocol_alone(name: str) -> None
     protocols = {each for each in ours(name) if each.startswith("upstream.protocols.")}
     if not name.startswith("upstream.protocols."):
         assert protocols <= {
-            f"upstream.protocols.{each}" for each in ("base", "table", "demand", "error_text")
+            f"upstream.protocols.{each}"
+            for each in ("base", "table", "demand", "error_text", "volume")
         }
 
 

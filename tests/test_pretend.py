@@ -36,12 +36,15 @@ def preset(name: str, way: Way, base: str) -> dict[str, Any]:
 
 
 async def ended(gateway: Served, body: dict[str, Any]) -> tuple[str, str, int]:
-    """Return how one answer ended, and of how many pieces its text is."""
+    """Return how one answer ended, and of how many pieces its text is: a piece is a token."""
     url = await gateway.ticket(body)
     transcript = await gateway.read(url)
     text = (await gateway.completion(url))["text"]
     pieces = next((n for n in range(31) if text == "".join(expected()[:n])), -1)
     failed = "failure" in transcript.names
+    told = transcript.end["tokens"]
+    assert ((told or {}).get("completion") or 0) == pieces
+    assert (told is None) == (failed and transcript.failure["code"] == "upstream_refused")
     return transcript.end["state"], transcript.failure["code"] if failed else "", pieces
 
 

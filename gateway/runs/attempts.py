@@ -29,6 +29,7 @@ logger = logging.getLogger("gateway.runs.run")
 
 _CUT = "upstream_cut"
 _TIMED = frozenset({_CUT, "upstream_stalled"})
+_UNREAD = frozenset({"upstream_refused", "upstream_misconfigured"})  # No model has seen it.
 _LONGEST = 8.0  # Seconds between two attempts where the upstream does not say.
 _NOW: AbstractAsyncContextManager[None] = nullcontext()
 
@@ -43,6 +44,7 @@ class Asking(Protocol):
     intake: Intake
     attempts: int
     sent: int
+    read: bool
 
     def turn_to(self, other: Candidate) -> None:
         """Ask another preset from now on."""
@@ -99,6 +101,7 @@ class Attempts:
         if self._plan is not None:
             self._plan.ask()
         self._run.sent += 1
+        self._run.read = True
         self._tries += 1
         self._is_new = False
 
@@ -131,6 +134,8 @@ class Attempts:
 
     async def _goes_on_after(self, failed: UpstreamFailure) -> bool:
         """Return when the next request is to be sent, or that there is none."""
+        if self._is_from_start and (failed.sure or failed.code in _UNREAD):
+            self._run.read = False
         self._run.intake.silence = None  # What is waited for, Redis too, is not the upstream.
         if self._kept and await self._has_rest(failed):
             return True

@@ -20,7 +20,7 @@ everything for two leases more, and writes it again if Redis comes back empty.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,9 +36,10 @@ from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.failover import Candidate, Plan
 from gateway.runs.intake import Intake, RunLimits, stalled
 from gateway.runs.record import dialect_fields
+from gateway.runs.settlement import settle
 from gateway.upstream.client import UpstreamRequest
 from gateway.upstream.failures import broken_off
-from gateway.upstream.protocols.base import CompletionState
+from gateway.upstream.protocols.base import CompletionState, Tokens
 from gateway.upstream.protocols.table import protocol_of
 
 logger = logging.getLogger("gateway.runs.run")
@@ -71,6 +72,7 @@ class Run:
         self.attempts = before + 1  # The one at hand; it counts as sent when it is.
         self._before = before  # Sent by owners that died.
         self.sent = 0
+        self.read = False  # Whether the upstream may have read the request at hand.
         self.switched = False  # Whether another preset is asked than its record named at first.
         self.unseen_since: float | None = None
         self.finished_at: float | None = None
@@ -153,8 +155,7 @@ class Run:
             self._pull, self._pulled = None, True
         ending = self._ending or self._outcome(broken)
         name = self.log.fields["preset"]
-        tried = plan.tried if plan else ()
-        bill = Bill.of(self._completion, name, self.preset, tried, request=self.request)
+        bill = await self._bill(name, plan.tried if plan else ())
         took = f"{clock.now() - self._began:.2f} s, {self.log.count} events"
         became = f": {ending.reason}" if ending.reason else f", {took}, {bill}"
         chain = " -> ".join(bill.tried or [name])
@@ -168,6 +169,26 @@ class Run:
         if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):
             abandoned(self)  # Not before: as long as it has no end another replica may go on.
         return state
+
+    async def _bill(self, name: str, tried: Sequence[str]) -> Bill:
+        completion, earlier = self._completion, Tokens()
+        try:
+            if self._before or not completion.counted:
+                protocol, log = protocol_of(self.preset), self.log
+                earlier = await settle(
+                    completion, protocol, self.request, log.entries, log.uncommitted
+                )
+        except Exception:  # The stream must end all the same.
+            logger.exception("%s: what its answers took is not understood", self.log.stream_id)
+        return Bill.of(
+            completion,
+            name,
+            self.preset,
+            tried,
+            request=self.request,
+            read=self.read,
+            earlier=earlier,
+        )
 
     def stop(self, ending: Ending) -> None:
         """End the run as told, unless it is at its end already."""

@@ -37,16 +37,16 @@ class CompletionSnapshot:
     """
 
     def __init__(self, dialect: str, request: bytes = b"") -> None:
-        self._protocol = logged_protocol(dialect)
+        self.protocol = logged_protocol(dialect)
         self._request = request
-        self.completion = self._protocol.completion(request)
+        self.completion = self.protocol.completion(request)
         self.text = bytearray()  # Grows only: who has an older length may go on to read it.
         self.last: EventId | None = None
         self.last_id: str | None = None
         self.count = 0  # The entries it has seen.
         self.asked = clock.now()
         self.lock = asyncio.Lock()
-        self._answer = self._protocol.text()
+        self._answer = self.protocol.text()
         self._since = self.asked
 
     async def see(self, entries: Iterable[EntryBatch]) -> None:
@@ -61,8 +61,8 @@ class CompletionSnapshot:
 
     def _see(self, event: Event) -> None:
         if event.name == b"reset":
-            self.completion, self.text = self._protocol.completion(self._request), bytearray()
-            self._answer = self._protocol.text()
+            self.completion, self.text = self.protocol.completion(self._request), bytearray()
+            self._answer = self.protocol.text()
         elif event.name not in OURS:
             self.completion.see(event)
             text = self._answer.text_of(event)

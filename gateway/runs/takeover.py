@@ -35,6 +35,7 @@ from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.record import Record, fields_of
 from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry, Start
+from gateway.runs.settlement import settle
 from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import Event
 from gateway.upstream.client import Upstream
@@ -278,7 +279,7 @@ class Takeover:
         ending = Ending("done") if answer.completion.finished else _lost()
         try:
             preset = self._presets(record.preset)
-            bill = Bill.of(answer.completion, record.preset, preset, request=left.request)
+            bill = await _bill(record, preset, left, answer)
             events, end, result = ending_events(ending, answer.completion, record.attempts, bill)
         except Exception:
             logger.exception("%s: ends without what its log tells", stream_id)
@@ -299,6 +300,15 @@ class Takeover:
 
 def _is_of(record: Record | None, replica: str) -> bool:
     return record is not None and record.running and record.owner == replica
+
+
+async def _bill(
+    record: Record, preset: Preset | None, left: Start, answer: CompletionSnapshot
+) -> Bill:
+    """Return what a stream took; its last request may have been read, whatever is logged of it."""
+    request, completion = left.request, answer.completion
+    earlier = await settle(completion, answer.protocol, request, left.entries)
+    return Bill.of(completion, record.preset, preset, request=request, read=True, earlier=earlier)
 
 
 def _complain(words: str, error: Exception) -> None:

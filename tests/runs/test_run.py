@@ -37,7 +37,6 @@ from tests.support import (
 
 KEY = "sk-of-the-tests"
 STOP = chunk("", finish="stop")
-TOKENS = dict.fromkeys(("prompt", "completion", "cached"))
 CHUNKED = OK.replace(b"Connection: close", b"Transfer-Encoding: chunked")
 
 
@@ -118,10 +117,10 @@ async def test_the_log_says_why_an_answer_failed(caplog: pytest.LogCaptureFixtur
     ("usage", "tokens"),
     [
         (b'{"prompt_tokens":12,"completion_tokens":40}', "12+40 tokens"),
-        (b'{"completion_tokens":40}', "?+40 tokens"),
-        (b'{"prompt_tokens":"1\\nERROR forged","completion_tokens":-1}', "?+3 tokens (estimated)"),
-        (b'{"prompt_tokens":true,"completion_tokens":%s}' % (b"9" * 400), "?+3 tokens (estimated)"),
-        (b"null", "?+3 tokens (estimated)"),
+        (b'{"completion_tokens":40}', "1+40 tokens (estimated)"),
+        (b'{"prompt_tokens":"1\\nERROR forged","completion_tokens":-1}', "1+2 tokens (estimated)"),
+        (b'{"prompt_tokens":true,"completion_tokens":%s}' % (b"9" * 400), "1+2 tokens (estimated)"),
+        (b"null", "1+2 tokens (estimated)"),
     ],
 )
 async def test_the_log_has_one_line_for_a_good_answer_without_its_user_and_words(
@@ -157,7 +156,8 @@ async def test_the_end_tells_reason_and_usage(redis_url: str) -> None:
     script = sends(OK, sse(chunk("Hi", finish="length"), usage, b"[DONE]"))
     got, _ = await ended(script, redis_url=redis_url)
     expected = {"state": "done", "finish_reason": "length", "usage": {"total_tokens": 7}}
-    billed = {"tokens": {**TOKENS, "completion": 1, "estimated": True}, "preset": "default"}
+    guessed = {"prompt": 1, "completion": 1, "cached": None, "estimated": True}
+    billed = {"tokens": guessed, "preset": "default"}
     assert got.end == {**expected, **billed, "attempts": 1}
 
 

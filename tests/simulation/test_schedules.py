@@ -16,7 +16,7 @@ SHOWS = {
     "appends_make_the_log": 10,
     "asks_again_after_a_cut": 0,
     "cancel_is_overruled": 150,
-    "connection_is_not_looked_at": 250,
+    "connection_is_not_looked_at": 400,
     "doubt_is_ignored": 20,
     "every_end_is_done": 0,
     "kept_answers_are_lost": 0,

@@ -61,6 +61,7 @@ class Line:
                 yield block
                 told += event.tells
                 index += 1
+                self.call["served"] = told
         self.call["closed"] = "finished"
         if cut:
             self.hang_up()

@@ -23,6 +23,7 @@ _VERSION = (b"anthropic-version", b"2023-06-01")
 _FORM = Form(system="system", system_as="blocks", copies=(), needed=frozenset(("max_tokens",)))
 
 _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_GENERATED = ("text", "thinking", "partial_json", "name")
 _TELLING = frozenset({b"message_start", b"message_delta", b"message_stop"})
 _tells = re.compile(rb'"(?:message_(?:start|delta|stop)|usage|\w*error)"').search
 
@@ -53,6 +54,10 @@ class Anthropic(Framed):
         if event.data.strip() == DONE:
             return True
         return bool(_is_telling(event)) and _kind(decoded(event.data), event) == "message_stop"
+
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return [_said(decoded(event.data))]
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> "AnthropicText":
         """Return the text of an answer."""
@@ -119,6 +124,13 @@ def _kind(chunk: dict[str, Any], event: Event) -> str:
     """Return an event's type: what its data say, else its name, as Anthropic's SDKs take it."""
     kind = chunk.get("type", event.name.decode("utf-8", "replace"))
     return kind if isinstance(kind, str) else ""
+
+
+def _said(chunk: dict[str, Any]) -> str:
+    """Return all that an event has of a message, as one text."""
+    parts = [chunk.get(name) for name in ("delta", "content_block")]
+    texts = [part.get(name) for part in parts if isinstance(part, dict) for name in _GENERATED]
+    return "".join([text for text in texts if isinstance(text, str)])
 
 
 def _text(part: Any, kind: str) -> str:

@@ -17,8 +17,9 @@ To add a protocol:
 
 Shared by all who need it: `complaints` and `error_text` (errors in whatever shape), `usage`
 (bounded as a page may see it; and its tokens), `refusals` (which statuses are sure, how long to
-wait), `requests` (what all are asked alike), `terminal_state` (answers whose end is one event),
-and `gateway.sse.Parser` as `Frames`.
+wait), `requests` (what all are asked alike), `demand` (what a request may take), `volume` (what was
+said, where nobody counted it), `terminal_state` (answers whose end is one event), and
+`gateway.sse.Parser` as `Frames`.
 
 `see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
 of an error or of the price must not be decoded: let a regular expression look first.
@@ -68,7 +69,7 @@ class Tokens(NamedTuple):
     prompt: int | None = None  # With those that came from a cache.
     completion: int | None = None  # With what was thought and not said.
     cached: int | None = None  # Of those of the prompt.
-    estimated: bool = False  # The upstream never told: it is a guess.
+    estimated: int = 0  # Of all these: the upstream never told them, they are a guess.
 
     @property
     def known(self) -> bool:
@@ -76,10 +77,23 @@ class Tokens(NamedTuple):
         return self.prompt is not None or self.completion is not None
 
     def or_guess(self, pieces: int) -> "Tokens":
-        """Return the same, with a piece for a token where the completion's are not known."""
+        """Return the same, with a guess where the completion's are not known."""
         if self.completion is not None or not pieces:
             return self
-        return self._replace(completion=pieces, estimated=True)
+        return self._replace(completion=pieces, estimated=self.estimated + pieces)
+
+    def plus(self, other: "Tokens") -> "Tokens":
+        """Return the sum; what one does not know counts as none."""
+        return Tokens(
+            _sum(self.prompt, other.prompt),
+            _sum(self.completion, other.completion),
+            _sum(self.cached, other.cached),
+            self.estimated + other.estimated,
+        )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one + (other or 0)
 
 
 class Frames(typing.Protocol):
@@ -118,6 +132,10 @@ class CompletionState(typing.Protocol):
         """What it took so far, estimated if need be: see `usage.count_in`. Asked for at the end."""
 
     @property
+    def counted(self) -> bool:
+        """Whether the upstream told what the completion took: then nothing is to be guessed."""
+
+    @property
     def finish_reason(self) -> str | None:
         """Why the first answer ended, in the upstream's word; None if it did not say."""
 
@@ -151,6 +169,9 @@ class CompletionState(typing.Protocol):
 
     def end(self, *, framed: bool) -> None:
         """Take note of the end: HTTP vouches that nothing is missing if it is `framed`."""
+
+    def weigh(self, tokens: int) -> None:
+        """Take a better guess than the number of events for what the completion took, 0 is none."""
 
     def estimate(self) -> dict[str, Any] | None:
         """Return the usage, or a guess with `estimated` where the upstream never told it."""
@@ -203,6 +224,12 @@ class Protocol(typing.Protocol):
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> AnswerText:
         """Return the text of an answer from here on; it began with these events."""
+
+    def said(self, event: Event) -> Iterable[str]:
+        """Return what an event adds to all that was generated, an answer's share a piece.
+
+        Thoughts too, and the input of calls: all is paid for. Total, whatever the event is.
+        """
 
     def refused(
         self, preset: Preset, status: int, headers: Sequence[tuple[str, str]], body: bytes

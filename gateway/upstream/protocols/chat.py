@@ -9,9 +9,9 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest
-from gateway.upstream.protocols.chat_chunks import DONE
+from gateway.upstream.protocols.chat_chunks import DONE, decoded
 from gateway.upstream.protocols.chat_state import ChatState
-from gateway.upstream.protocols.chat_text import ChatText
+from gateway.upstream.protocols.chat_text import ChatText, said_in
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.reasons import BROKEN_OFF
@@ -66,6 +66,10 @@ class Chat(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""
         return event.data.strip() == DONE
+
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return said_in(decoded(event.data))
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> ChatText:
         """Return the text of choice 0, or of the lowest that such a beginning shows."""

@@ -31,6 +31,16 @@ def is_whole(data: bytes) -> bool:
     return data.strip() == DONE or bool(decoded(data))
 
 
+def written(value: Any) -> str:
+    """Return what a model wrote where it is told as JSON and not as text; "" for nothing."""
+    if value in (None, "", [], {}):
+        return ""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return ""
+
+
 def choices_of(chunk: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """Return the choices of an event with their numbers; a number that is none is their place."""
     choices = chunk.get("choices")

@@ -215,11 +215,20 @@ class ChatState:
         """What it took so far, estimated if need be."""
         return _tokens(self.usage).or_guess(self.pieces)
 
+    @property
+    def counted(self) -> bool:
+        """Whether the upstream told what the completion took."""
+        return _tokens(self.usage).completion is not None
+
+    def weigh(self, tokens: int) -> None:
+        """Take a better guess than the number of events for what the completion took."""
+        self.pieces = tokens or self.pieces
+
     def estimate(self) -> dict[str, Any] | None:
-        """Return the usage, or a guess where the upstream never told it: a piece is a token."""
-        if self.usage is not None or not self.pieces:
+        """Return the usage, with a guess where the upstream never told the completion's."""
+        if self.counted or not self.pieces:
             return self.usage
-        return {"completion_tokens": self.pieces, "estimated": True}
+        return {**(self.usage or {}), "completion_tokens": self.pieces, "estimated": True}
 
 
 def _tokens(usage: dict[str, Any] | None) -> Tokens:

@@ -10,6 +10,7 @@ from gateway.upstream.protocols.chat_chunks import choices_of, decoded
 
 _TEXT = re.compile(rb'"(?:content|text|refusal|response)"')
 _TEXTS = frozenset({"text", "output_text", "refusal"})
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _LOOKED_AT = 200  # Events in which a choice 0 is looked for.
 
 
@@ -54,6 +55,31 @@ class ChatText:
         text = _said(choice.get("delta")) or _string(choice.get("text"))
         # Beside or after deltas a message repeats what they said.
         return text if text or self._has_deltas else _said(choice.get("message"))
+
+
+def said_in(chunk: dict[str, Any]) -> list[str]:
+    """Return all that an event has of each choice, thoughts and calls too."""
+    if "choices" not in chunk:
+        return [_string(chunk.get("response"))]
+    return [_generated(choice) for _, choice in choices_of(chunk)]
+
+
+def _generated(choice: dict[str, Any]) -> str:
+    message = choice.get("delta") or choice.get("message")
+    if not isinstance(message, dict):
+        return _string(choice.get("text"))
+    # Servers that have two names for thoughts send them under both.
+    thoughts = next(filter(None, [_string(message.get(name)) for name in _THOUGHTS]), "")
+    return thoughts + _said(message) + _called(message) or _string(choice.get("text"))
+
+
+def _called(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    calls = calls if isinstance(calls, list) else []
+    functions = [each.get("function") for each in calls if isinstance(each, dict)]
+    functions.append(message.get("function_call"))
+    told = [each for each in functions if isinstance(each, dict)]
+    return "".join([_string(each.get(name)) for each in told for name in ("name", "arguments")])
 
 
 def _said(message: Any) -> str:

@@ -14,10 +14,10 @@ from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest, Refusal
-from gateway.upstream.protocols.chat_chunks import DONE
+from gateway.upstream.protocols.chat_chunks import DONE, decoded
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.gemini_state import GeminiState
-from gateway.upstream.protocols.gemini_text import GeminiText
+from gateway.upstream.protocols.gemini_text import GeminiText, said_in
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import EVENTS, Framed, headers_of
 
@@ -81,6 +81,10 @@ class Gemini(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`, as servers in between send it; usage may follow a reason."""
         return event.data.strip() == DONE
+
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return said_in(decoded(event.data))
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> GeminiText:
         """Return the text of the first candidate, or of the lowest that such a beginning shows."""

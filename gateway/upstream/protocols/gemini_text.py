@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from gateway.sse import Event
-from gateway.upstream.protocols.chat_chunks import decoded
+from gateway.upstream.protocols.chat_chunks import decoded, written
 from gateway.upstream.protocols.gemini_state import candidates_of, parts_of
 
 _LOOKED_AT = 200  # Events in which the first candidate is looked for.
@@ -42,6 +42,16 @@ class GeminiText:
         if lowest is not None and (self._index is None or lowest < self._index):
             self.anew, self._index = self._index is not None, lowest
         return candidates
+
+
+def said_in(chunk: dict[str, Any]) -> list[str]:
+    """Return all that an event has of each candidate, thoughts and calls too."""
+    return ["".join(map(_said, parts_of(candidate))) for _, candidate in candidates_of(chunk)]
+
+
+def _said(part: dict[str, Any]) -> str:
+    text = part.get("text")
+    return text if isinstance(text, str) else written(part.get("functionCall"))
 
 
 def _text(candidate: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import NONE, HttpRequest, Tokens
-from gateway.upstream.protocols.chat_chunks import decoded, is_whole
+from gateway.upstream.protocols.chat_chunks import decoded, is_whole, written
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.ndjson import JsonLines
 from gateway.upstream.protocols.policy import ruled
@@ -69,6 +69,10 @@ class Ollama(Lost):
     def closes(self, event: Event) -> bool:
         """Whether it is done."""
         return bool(_tells(event.data)) and decoded(event.data).get("done") is True
+
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return [_said(decoded(event.data))]
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> "OllamaText":
         """Return the text of an answer."""
@@ -140,6 +144,15 @@ def _generates(preset: Preset) -> bool:
 
 def _without_context(event: Event) -> Event:
     return event._replace(data=_context(rb"\1null", event.data))
+
+
+def _said(chunk: dict[str, Any]) -> str:
+    """Return all that a line has of an answer, as one text."""
+    message = chunk.get("message")
+    message = message if isinstance(message, dict) else chunk
+    texts = [message.get(name) for name in ("content", "response", "thinking")]
+    calls = message.get("tool_calls")
+    return "".join([each for each in texts if isinstance(each, str)]) + written(calls)
 
 
 def _says_something(chunk: dict[str, Any]) -> bool:

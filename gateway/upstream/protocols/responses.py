@@ -25,7 +25,7 @@ from gateway.upstream.protocols.responses_events import (
 )
 from gateway.upstream.protocols.responses_frames import ResponsesFrames
 from gateway.upstream.protocols.responses_state import ResponsesState
-from gateway.upstream.protocols.responses_text import ResponsesText
+from gateway.upstream.protocols.responses_text import ResponsesText, said_in
 
 _FORM = Form(
     messages="input",
@@ -73,6 +73,10 @@ class Responses(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is the last snapshot, or `[DONE]`."""
         return closes(event.data)
+
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return said_in(decoded(event.data))
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> ResponsesText:
         """Return the text of an answer that began so: with which pieces it comes in."""

@@ -44,6 +44,13 @@ class ResponsesText:
         return text
 
 
+def said_in(chunk: dict[str, Any]) -> list[str]:
+    """Return what an event adds to what was generated: thoughts and calls too, but no sound."""
+    kind = chunk.get("type")
+    of_text = isinstance(kind, str) and kind.endswith(".delta") and not kind.endswith("audio.delta")
+    return [_string(chunk.get("delta"))] if of_text else []
+
+
 def _text(chunk: dict[str, Any], size: int) -> str:
     if size == _DELTA:
         return _string(chunk.get("delta"))

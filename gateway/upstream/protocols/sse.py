@@ -42,6 +42,10 @@ class Declared(Framed):
         """Whether it is the declared end, or `[DONE]`."""
         return event.data.strip() == DONE or self._declared.end.is_at(event)
 
+    def said(self, event: Event) -> list[str]:
+        """Return what an event adds to all that was generated."""
+        return [DeclaredText(self._declared).text_of(event)]
+
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> DeclaredText:
         """Return the text of an answer."""
         return DeclaredText(self._declared)

@@ -183,14 +183,25 @@ class TerminalState:
     def tokens(self) -> Tokens:
         """What it took so far, estimated if need be."""
         told = self._tokens(self.estimate() or {})
-        return told._replace(estimated=True) if self._is_guess else told.or_guess(self.pieces)
+        if not self._is_guess:
+            return told.or_guess(self.pieces)
+        return told._replace(estimated=told.completion or 0)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the upstream told what the completion took."""
+        return self._is_counted(self.usage or {})
+
+    def weigh(self, tokens: int) -> None:
+        """Take a better guess than the number of events for what the completion took."""
+        self.pieces = tokens or self.pieces
 
     @property
     def _is_guess(self) -> bool:
-        return bool(self.pieces) and not self._is_counted(self.usage or {})
+        return bool(self.pieces) and not self.counted
 
     def estimate(self) -> dict[str, Any] | None:
-        """Return the usage, with a guess where it does not tell the answer's: a piece a token."""
+        """Return the usage, with a guess where it does not tell the answer's."""
         usage = self.usage or {}
         if not self._is_guess:
             return self.usage

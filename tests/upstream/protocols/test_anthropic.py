@@ -164,7 +164,7 @@ def test_where_it_is_cut_between_reads_makes_no_difference(at: int) -> None:
 def test_the_first_count_of_an_answer_that_was_cut_is_not_taken_for_its_price() -> None:
     seen, _, _ = read(PRESET, *HELLO, framed=False)
     assert seen.estimate() == {"input_tokens": 25, "output_tokens": 2, "estimated": True}
-    assert seen.tokens == (25, 2, None, True)
+    assert seen.tokens == (25, 2, None, 2)
 
 
 def test_the_prompt_has_the_tokens_that_were_read_from_a_cache_or_written_to_it() -> None:

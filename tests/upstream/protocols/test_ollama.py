@@ -163,7 +163,7 @@ def test_lines_that_tell_nothing_of_the_end_are_not_decoded() -> None:
 def test_the_price_of_an_answer_that_was_cut_is_estimated() -> None:
     seen, _, _ = read(PRESET, *HELLO, framed=False)
     assert seen.estimate() == {"eval_count": 2, "estimated": True}
-    assert seen.tokens == Tokens(None, 2, estimated=True)
+    assert seen.tokens == Tokens(None, 2, estimated=2)
 
 
 def test_tokens_are_those_of_the_last_line() -> None:

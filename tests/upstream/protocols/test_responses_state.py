@@ -53,7 +53,7 @@ def test_an_answer_cut_at_any_byte_is_whole_only_with_its_last_event() -> None:
 def test_the_pieces_are_counted_until_the_price_is_told() -> None:
     seen = told_by(of("created"), of("reasoning_text.delta", delta="hm"), HEL, LO)
     assert seen.estimate() == {"output_tokens": 3, "estimated": True}
-    assert seen.tokens == (None, 3, None, True)
+    assert seen.tokens == (None, 3, None, 3)
     seen.see(Event(END))
     assert seen.estimate() == seen.usage == {"output_tokens": 2}
     assert seen.tokens == (None, 2, None, False)
