@@ -114,6 +114,7 @@ class Gateway:
                 settings.store_share,
                 self._logs_out,
             ),
+            bounds=self.presets.bounds,
         )
         self.fanout = Fanout(
             self.store,

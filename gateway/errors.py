@@ -64,11 +64,15 @@ UNAVAILABLE = {
     "too_many_bytes": "Too much of yours is waiting or running",
     "too_many_streams": "Too many of your streams are running",
     "too_many_viewers": "Too many of your streams are open",
+    "rate_limited": "You ask too often",
+    "quota_exhausted": "You have nothing left for today",
 }
 
 # What passes when the caller has less of it: 429, not 503.
-TOO_MANY = frozenset(("too_many_bytes", "too_many_streams", "too_many_viewers"))
-OF_ROOM = frozenset(("too_many_bytes", "store_full"))
+TOO_MANY = frozenset(
+    ("too_many_bytes", "too_many_streams", "too_many_viewers", "rate_limited", "quota_exhausted")
+)
+OF_ROOM = TOO_MANY | {"store_full"}
 
 
 class GatewayError(Exception):
@@ -114,7 +118,7 @@ class Unavailable(GatewayError):
 
     @property
     def of_room(self) -> bool:
-        """Whether there is no room to store anything more."""
+        """Whether there is no room for anything more, but for what is there already."""
         return self.code in OF_ROOM
 
 

@@ -13,6 +13,7 @@ from gateway.config.dialects import End
 from gateway.config.presets import Preset
 from gateway.config.price import Price
 from gateway.config.templates import Variable
+from gateway.config.user_limits import UserLimits
 from gateway.errors import redacted
 
 _KEYED = re.compile(r"[\w.-]+: ")  # What a preset says of its own members begins so.
@@ -20,6 +21,7 @@ _TABLES: dict[str, Collection[str]] = {
     "variables": Variable.model_fields,
     "price": Price.model_fields,
     "end": End.model_fields,
+    "limits": UserLimits.model_fields,
 }
 _WORDS = {  # What pydantic says of these is said to who writes Python.
     "missing": "is missing",
@@ -51,7 +53,7 @@ def _told(where: tuple[str, ...], reason: str, prefix: str) -> Iterator[str]:
     for line in reason.splitlines():
         if not where:
             yield line
-        elif len(where) == 1:
+        elif len(where) == 1 and name not in ("presets", "limits"):
             yield f"{prefix}{name.upper()}: {line}"
         elif len(where) == 2 and _KEYED.match(line):
             yield f"{name}.{line}"
@@ -65,6 +67,8 @@ def _unknown(where: tuple[str, ...], names: Collection[str]) -> str:
         known = names
     elif len(where) == 3:
         known = _OF_PRESET
+    elif len(where) == 2:
+        known = UserLimits.model_fields
     else:
         known = _TABLES.get(where[2], ())
     near = difflib.get_close_matches(where[-1], known, n=1)
@@ -75,4 +79,4 @@ def _unknown(where: tuple[str, ...], names: Collection[str]) -> str:
 
 
 def _is_of_file(line: str) -> bool:
-    return line.startswith("presets.")
+    return line.startswith(("presets", "limits"))

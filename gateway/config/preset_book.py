@@ -11,6 +11,7 @@ from functools import partial
 
 from gateway.config.presets import DEFAULT, Preset
 from gateway.config.settings import PREFIX, Settings
+from gateway.config.user_limits import NONE, Bounds
 from gateway.errors import SettingsError
 from gateway.tasks import in_thread
 
@@ -26,6 +27,7 @@ class PresetBook:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._limits = settings.limits
         self._presets = _filled(settings, settings.presets)
         self.longest_run = 0.0  # Of all that were ever in force, as the next two.
         self.shortest_grace = self.shortest_wait = float("inf")
@@ -38,6 +40,11 @@ class PresetBook:
         """
         preset = self._presets.get(name)
         return preset if preset is not None and preset.url else None
+
+    def bounds(self, name: str) -> Bounds:
+        """Return what holds for each user of a preset."""
+        preset = self._presets.get(name)
+        return Bounds(self._limits, preset.limits if preset else NONE)
 
     async def reload(self, load: Load) -> None:
         """Take the presets of settings that are read anew; a wrong file changes nothing.
@@ -64,7 +71,7 @@ class PresetBook:
             if not after[name].url:
                 why = "no url, and a new upstream_url needs a restart"
                 raise SettingsError(f"presets.{name}: {why}")
-        self._presets = after
+        self._presets, self._limits = after, new.limits
         self._reach()
         logger.warning("SIGHUP: the presets were read again: %s", _difference(before, after))
         if fixed := _others(self.settings, new):
@@ -115,6 +122,6 @@ def _difference(before: Mapping[str, Preset], after: Mapping[str, Preset]) -> st
 
 
 def _others(before: Settings, after: Settings) -> list[str]:
-    names = (name for name in Settings.model_fields if name != "presets")
+    names = (name for name in Settings.model_fields if name not in ("presets", "limits"))
     changed = [name for name in names if getattr(before, name) != getattr(after, name)]
     return [PREFIX + name.upper() for name in changed]

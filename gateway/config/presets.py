@@ -25,6 +25,7 @@ from pydantic import (
 from gateway.config.dialects import OF, End, Picked, Words, check, dialect
 from gateway.config.price import Price
 from gateway.config.templates import Many, Messages, Variable, template_faults
+from gateway.config.user_limits import NONE, UserLimits
 from gateway.errors import redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -116,6 +117,7 @@ class Preset(BaseModel):
         repr=False,
         description="for a million tokens: prompt, completion, cached",
     )
+    limits: UserLimits = Field(NONE, description="for each user of it")
     on_leave: Literal["cancel", "finish"] = Field(
         "cancel", description="what becomes of a run whose last viewer left"
     )

@@ -26,15 +26,9 @@ from pydantic_core import PydanticUndefined
 from gateway.config.addresses import header_name, http_url, networks, origins, path
 from gateway.config.faults import fault_lines
 from gateway.config.lists import joined, listed
-from gateway.config.presets import (
-    DEFAULT,
-    Key,
-    Preset,
-    endpoint_faults,
-    fallback_faults,
-    tidy,
-)
+from gateway.config.presets import DEFAULT, Key, Preset, endpoint_faults, fallback_faults, tidy
 from gateway.config.secrets import FILE, SECRET, mounted, tokens, with_keys
+from gateway.config.user_limits import NONE, UserLimits
 from gateway.config.values import Values
 from gateway.errors import SettingsError, redacted
 
@@ -163,6 +157,7 @@ class Settings(BaseModel):
     upstream_retries: int = Field(2, ge=0, le=10, description="further attempts after a refusal")
     log_level: str = Field("info", description="debug, info, warning or error")
     presets: dict[str, Preset] = Field({}, description="in the TOML file, or in code")
+    limits: UserLimits = Field(NONE, description="for each user, over all presets; as presets")
 
     def __init__(self, **values: Unpack[Values]) -> None:
         super().__init__(**values)
@@ -264,7 +259,7 @@ class Row(NamedTuple):
 def table() -> Iterator[Row]:
     """Yield every setting that has an environment variable."""
     for name, field in Settings.model_fields.items():
-        if name != "presets":
+        if name not in ("presets", "limits"):
             yield Row(PREFIX + name.upper(), _shown(field.default), field.description or "")
 
 

@@ -74,3 +74,4 @@ class Values(TypedDict, total=False):
     upstream_retries: int
     log_level: str
     presets: Mapping[str, Any]
+    limits: Mapping[str, int | float]

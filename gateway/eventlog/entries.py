@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
+from gateway.limits.ledger import Spent
 from gateway.sse import after
 
 _MAX_ID = 2**63
@@ -155,3 +156,4 @@ class Seal:
     end: End
     if_cancelled: End
     result: bytes
+    spent: Spent | None = None  # What it took, to be booked with it.

@@ -29,6 +29,7 @@ from gateway import clock
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.base import Ownership
 from gateway.eventlog.entries import End, EntryBatch, EntryBatches, EventId, Seal
+from gateway.limits.ledger import Spent
 from gateway.sse import Event, encode, safe_name
 from gateway.store.client import RedisClient
 from gateway.store.keys import control_channel, log_key
@@ -135,7 +136,14 @@ class EventLog:
         if self.fenced:
             raise Fenced(self.stream_id)
 
-    async def seal(self, state: str, events: list[Event], end: Event, result: bytes) -> str:
+    async def seal(
+        self,
+        state: str,
+        events: list[Event],
+        end: Event,
+        result: bytes,
+        spent: Spent | None = None,
+    ) -> str:
         """End the log with `events`, or with `end` alone if a cancel was stored first.
 
         Tries until Redis has stored it; returns the state it stored. Raises Fenced.
@@ -143,10 +151,10 @@ class EventLog:
         await self.flushed()
         last = str(EventId(self.epoch, self._seq))
         ends = self._end(state, events), self._end("cancelled", [end])
-        stored = await self._store_seal(Seal(last, *ends, result))
+        stored = await self._store_seal(Seal(last, *ends, result, spent))
         shown = ends[0] if stored == state else ends[1]
         # Written again, it must be what viewers saw, whatever was cancelled since.
-        self._sealed = Seal(last, shown, shown, result)
+        self._sealed = Seal(last, shown, shown, result, spent)
         event_id = EventId(self.epoch, self._seq + shown.number)
         self.entries.append(EntryBatch(event_id, shown.number, shown.frames, stored))
         self.on_commit()

@@ -3,16 +3,22 @@
 Bytes are counted in Redis, over all replicas: every request that waits to be redeemed, and that of
 every run. A count is for a time, by Redis's clock, which the owner of a run prolongs; so what a
 replica had counted that died is free by itself. A log-out finds a subject's streams by it, so where
-there is one they are counted without a bound too. Streams and viewers are counted in this process,
-for this process. What is refused is refused before anything is stored, claimed or paid for.
+there is one they are counted without a bound too. So are slots, reservations and spending where
+limits are set for them (`permits`, `ledger`). The bounds that protect a process, of streams and
+viewers, are counted in this process, for this process. What is refused is refused before anything
+is stored, claimed or paid for.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import Unavailable
 from gateway.limits.headroom import Headroom
+from gateway.limits.ledger import Ledger
+from gateway.limits.permits import Left, Permits, Taken, left_of, refused
+from gateway.limits.tallies import Seat, Tally
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import subject_keys
 
@@ -38,74 +44,63 @@ class Most(NamedTuple):
     counted: bool = False
 
 
-class Tally:
-    """How many of a kind each subject has in this process; who has none is not in it."""
-
-    def __init__(self, most: int) -> None:
-        self.counts: dict[str, int] = {}
-        self._most = most
-
-    def full(self, subject: str) -> bool:
-        """Whether a subject has all that it may have."""
-        return 0 < self._most <= self.counts.get(subject, 0)
-
-    def take(self, subject: str) -> None:
-        """Count one more."""
-        self.counts[subject] = self.counts.get(subject, 0) + 1
-
-    def give(self, subject: str) -> None:
-        """Count one less."""
-        left = self.counts[subject] - 1
-        if left:
-            self.counts[subject] = left
-        else:
-            del self.counts[subject]
-
-
-class Seat:
-    """One more of a subject's, until it is called; a partial would take 250 bytes a viewer."""
-
-    __slots__ = ("_subject", "_tally")
-
-    def __init__(self, tally: Tally, subject: str) -> None:
-        self._tally = tally
-        self._subject = subject
-        tally.take(subject)
-
-    def __call__(self) -> None:
-        """Count it no more."""
-        self._tally.give(self._subject)
-
-
 class Held(NamedTuple):
-    """A stream, whose it is, and the bytes of its request."""
+    """A stream, whose it is, the bytes of its request and the preset that it asks."""
 
     subject: str
     stream_id: str
     size: int
+    preset: str = ""
+
+
+class Holder(Protocol):
+    """What runs here, as it counts for its subject."""
+
+    @property
+    def held(self) -> Held:
+        """What it holds."""
+
+    @property
+    def taken(self) -> Taken:
+        """What it may take, as far as can be said; asked for only where that is bounded."""
 
 
 class Limits:
     """What subjects hold, as far as this replica must know; `run` is its only task.
 
     Times are in seconds: a request that nobody redeems is kept for `start_by` and `patience`, a
-    record after its end for `log_ttl`.
+    record after its end for `log_ttl`. A slot is kept for half the patience: a lease.
+
+    One idea: what one subject has in Redis is one state in one place, which a POST, a claim, a tick
+    and an end change each in one step.
     """
 
     def __init__(
-        self, store: RedisClient, most: Most, *, start_by: float, patience: float, log_ttl: float
+        self,
+        store: RedisClient,
+        most: Most,
+        bounds: Callable[[str], Bounds] = lambda _: UNBOUNDED,
+        *,
+        start_by: float,
+        patience: float,
+        log_ttl: float,
     ) -> None:
         self.streams = Tally(most.streams)
         self.viewers = Tally(most.viewers)
+        self.ledger = Ledger(store)
+        self.permits = Permits(store, bounds, patience / 2)
         self._headroom = Headroom(store, most.share)
         self._store = store
         self._most = most.size or (_UNBOUNDED if most.counted else 0)
         self._unredeemed = int((start_by + patience) * 1000)
         self._ended = int(log_ttl * 1000)
         self._ttl = max(self._unredeemed, self._ended)
+        self._tick = min(_TICK, patience / 6)
         # A claim at the last moment leaves the patience to say that it runs.
-        self._turns = max(1, int(patience / 2 / _TICK))
-        self._news: dict[tuple[str, str], tuple[int, int]] = {}  # Subject, stream: bytes, TTL.
+        self._turns = max(1, int(patience / 2 / self._tick))
+        self._slot_turns = max(1, int(patience / 6 / self._tick))
+        # Subject, stream: bytes, TTL, slot.
+        self._news: dict[tuple[str, str], tuple[int, int, str]] = {}
 
     # In this process
 
@@ -132,10 +127,11 @@ class Limits:
 
     # In Redis
 
-    async def create(self, held: Held, create: Script) -> Any:
-        """Count a request and store it; returns the script's reply, raises Unavailable.
+    async def create(self, held: Held, create: Script) -> tuple[Any, Left | None]:
+        """Count a request and store it; returns the script's reply and what is left.
 
-        It counts also where that fails: what was lost may have been the reply only.
+        Raises Unavailable. It counts also where that fails: what was lost may have been the reply
+        only.
         """
         size = held.size + RECORD
         taken = size * 5 // 4  # What an allocator of few sizes makes of it.
@@ -146,9 +142,7 @@ class Limits:
         finally:
             room.stored(taken)
 
-    async def _counted(self, held: Held, size: int, create: Script) -> Any:
-        if not self._most:
-            return await self._store.script("create", create.keys, create.args)
+    async def _counted(self, held: Held, size: int, create: Script) -> tuple[Any, Left | None]:
         try:
             return await self._admitted(held, size, create)
         except Unavailable as error:
@@ -157,19 +151,35 @@ class Limits:
         await self._tell_all()  # Of what was cancelled or ended a moment ago Redis may not know.
         return await self._admitted(held, size, create)
 
-    async def _admitted(self, held: Held, size: int, create: Script) -> Any:
-        args = [self._most, self._unredeemed, held.stream_id, size, self._ttl]
-        admit = Script("admit", subject_keys(held.subject), args)
-        if self._store.cluster is None and size <= _SMALL:
-            verdict, reply = await self._store.script_after(admit, create)
-            if not verdict[0]:
-                raise _too_many(verdict[1])
-            return reply
+    async def _admitted(self, held: Held, size: int, create: Script) -> tuple[Any, Left | None]:
+        bounds, first = self.permits.bounds(held.preset), []
+        if bounds.any:
+            first.append(self.permits.to_ask(held.subject, held.stream_id, held.preset))
+        if self._most:
+            args = [self._most, self._unredeemed, held.stream_id, size, self._ttl]
+            first.append(Script("admit", subject_keys(held.subject)[:2], args))
         # On another server; and what is large and does not fit must not be sent in vain.
-        verdict = await self._store.script("admit", admit.keys, admit.args)
-        if not verdict[0]:
-            raise _too_many(verdict[1])
-        return await self._store.script("create", create.keys, create.args)
+        apart = first and (self._store.cluster is not None or size > _SMALL)
+        replies = await self._store.chain(first if apart else [*first, create])
+        if bounds.any and (error := refused(replies[0], bounds)):
+            raise error
+        if len(replies) < len(first) or (self._most and not replies[len(first) - 1][0]):
+            raise _too_many(replies[-1][1])
+        reply = await self._store.script(*create) if apart else replies[-1]
+        return reply, left_of(replies[0]) if bounds.any else None
+
+    async def repeated(self, held: Held) -> None:
+        """Count a POST no more that has begun nothing: its key was used more than a minute ago."""
+        if self.permits.bounds(held.preset).any:
+            keys = subject_keys(held.subject)
+            both = keys.posts, keys.posts_of(held.preset)
+            await self._store.attempt([["ZREM", key, held.stream_id] for key in both])
+
+    def permit(self, held: Held, taken: Taken) -> Script | None:
+        """Return the script that precedes a claim, None where nothing that runs is bounded."""
+        if not self.permits.bounds(held.preset).of_runs:
+            return None
+        return self.permits.to_run(held.subject, held.stream_id, held.preset, taken)
 
     @property
     def counted(self) -> bool:
@@ -181,41 +191,52 @@ class Limits:
         found = await self._store.read([["ZRANGE", subject_keys(subject)[1], 0, -1]])
         return [each.decode() for each in found[0]]
 
-    def ended(self, subject: str, stream_id: str) -> None:
-        """Count a stream no more, soon: its request is gone."""
-        self._note(Held(subject, stream_id, -RECORD), 0)
+    def ended(self, subject: str, stream_id: str, preset: str) -> None:
+        """Count a stream no more, soon: its request is gone, or it was never claimed."""
+        self._note(Held(subject, stream_id, -RECORD, preset), 0)
 
     def cancelled(self, subject: str, stream_id: str) -> None:
         """Count of a stream that nobody redeemed what is kept: making those costs nothing."""
         self._note(Held(subject, stream_id, 0), self._ended)
 
-    def _note(self, held: Held, milliseconds: int) -> None:
+    def _note(self, held: Held, milliseconds: int, slot: str = "") -> None:
+        if not (self._most or slot or self.permits.bounds(held.preset).of_runs):
+            return
         key = held.subject, held.stream_id
-        if self._most and (key in self._news or len(self._news) < _NEWS):
-            self._news[key] = held.size + RECORD, milliseconds
+        if key in self._news or len(self._news) < _NEWS:
+            size = held.size + RECORD if self._most or not milliseconds else -1
+            self._news[key] = size, milliseconds, slot
 
-    async def run(self, running: Callable[[], Iterable[Held]]) -> None:
+    async def run(self, running: Callable[[], Iterable[Holder]]) -> None:
         """Look at the servers' memory, and tell what `running` holds and what is free, for ever."""
         turn = 0
         while True:
             await self._headroom.refresh()
-            if self._most:
-                turn = (turn + 1) % self._turns
-                for held in running():
-                    if hash(held.stream_id) % self._turns == turn:
-                        self._note(held, self._unredeemed)
-                await self._tell_all()
-            await asyncio.sleep(_TICK)
+            turn += 1
+            for each in running():
+                self._renew(each, turn)
+            await self._tell_all()
+            await self.ledger.settle()
+            await asyncio.sleep(self._tick)
+
+    def _renew(self, holder: Holder, turn: int) -> None:
+        held = holder.held
+        if self.permits.bounds(held.preset).of_runs:
+            if hash(held.stream_id) % self._slot_turns == turn % self._slot_turns:
+                tokens, cost = holder.taken
+                self._note(held, self._unredeemed, f"{tokens} {cost} {held.preset}")
+        elif self._most and hash(held.stream_id) % self._turns == turn % self._turns:
+            self._note(held, self._unredeemed)
 
     async def _tell_all(self) -> None:
         """Tell Redis what has changed; what it does not hear expires, or is told again."""
         while self._news:
             subjects: dict[str, list[Any]] = {}
             for key in list(self._news)[:_TOGETHER]:
-                news = subjects.setdefault(key[0], [self._ttl])
+                news = subjects.setdefault(key[0], [self._ttl, self.permits.lease])
                 news += key[1], *self._news.pop(key)
             told = (
-                self._store.script("settle", subject_keys(subject), args)
+                self._store.script("settle", subject_keys(subject)[:3], args)
                 for subject, args in subjects.items()
             )
             for answer in await asyncio.gather(*told, return_exceptions=True):

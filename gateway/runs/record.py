@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from gateway.errors import Unavailable
+from gateway.limits.permits import Left
+from gateway.limits.subjects import Held
 from gateway.runs.endings import moved
 from gateway.upstream.protocols.table import DEFAULT
 
@@ -30,6 +33,7 @@ class Record:
     buried: int  # How often it was named by a dead replica, and nobody owned it yet.
     ahead: int  # Milliseconds that its epochs are ahead of the time.
     protocol: str  # The dialect of its answer, "" for OpenAI's chat.
+    estimate: str  # Tokens of prompt and completion that it may take, "" where none are bounded.
     asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
@@ -39,6 +43,11 @@ class Record:
     def expired(self) -> bool:
         """Whether nobody redeemed it in time."""
         return self.state == "cached" and self.now > self.start_by
+
+    @property
+    def held(self) -> Held:
+        """What it holds of what is its subject's, without its request."""
+        return Held(self.subject, self.stream_id, 0, self.preset)
 
     @property
     def cancelled(self) -> bool:
@@ -67,6 +76,7 @@ class Created:
     digest: str
     state: str
     made: bool
+    left: Left | None = None  # Of what its subject may do, where that is bounded.
 
     @property
     def seconds_left(self) -> int:
@@ -76,9 +86,12 @@ class Created:
 
 
 class ClaimVerdict(StrEnum):
-    """What came of a claim: ours, another's, too late, of nothing, or the stream lacks its name."""
+    """What came of a claim: ours, its user has spent all, or runs all that it may, another's, too
+    late, of nothing, or the stream lacks its name."""
 
     CLAIMED = "claimed"
+    EXHAUSTED = "exhausted"
+    NO_SLOT = "no_slot"
     ATTACH = "attach"
     EXPIRED = "expired"
     MISSING = "missing"
@@ -92,6 +105,7 @@ class Claim:
     verdict: ClaimVerdict
     epoch: int = 0
     request: bytes = b""
+    refusal: Unavailable | None = None
 
 
 def dialect_fields(dialect: str) -> dict[str, Any]:
@@ -113,5 +127,6 @@ def fields_of(record: Record) -> dict[str, Any]:
         "start_by": record.start_by,
         "attempts": record.attempts,
         **({"protocol": record.protocol} if record.protocol else {}),
+        **({"estimate": record.estimate} if record.estimate else {}),
         **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
     }

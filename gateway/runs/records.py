@@ -14,8 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from gateway import clock
+from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import EntryBatch, Seal
+from gateway.limits.ledger import as_bill, booking, check, of_bill
+from gateway.limits.permits import refused
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
 from gateway.runs.record import FIRST, Claim, ClaimVerdict, Created, Record
@@ -25,16 +28,30 @@ from gateway.store.quorum import Quorum
 
 _DRAWS = 64
 _AT_ONCE = 500  # Streams that are asked for in one go.
+_MINUTE = 60_000  # Milliseconds, for which a POST counts.
 _AWAY = 0.2  # Seconds until Redis is asked once more.
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
 
 _NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
-_TEXTS = ("state", "subject", "preset", "digest", "owner", "protocol", "asked", "end_id")
+_TEXTS = (
+    "state",
+    "subject",
+    "preset",
+    "digest",
+    "owner",
+    "protocol",
+    "estimate",
+    "asked",
+    "end_id",
+)
 _FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
 class Records:
-    """The records as one replica sees and changes them; every method may raise Unavailable."""
+    """The records as one replica sees and changes them; every method may raise Unavailable.
+
+    One idea: a record changes by these scripts alone, and what its subject holds with it.
+    """
 
     def __init__(
         self,
@@ -46,13 +63,14 @@ class Records:
         max_run: Callable[[], float],
         lease: float,
         most: Most = Most(),  # noqa: B008 (it is a tuple)
+        bounds: Callable[[str], Bounds] = lambda _: UNBOUNDED,
     ) -> None:
         self.replica = replica
         self.store = store
         self._quorum = Quorum(len(store.quorum_tags))
         self.patience = lease * 2  # Seconds that an owner has to write again what Redis lost.
         times = {"start_by": start_by, "patience": self.patience, "log_ttl": log_ttl}
-        self.limits = Limits(store, most, **times)
+        self.limits = Limits(store, most, bounds, **times)
         self._start_by = int(start_by * 1000)
         self._ended_ttl = int(log_ttl * 1000)
         self._max_run = max_run
@@ -100,10 +118,13 @@ class Records:
         ttl = self._start_by + int(self.patience * 1000)
         args = [self._start_by, ttl, digest, *_flat(fields)]
         create = Script("create", _keys(stream_id), args)
-        held = Held(subject, stream_id, len(request) + len(fields.get("body", b"")))
-        reply = await self.limits.create(held, create)
+        held = Held(subject, stream_id, len(request) + len(fields.get("body", b"")), preset)
+        reply, left = await self.limits.create(held, create)
         issued, start_by, now = (int(part) for part in reply[:3])
-        made = Created(issued, start_by, now, reply[3].decode(), reply[4].decode(), bool(reply[5]))
+        facts = (reply[3].decode(), reply[4].decode(), bool(reply[5]))
+        made = Created(issued, start_by, now, *facts, left)
+        if not made.made and now - issued > _MINUTE:
+            await self.limits.repeated(held)
         if made.state in FINAL:
             self.limits.cancelled(subject, stream_id)  # Or ended otherwise: no more is kept.
         return made
@@ -159,16 +180,35 @@ class Records:
                 return await self.store.call("HGET", record_key(stream_id), "body") or b""
             await asyncio.sleep(_AWAY)
 
-    async def claim(self, stream_id: str, nonce: str, buried: int = 0) -> Claim:
+    async def claim(
+        self, stream_id: str, nonce: str, buried: int = 0, permit: Script | None = None
+    ) -> Claim:
         """Become the owner of a cached stream; the same nonce again gives the same answer.
 
-        `buried` is the record's, as it was read before the stream was named as run here.
+        `buried` is the record's, as it was read before the stream was named as run here. `permit`
+        goes first: without its yes nothing is claimed.
         """
         args = [self.replica, nonce, self._running_ttl, buried]
-        verdict, *more = await self.store.script("claim", _keys(stream_id), args)
+        claim = Script("claim", _keys(stream_id), args)
+        if permit is not None:
+            replies = await self._permitted(permit, claim)
+            if refusal := refused(replies[0], UNBOUNDED):
+                over = replies[0][1] == b"quota_exhausted"
+                verdict = ClaimVerdict.EXHAUSTED if over else ClaimVerdict.NO_SLOT
+                refusal.status = 503  # Its ticket is good: it is to come back with it.
+                return Claim(verdict, refusal=refusal)
+            verdict, *more = replies[1]
+        else:
+            verdict, *more = await self.store.script(*claim)
         if verdict == b"claimed":
             return Claim(ClaimVerdict.CLAIMED, int(more[0]), more[1] or b"")
         return Claim(ClaimVerdict(verdict.decode()))
+
+    async def _permitted(self, permit: Script, claim: Script) -> list[Any]:
+        if self.store.cluster is None:
+            return await self.store.chain([permit, claim])
+        reply = await self.store.script(*permit)  # A subject is on another server.
+        return [reply, await self.store.script(*claim)] if reply[0] else [reply]
 
     async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
         """Become the owner in place of a dead one; return the new epoch, None if it was not."""
@@ -210,17 +250,32 @@ class Records:
 
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> str:
         """End a stream, once; return the state it ended with. Raises Fenced, InDoubt."""
+        apart = self.store.cluster is not None
+        books = booking(stream_id, seal.spent, self.longest) if seal.spent else None
         args = [
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
-            *(*seal.end, *seal.if_cancelled),
+            *(*seal.end, *seal.if_cancelled, as_bill(books) if books and apart else ""),
         ]
+        script = Script("seal", _keys(stream_id), args)
+        steps = [script, books] if books and not apart else [script]
         # Where appends go: another connection may still lead to a master that is none any more.
-        verdict, *state = await self.store.script("seal", _keys(stream_id), args, of_log=True)
+        (_, verdict, *state), *booked = await self.store.chain(steps, of_log=True)
         if verdict == b"fenced":
             raise Fenced(stream_id)
         if verdict != b"sealed":
             raise InDoubt(f"the log is {verdict.decode()}")
+        if books and booked:
+            check(booked[0], books)
+        elif books:
+            await self.limits.ledger.book(stream_id, books)
         return str(state[0].decode())
+
+    async def book_left(self, record: Record | None) -> None:
+        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
+        if record is None or record.state not in FINAL or self.store.cluster is None:
+            return
+        if bill := await self.store.call("HGET", record_key(record.stream_id), "bill"):
+            await self.limits.ledger.book_now(of_bill(bill))
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
         """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""

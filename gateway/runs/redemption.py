@@ -16,7 +16,7 @@ from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.viewer import Viewer
-from gateway.limits.subjects import Seat
+from gateway.limits.tallies import Seat
 from gateway.runs.claims import Claims
 from gateway.runs.endings import FINAL, moved
 from gateway.runs.record import VERSION, ClaimVerdict, Record

@@ -13,6 +13,7 @@ from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
 from gateway.limits.subjects import Limits
+from gateway.runs.endings import Ending
 from gateway.runs.intake import RunLimits
 from gateway.runs.record import Record, fields_of
 from gateway.runs.run import Run
@@ -34,6 +35,7 @@ class Start:
     before: int = 0  # Requests that were sent, or may have been.
     completion: CompletionState | None = None  # Of an answer that goes on.
     rest: UpstreamRequest | None = None  # Where the answer comes from, if not from a new request.
+    ending: Ending | None = None  # If nothing is to be asked.
 
 
 class RunRegistry(Mapping[str, Run]):
@@ -100,6 +102,8 @@ class RunRegistry(Mapping[str, Run]):
         run = Run(log, tail, preset, start.request, self._run_limits, *more)
         if start.events:
             log.append(start.events, ours=True)
+        if start.ending:
+            run.stop(start.ending)
         if before := self._runs.get(stream_id):
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
         self._runs[stream_id] = run
@@ -124,7 +128,7 @@ class RunRegistry(Mapping[str, Run]):
         self._limits.streams.give(run.subject)
         self._telemetry.run_ended(run.log.fields["preset"], state)
         if not run.log.fenced:  # Else it counts as another's.
-            self._limits.ended(run.subject, run.log.stream_id)
+            self._limits.ended(run.subject, run.log.stream_id, run.log.fields["preset"])
 
     def let_go(self, run: Run) -> None:
         """Forget a run whose stream is another one's; its viewers follow the log."""

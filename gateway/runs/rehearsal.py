@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from gateway.config.user_limits import UNBOUNDED, Bounds, UserLimits
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import End, EntryBatch, EventId, Seal
 from gateway.eventlog.reader import read, read_page
-from gateway.limits.subjects import Most
+from gateway.limits.ledger import KEPT, Spent
+from gateway.limits.permits import Taken
+from gateway.limits.subjects import Held, Most
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.presence import Presence
 from gateway.runs.records import Records
@@ -33,6 +36,7 @@ from gateway.store.keys import (
 _SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
 _TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": lambda: _SECONDS}
 _MUCH = 1 << 40
+_LIMITS = UserLimits(posts_per_minute=9, streams=9, tokens_per_day=_MUCH, cost_per_day=9.0)
 
 
 async def can_store(records: Records) -> None:
@@ -61,7 +65,7 @@ class Rehearsal:
         self._store = store
         self._id = stream_id
         self._me = me
-        self._records = _records(store, me, _MUCH)
+        self._records = _records(store, me, _MUCH, Bounds(_LIMITS, _LIMITS))
         self._repeats = Repeats(self._records)
         self._presence = Presence(store, me)
         self._heartbeat = Heartbeat(store, me, 1)
@@ -120,13 +124,15 @@ class Rehearsal:
             if error.code != "too_many_bytes":
                 raise
         await self._records.limits.streams_of(self._me)
-        free = [int(_SECONDS * 1000), self._id, 0, 0]
-        await self._store.script("settle", subject_keys(self._me), free)
+        free = [int(_SECONDS * 1000), int(_SECONDS * 1000), self._id, 0, 0, ""]
+        await self._store.script("settle", subject_keys(self._me)[:3], free)
 
     async def _begin(self) -> None:
         await self._heartbeat.register(self._id)
         await self._repeats.remember(self._id, self._id)
-        await self._records.claim(self._id, "nonce")
+        held, limits = Held(self._me, self._id, 0, "default"), self._records.limits
+        permit = limits.permit(held, Taken())
+        await self._records.claim(self._id, "nonce", 0, permit)
         self._epoch = await self._records.takeover(self._id, self._me, "another") or 0
         await self._repeats.find(self._id, EventId(self._epoch, 0))
 
@@ -140,7 +146,8 @@ class Rehearsal:
         entry = EntryBatch(EventId(self._epoch, 2), 1, frames[1])
         await self._records.append(self._id, first, [entry])
         end = End("done", third, 1, frames[2])
-        self._seal = Seal(second, end, end, b"{}")
+        spent = Spent(self._me, 0, "default", prompt=1, cost=1)
+        self._seal = Seal(second, end, end, b"{}", spent)
 
     async def _read(self) -> None:
         await read(self._store, [self._id], [None], [1])
@@ -156,7 +163,8 @@ class Rehearsal:
 
     async def _leave(self) -> None:
         keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
-        keys += subject_keys(self._me)
+        mine = subject_keys(self._me)
+        keys += [*mine, mine.posts_of("default"), *map(mine.usage, range(KEPT))]
         with suppress(Unavailable):
             await self._store.calls(["DEL", key] for key in keys)
         await self._data_loss.stop()
@@ -164,5 +172,8 @@ class Rehearsal:
             await self._heartbeat.stop()
 
 
-def _records(store: RedisClient, replica: str, size: int = 0) -> Records:
-    return Records(store, replica, **_TIMES, lease=1, most=Most(size=size))
+def _records(
+    store: RedisClient, replica: str, size: int = 0, bounds: Bounds = UNBOUNDED
+) -> Records:
+    most = Most(size=size)
+    return Records(store, replica, **_TIMES, lease=1, most=most, bounds=lambda _: bounds)

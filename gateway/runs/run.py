@@ -29,9 +29,11 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, UpstreamFailure, with_cause
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.writer import EventLog
+from gateway.limits.permits import Taken
 from gateway.limits.subjects import Held
 from gateway.runs.attempts import Attempts
 from gateway.runs.bill import Bill
+from gateway.runs.booking import spent, taken
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.failover import Candidate, Plan
 from gateway.runs.intake import Intake, RunLimits, stalled
@@ -113,7 +115,13 @@ class Run:
     @property
     def held(self) -> Held:
         """What it holds of what is its subject's."""
-        return Held(self.subject, self.log.stream_id, len(self.request))
+        return Held(self.subject, self.log.stream_id, len(self.request), self.log.fields["preset"])
+
+    @property
+    def taken(self) -> Taken:
+        """What it may take, or took so far if that is more."""
+        estimate = str(self.log.fields.get("estimate", ""))
+        return taken(estimate, self.preset, self._completion.tokens)
 
     @property
     def _completion(self) -> CompletionState:
@@ -165,7 +173,8 @@ class Run:
             raise Fenced(self.log.stream_id)
         attempts = self._before + self.sent
         events, cancelled, result = ending_events(ending, self._completion, attempts, bill)
-        state = await self.log.seal(ending.of(self.log), events, cancelled, result)
+        ends = (ending.of(self.log), events, cancelled, result)
+        state = await self.log.seal(*ends, spent(self.log.fields, bill))
         if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):
             abandoned(self)  # Not before: as long as it has no end another replica may go on.
         return state

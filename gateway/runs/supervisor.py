@@ -148,6 +148,7 @@ class RunSupervisor:
             self._registry.ended(run, state)  # Before any wait: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
+            await self._limits.ledger.booked(stream_id)  # Until then its list has to name it.
             await self._leave(stream_id)
         except Fenced:
             logger.warning("%s: another replica took it over, or its log broke", stream_id)
@@ -213,7 +214,8 @@ class RunSupervisor:
     @property
     def _owes(self) -> bool:
         """Whether streams lack their end, or may: Redis can forget it after it was stored."""
-        return self._registry.unsure or bool(self._registry.count or self._claims)
+        owed = self._registry.count or self._claims or self._limits.ledger.owes
+        return self._registry.unsure or bool(owed)
 
     async def _while(self, holds: Callable[[], object], seconds: float) -> None:
         end = clock.now() + seconds
@@ -231,7 +233,7 @@ class RunSupervisor:
                 await self._heartbeat.stop()
 
     async def _counts(self) -> None:
-        await self._limits.run(lambda: [run.held for run in self._registry.active])
+        await self._limits.run(lambda: self._registry.active)
 
     async def _heartbeats(self) -> None:
         while True:

@@ -31,6 +31,7 @@ from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.answer import answer_events
 from gateway.runs.bill import Bill
+from gateway.runs.booking import spent
 from gateway.runs.endings import Ending, ending_events, failure
 from gateway.runs.record import Record, fields_of
 from gateway.runs.records import Records
@@ -159,6 +160,7 @@ class Takeover:
             record = await self._records.read(stream_id)
             if epoch is None or record is None:
                 self._follow(stream_id, record)
+            await self._records.book_left(record)
             if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
                 await self._heartbeat.unregister(stream_id)
             self._broken_off.pop(stream_id, None)
@@ -198,6 +200,7 @@ class Takeover:
             elif _is_of(record, me):
                 await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
+                await self._records.book_left(record)
                 await self._heartbeat.unregister(stream_id)  # As of a claim that was given up.
 
     async def follow(self, stream_id: str) -> None:
@@ -276,18 +279,12 @@ class Takeover:
     async def _seal(self, record: Record, left: Start, answer: CompletionSnapshot) -> bool:
         """End a stream; return False where another replica has gone on with it."""
         stream_id = record.stream_id
-        ending = Ending("done") if answer.completion.finished else _lost()
-        try:
-            preset = self._presets(record.preset)
-            bill = await _bill(record, preset, left, answer)
-            events, end, result = ending_events(ending, answer.completion, record.attempts, bill)
-        except Exception:
-            logger.exception("%s: ends without what its log tells", stream_id)
-            events, end, result = ending_events(ending, None, record.attempts)
+        ends = await _end(self._presets(record.preset), record, left, answer)
+        ending, events, end, result, bill = ends
         fields = {**fields_of(record), "request": left.request}
         log = self._writer.open(stream_id, left.epoch, EntryBatches(left.entries), fields)
         try:
-            state = await log.seal(ending.of(log), events, end, result)
+            state = await log.seal(ending.of(log), events, end, result, spent(fields, bill))
             logger.warning("%s: %s in place of a dead replica", stream_id, state)
             return True
         except Fenced:
@@ -296,6 +293,21 @@ class Takeover:
         finally:
             self._writer.close(log)
             self._fanout.mark([stream_id])
+
+
+async def _end(
+    preset: Preset | None, record: Record, left: Start, answer: CompletionSnapshot
+) -> tuple[Ending, list[Event], Event, bytes, Bill]:
+    """Return how a stream ends that does not go on, and what it took."""
+    ending = Ending("done") if answer.completion.finished else _lost()
+    try:
+        bill = await _bill(record, preset, left, answer)
+        ends = ending_events(ending, answer.completion, record.attempts, bill)
+    except Exception:
+        logger.exception("%s: ends without what its log tells", record.stream_id)
+        bill = Bill(record.preset)
+        ends = ending_events(ending, None, record.attempts)
+    return ending, *ends, bill
 
 
 def _is_of(record: Record | None, replica: str) -> bool:

@@ -32,18 +32,18 @@ _POLLED = "streams of other replicas are read once a second"
 _REST = 30.0  # Seconds until a channel that was refused is tried again.
 _SCRIPTS = Path(__file__).parent / "lua"
 
-# KEYS are those of both; ARGV: 1 keys of the first, 2 its arguments, and then those of both.
-_JOINED = """\
-local function first(KEYS, ARGV)
-{}
+# ARGV: how many keys and arguments each has, then the arguments of all; KEYS are those of all.
+_CHAIN = """\
+local parts = {{{}}}
+local key, arg, replies = 1, 2 * #parts + 1, {{}}
+for i, part in ipairs(parts) do
+  local keys, args = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local reply = part({{unpack(KEYS, key, key + keys - 1)}}, {{unpack(ARGV, arg, arg + args - 1)}})
+  replies[i] = reply
+  if type(reply) == 'table' and reply[1] == 0 then break end
+  key, arg = key + keys, arg + args
 end
-local function second(KEYS, ARGV)
-{}
-end
-local keys, args = tonumber(ARGV[1]), 2 + tonumber(ARGV[2])
-local reply = first({{unpack(KEYS, 1, keys)}}, {{unpack(ARGV, 3, args)}})
-if reply[1] == 0 then return {{reply}} end
-return {{reply, second({{unpack(KEYS, keys + 1)}}, {{unpack(ARGV, args + 1)}})}}
+return replies
 """
 
 
@@ -71,7 +71,7 @@ class RedisClient:
         self._scripts = {
             path.stem: _hashed(path.read_text("utf-8")) for path in _SCRIPTS.glob("*.lua")
         }
-        self._joined: dict[tuple[str, str], tuple[str, str]] = {}
+        self._chains: dict[tuple[str, ...], tuple[str, str]] = {}
 
     @property
     def quorum_tags(self) -> Sequence[str]:
@@ -168,19 +168,24 @@ class RedisClient:
         sender = self._redis.log if of_log else short
         return await self._run(sender, self._scripts[name], [len(keys), *keys, *args])
 
-    async def script_after(self, first: Script, then: Script) -> tuple[list[Any], Any]:
-        """Run two as one, the second where the first has not returned {0…}: not in a Cluster.
+    async def chain(self, scripts: Sequence[Script], *, of_log: bool = False) -> list[Any]:
+        """Run several as one, up to the first that returns {0…}; return the replies of those.
 
-        Returns both replies, the second is None where it was not run.
+        In a Cluster all their keys have to be of one slot.
         """
-        joined = self._joined.get((first.name, then.name))
-        if joined is None:
-            parts = (self._scripts[each.name][1] for each in (first, then))
-            joined = self._joined[first.name, then.name] = _hashed(_JOINED.format(*parts))
-        keys, args = [*first.keys, *then.keys], [*first.args, *then.args]
-        counts = [len(first.keys), len(first.args)]
-        reply = await self._run(self._redis.short, joined, [len(keys), *keys, *counts, *args])
-        return reply[0], reply[1] if len(reply) > 1 else None
+        if len(scripts) == 1:
+            return [await self.script(*scripts[0], of_log=of_log)]
+        names = tuple(each.name for each in scripts)
+        chained = self._chains.get(names)
+        if chained is None:
+            texts = [self._scripts[name][1] for name in names]
+            chained = self._chains[names] = _hashed(chain_of(texts))
+        keys = [key for each in scripts for key in each.keys]
+        counts = [count for each in scripts for count in (len(each.keys), len(each.args))]
+        args = [part for each in scripts for part in each.args]
+        sender = self._redis.log if of_log else self._redis.short
+        replies: list[Any] = await self._run(sender, chained, [len(keys), *keys, *counts, *args])
+        return replies
 
     async def _run(self, sender: CommandSender, script: tuple[str, str], rest: list[Any]) -> Any:
         replies = await _on(sender, [["EVALSHA", script[0], *rest]])
@@ -227,6 +232,11 @@ class RedisClient:
             return away(error)
         self._refused.failed(error)
         return Unavailable("store_unavailable", reason=str(error)[:200])
+
+
+def chain_of(texts: Iterable[str]) -> str:
+    """Return the script that runs these in turn."""
+    return _CHAIN.format(",\n".join(f"function(KEYS, ARGV)\n{each}\nend" for each in texts))
 
 
 def _hashed(text: str) -> tuple[str, str]:

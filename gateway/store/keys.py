@@ -6,7 +6,7 @@ All keys of a stream carry the tag {stream id} and so share a slot of a Cluster.
 import hashlib
 import secrets
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 DATASET_ID = "gw:marker"  # With the tag of a server.
 HEARTBEATS = "gw:beats"  # With the tag of a quorum copy.
@@ -55,14 +55,31 @@ def control_channel(replica: str) -> str:
     return f"gw:inbox:{replica}"
 
 
-@lru_cache(maxsize=4096)
-def subject_keys(subject: str) -> tuple[str, str]:
-    """Return the keys of what a subject holds: bytes of streams, and until when each counts.
+class SubjectKeys(NamedTuple):
+    """The keys of what a subject holds and spends, all in one slot: its streams are in many."""
 
-    They are in a slot of their own: a subject's streams are in many.
-    """
+    sizes: str  # Bytes of streams that wait or run.
+    until: str  # Until when each counts.
+    slots: str  # What runs, and reserves.
+    today: str  # What was spent on the day at hand.
+    posts: str  # The streams that were asked for in the last minute.
+    booked: str  # The streams that were booked lately.
+
+    def posts_of(self, preset: str) -> str:
+        """Return the key of what was asked of a preset in the last minute."""
+        return f"{self.posts}.{preset}"
+
+    def usage(self, day: int) -> str:
+        """Return the key of what was spent on a day, counted since 1970."""
+        return f"{self.sizes[: self.sizes.index('}') + 2]}usage:{day}"
+
+
+@lru_cache(maxsize=4096)
+def subject_keys(subject: str) -> SubjectKeys:
+    """Return the keys of a subject."""
     tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return f"gw:{{{tag}}}:bytes", f"gw:{{{tag}}}:until"
+    names = ("bytes", "until", "slots", "today", "posts", "booked")
+    return SubjectKeys(*(f"gw:{{{tag}}}:{name}" for name in names))
 
 
 def naming(replica: str, stream_id: str, copy: str) -> list[list[Any]]:

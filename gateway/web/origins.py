@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from gateway.errors import Rejected
 
 _PORTS = {"http": 80, "https": 443}
+_EXPOSED = b"Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy"
 
 
 class Origins:
@@ -46,7 +47,7 @@ class Origins:
             (b"vary", b"Origin"),
             (b"access-control-allow-origin", origin.encode("latin-1")),
             (b"access-control-allow-credentials", b"true"),
-            (b"access-control-expose-headers", b"Location, Content-Location, Retry-After"),
+            (b"access-control-expose-headers", _EXPOSED),
         ]
 
     def _ours(self, origin: str, host: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import Rejected, Unavailable
 from gateway.runs.record import Created
 from gateway.sse import comment, retry
@@ -62,10 +63,11 @@ def reply(
     )
 
 
-def issued(ticket: str, url: str, created: Created) -> Response:
-    """Return the answer to who asked for a ticket."""
+def issued(ticket: str, url: str, created: Created, bounds: Bounds = UNBOUNDED) -> Response:
+    """Return the answer to who asked for a ticket, and what is left of their `bounds`."""
     data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
-    return reply(data, 201 if created.made else 200, {"Location": url})
+    left = created.left.headers(bounds) if created.left else {}
+    return reply(data, 201 if created.made else 200, {"Location": url, **left})
 
 
 class LongReply:

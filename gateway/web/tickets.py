@@ -4,7 +4,7 @@ What a caller sends again must begin nothing anew: a key names the stream, and a
 that the same request has begun.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -17,6 +17,7 @@ from gateway.runs.record import Created, dialect_fields
 from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
+from gateway.upstream.protocols.demand import expected
 from gateway.upstream.request_body import PreparedRequest, RequestBody
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.life import Life
@@ -86,7 +87,7 @@ class TicketEndpoints:
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
         body = await body_of(request, self._max_body)
-        made = body.made(preset)._replace(more=_facts(preset, body))
+        made = self._made(name, preset, body)
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
@@ -102,7 +103,7 @@ class TicketEndpoints:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             return await self._open_at(url, request, self._tickets.verify(ticket), subject)
-        return issued(ticket, url, created)
+        return issued(ticket, url, created, self._presets.bounds(name))
 
     async def issue(self, subject: str, name: str, data: bytes, key: str, root_path: str) -> Issued:
         """Return the ticket of a request that the application itself makes; raises GatewayError."""
@@ -110,11 +111,20 @@ class TicketEndpoints:
         if len(data) > self._max_body:
             raise too_large(self._max_body)
         body = RequestBody(data)
-        made = body.made(preset)._replace(more=_facts(preset, body))
+        made = self._made(name, preset, body)
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         created = await self._created(stream_id, subject, name, made, known=bool(key))
         ticket = self._tickets.issue(stream_id, subject, created.issued)
         return Issued(ticket, self._stream_url(root_path, ticket), created.seconds_left)
+
+    def _made(self, name: str, preset: Preset, body: RequestBody) -> PreparedRequest:
+        """Return what is sent for a page's request, and what its record says beside it."""
+        made, more = body.made(preset), dialect_fields(preset.dialect)
+        if preset.fallback:
+            more["body"] = body.data
+        if self._presets.bounds(name).of_spending:
+            more["estimate"] = " ".join(map(str, expected(preset, made.text)))
+        return made._replace(more=more)
 
     async def _created(
         self, stream_id: str, subject: str, preset: str, made: PreparedRequest, *, known: bool
@@ -181,9 +191,3 @@ class TicketEndpoints:
         if preset is None or not (preset.public or on_behalf):
             raise Rejected("preset_not_found")
         return preset
-
-
-def _facts(preset: Preset, body: RequestBody) -> dict[str, Any]:
-    """Return what a record says beside what each says."""
-    facts = dialect_fields(preset.dialect)
-    return {**facts, "body": body.data} if preset.fallback else facts

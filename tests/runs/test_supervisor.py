@@ -1,14 +1,12 @@
 """What Redis has given to a replica has a run there, and ends once, whatever becomes of the two."""
 
 import asyncio
-import hashlib
 import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,10 +15,10 @@ import pytest
 from gateway.app import Gateway
 from gateway.config.presets import Preset
 from gateway.runs.records import Records
-from gateway.store import client as store_module
 from gateway.store.client import RedisClient
 from gateway.store.keys import HEARTBEATS, log_key, record_key, runs_key
 from tests.eventlog.test_writer import LOSE_REQUEST, Proxy, nonsense, proxied
+from tests.scripts import LUA, digests_of, texts_of
 from tests.support import (
     OK,
     SECRET,
@@ -51,15 +49,15 @@ REST = WHOLE.removeprefix(FIRST)
 
 def script_is(name: str) -> Callable[[bytes], bool]:
     """Return a test of whether a request runs a script."""
-    text = (Path(store_module.__file__).parent / "lua" / f"{name}.lua").read_bytes()
-    digest = hashlib.sha1(text).hexdigest().encode()
-    return lambda data: digest in data or text[:60] in data
+    digests = digests_of(name)
+    text = (LUA / f"{name}.lua").read_bytes()
+    return lambda data: text[:60] in data or any(each in data for each in digests)
 
 
 async def know_scripts(served: Served) -> None:
     """Let Redis know all scripts, so that a script is one request."""
-    for path in (Path(store_module.__file__).parent / "lua").glob("*.lua"):
-        await served.gateway.store.call("SCRIPT", "LOAD", path.read_bytes())
+    for text in texts_of():
+        await served.gateway.store.call("SCRIPT", "LOAD", text)
 
 
 class Slow:

@@ -59,7 +59,7 @@ def cancel_is_overruled() -> Patches:
 
 def late_seal() -> Patches:
     """A seal does not look who owns the stream."""
-    yield from _script("seal", "if theirs > mine then return {'fenced'} end\n", "")
+    yield from _script("seal", "if theirs > mine then return {0, 'fenced'} end\n", "")
 
 
 def appends_make_the_log() -> Patches:

@@ -164,6 +164,12 @@ class Redis:
         found = self.value(key, dict) or {}
         return [found.get(field) for field in fields]
 
+    def _hlen(self, key: bytes) -> Reply:
+        return len(self.value(key, dict) or {})
+
+    def _hexists(self, key: bytes, field: bytes) -> Reply:
+        return int(field in (self.value(key, dict) or {}))
+
     def _hgetall(self, key: bytes) -> Reply:
         return [part for pair in (self.value(key, dict) or {}).items() for part in pair]
 
@@ -374,6 +380,8 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"HDEL": Redis._hdel,
     b"HGET": Redis._hget,
     b"HGETALL": Redis._hgetall,
+    b"HEXISTS": Redis._hexists,
+    b"HLEN": Redis._hlen,
     b"HMGET": Redis._hmget,
     b"HSET": Redis._hset,
     b"HINCRBY": Redis._hincrby,

@@ -470,8 +470,8 @@ async def test_a_log_out_while_the_store_is_away_is_to_be_asked_again(
 
 
 async def test_a_subjects_streams_are_those_that_wait_or_run(store: RedisClient) -> None:
-    given = {"start_by": 60.0, "log_ttl": 600.0, "lease": 10.0}
-    records = Records(store, new_id(), **given, max_run=lambda: 600, most=Most(counted=True))
+    times: dict[str, Any] = {"start_by": 60.0, "log_ttl": 600.0, "lease": 10.0}
+    records = Records(store, new_id(), **times, max_run=lambda: 600, most=Most(counted=True))
     user = new_id()
     ids = {new_id() for _ in range(3)}
     for each in ids:

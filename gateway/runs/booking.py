@@ -1,0 +1,36 @@
+"""Booking: what a stream takes of what its subject may spend: expected, so far, and in the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.config.presets import Preset
+from gateway.config.user_limits import BILLION
+from gateway.limits.ledger import Spent
+from gateway.limits.permits import Taken
+from gateway.runs.bill import Bill
+from gateway.upstream.protocols.base import Tokens
+
+
+def taken(estimate: str, preset: Preset, so_far: Tokens = Tokens()) -> Taken:  # noqa: B008
+    """Return what a stream may take: what was expected of it, or what it took so far if more."""
+    prompt, completion = map(int, estimate.split()) if estimate else (0, 0)
+    prompt, completion = max(prompt, so_far.prompt or 0), max(completion, so_far.completion or 0)
+    cost = preset.price.cost(prompt, completion, None) if preset.price else None
+    return Taken(prompt + completion, _billionths(cost))
+
+
+def spent(fields: Mapping[str, Any], bill: Bill) -> Spent:
+    """Return what an ended stream took; `fields` are its record's."""
+    prompt, completion, cached, estimated = bill.total
+    return Spent(
+        bytes(fields["subject"]).decode(),
+        int(fields["issued"]),
+        bill.preset or fields["preset"],
+        bill.model,
+        *(prompt or 0, completion or 0, cached or 0, estimated),
+        cost=_billionths(bill.total_cost),
+    )
+
+
+def _billionths(cost: float | None) -> int:
+    return round((cost or 0) * BILLION)

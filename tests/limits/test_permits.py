@@ -1,0 +1,344 @@
+"""What a user may ask for and spend: refused in time, on all replicas, and healed by itself."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.config import settings as settings_
+from gateway.errors import SettingsError
+from gateway.store.keys import new_id, subject_keys
+from tests.support import (
+    OK,
+    SECRET,
+    Call,
+    RedisServer,
+    ScriptedUpstream,
+    Served,
+    ask,
+    chunk,
+    client,
+    process,
+    read,
+    running,
+    scripted,
+    sse,
+    until,
+)
+from tests.test_promises import at_least
+
+EVENTS = {"Accept": "text/event-stream"}
+
+
+class Held:
+    """An upstream's script: one event, then the rest and a usage when it is let go."""
+
+    def __init__(self, prompt: int = 10, completion: int = 20) -> None:
+        self.go = asyncio.Event()
+        self.usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+
+    async def __call__(self, call: Call) -> None:
+        """Answer one call."""
+        await call.send(OK, sse(chunk("Hel")))
+        going = asyncio.create_task(self.go.wait())
+        leaving = asyncio.create_task(call.left.wait())
+        await asyncio.wait({going, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (going, leaving):
+            task.cancel()
+        if self.go.is_set():
+            usage = json.dumps({"choices": [], "usage": self.usage}).encode()
+            await call.send(sse(chunk("lo", finish="stop"), usage, b"[DONE]"))
+
+
+@asynccontextmanager
+async def replicas(
+    redis: RedisServer, script: Any, number: int = 2, **more: Any
+) -> AsyncIterator[tuple[ScriptedUpstream, list[Served]]]:
+    """Run replicas in this process, on one Redis and with one upstream."""
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(scripted(script))
+        given = {"redis_url": redis.url, "upstream_url": upstream.url, **more}
+        yield (
+            upstream,
+            [await stack.enter_async_context(running(**given)) for _ in range(number)],
+        )
+
+
+def refused(answer: httpx.Response, code: str, status: int = 429) -> int:
+    """Check that an answer is a refusal of that kind; return the seconds to wait."""
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    return int(answer.headers["retry-after"])
+
+
+def somebody() -> str:
+    """Return a subject that no other test has."""
+    return f"user-{new_id()}"
+
+
+async def opened(served: Served, url: str, subject: str) -> httpx.Response:
+    """Redeem a ticket by a bare GET, and return what is answered at once."""
+    return await served.http.get(url, headers={**served.cookie(subject), "Accept": "*/*"})
+
+
+# POSTs in a minute
+
+
+async def test_posts_beyond_the_limit_are_refused_on_all_replicas(
+    shared_redis: RedisServer,
+) -> None:
+    limits = {"posts_per_minute": 10}
+    async with replicas(shared_redis, Held(), limits=limits) as (upstream, (a, b)):
+        user = somebody()
+        answers = await asyncio.gather(*((a, b)[n % 2].post(subject=user) for n in range(40)))
+        made = [each for each in answers if each.status_code == 201]
+        assert len(made) == 10
+        for each in answers:
+            if each not in made:
+                assert 1 <= refused(each, "rate_limited") <= 60
+                assert each.headers["ratelimit"].startswith('"posts";r=0;t=')
+        assert min(each.headers["ratelimit"] for each in made).startswith('"posts";r=0;t=')
+        assert {each.headers["ratelimit-policy"] for each in answers} == {'"posts";q=10;w=60'}
+        assert (await a.post(subject=somebody())).status_code == 201
+        assert not upstream.calls
+
+
+async def test_a_repeated_key_costs_no_post(shared_redis: RedisServer) -> None:
+    async with replicas(shared_redis, Held(), limits={"posts_per_minute": 2}) as (_, (a, b)):
+        user, key = somebody(), {"Idempotency-Key": new_id()}
+        first = await a.post(subject=user, **key)
+        for served in (a, b, a, b):
+            again = await served.post(subject=user, **key)
+            assert (again.status_code, again.json()["ticket"]) == (200, first.json()["ticket"])
+        assert (await a.post(subject=user)).status_code == 201
+        refused(await b.post(subject=user), "rate_limited")
+        assert (await b.post(subject=user, **key)).status_code == 200
+        # A repeat after the first has left the minute does not take its place in it.
+        keys = subject_keys(user)
+        await a.gateway.store.call("DEL", keys.posts)
+        record = f"gw:{{{stream_of(first, a)}}}:record"
+        await a.gateway.store.call("HINCRBY", record, "issued", -61_000)
+        assert (await b.post(subject=user, **key)).status_code == 200
+        assert await a.gateway.store.call("ZCARD", keys.posts) == 0
+
+
+def stream_of(answer: httpx.Response, served: Served) -> str:
+    """Return the stream that a ticket leads to."""
+    return served.gateway.tickets.verify(answer.json()["ticket"]).stream_id
+
+
+async def test_a_preset_has_limits_of_its_own(shared_redis: RedisServer) -> None:
+    async with scripted(Held()) as upstream:
+        presets = {"default": {}, "dear": {"limits": {"posts_per_minute": 1}}}
+        given = {"redis_url": shared_redis.url, "upstream_url": upstream.url, "presets": presets}
+        async with running(**given, limits={"posts_per_minute": 3}) as served:
+            user = somebody()
+
+            async def post(path: str) -> httpx.Response:
+                return await served.http.post(path, json=ask(), headers=served.cookie(user))
+
+            assert (await post("/tickets/dear")).status_code == 201
+            refused(await post("/tickets/dear"), "rate_limited")
+            assert [(await post("/tickets")).status_code for _ in range(3)] == [201, 201, 429]
+
+
+# Streams at once
+
+
+async def test_racing_redemptions_never_run_more_than_the_limit(
+    shared_redis: RedisServer,
+) -> None:
+    script = Held()
+    async with replicas(shared_redis, script, limits={"streams": 3}) as (upstream, (a, b)):
+        user = somebody()
+        urls = [await a.ticket(subject=user) for _ in range(20)]
+
+        async def attempt(number: int) -> bytes:
+            served, seen = (a, b)[number % 2], b""
+            headers = {**served.cookie(user), **EVENTS}
+            async with served.http.stream("GET", urls[number], headers=headers) as answer:
+                assert answer.status_code == 200
+                async for piece in answer.aiter_bytes():
+                    seen += piece
+                    if b"Hel" in seen:
+                        return seen
+            return seen
+
+        seen = await asyncio.gather(*map(attempt, range(20)))
+        begun = [each for each in seen if b"Hel" in each]
+        assert len(begun) == 3 == len(upstream.calls)
+        for each in seen:
+            if each not in begun:
+                assert each.startswith(b"retry: ")
+                assert b"data:" not in each
+        later = urls[next(n for n, each in enumerate(seen) if each not in begun)]
+        assert refused(await opened_plain(b, later, user), "too_many_streams", 503) >= 1
+        refused(await a.post(subject=user), "too_many_streams")
+        script.go.set()
+
+        async def takes_it() -> bool:
+            return b'"state":"done"' in (await opened(b, later, user)).content
+
+        await until(takes_it, "a slot is free")
+        assert len(upstream.calls) == 4
+        assert (await a.post(subject=user)).status_code == 201
+
+
+async def opened_plain(served: Served, url: str, subject: str) -> httpx.Response:
+    """Redeem a ticket as something that is no EventSource."""
+    headers = {**served.cookie(subject), "Accept": "application/json, */*;q=0.1"}
+    return await served.http.get(url, headers=headers)
+
+
+async def test_reconnects_and_second_viewers_hold_no_slot(shared_redis: RedisServer) -> None:
+    script = Held()
+    async with replicas(shared_redis, script, limits={"streams": 2}) as (upstream, (a, b)):
+        user = somebody()
+        first, second = [await a.ticket(subject=user) for _ in range(2)]
+        for served, url in ((a, first), (b, first), (a, first), (b, second), (b, first)):
+            await read(served.http, url, headers=a.cookie(user), enough=at_least(1))
+        assert len(upstream.calls) == 2
+        assert await a.gateway.store.call("HLEN", subject_keys(user).slots) == 2
+
+
+async def test_slots_heal_within_a_lease_after_their_owner_was_killed(
+    own_redis: RedisServer, tmp_path: Any
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text("[limits]\nstreams = 1\n")
+    async with scripted(Held()) as upstream:
+        given = {"redis_url": own_redis.url, "upstream_url": upstream.url, "lease": "2"}
+        variables = {**given, "config": str(config), "secrets": SECRET}
+        async with running(**{**given, "lease": 2}, limits={"streams": 1}) as here:
+            with process("serve", "--port", "0", **variables) as other:
+                url = await here.ticket()
+                async with client(other.url) as http:
+                    await read(http, url, headers=here.cookie(), enough=at_least(1))
+                refused(await here.post(), "too_many_streams")
+                other.process.kill()
+                killed = time.monotonic()
+
+                async def may_ask() -> bool:
+                    return (await here.post()).status_code == 201
+
+                await until(may_ask, "the slot is free", 6)
+                assert time.monotonic() - killed < 2 + 2  # A lease, and a death seen meanwhile.
+
+
+async def test_a_redis_that_forgot_learns_within_a_lease_what_runs(
+    own_redis: RedisServer,
+) -> None:
+    script = Held()
+    limits = {"streams": 1}
+    async with replicas(own_redis, script, 1, limits=limits, lease=2) as (_, (a,)):
+        await a.read(await a.ticket(), enough=at_least(1))
+        await a.gateway.store.call("FLUSHALL")
+
+        async def is_full() -> bool:
+            return (await a.post()).status_code == 429
+
+        await until(is_full, "the slot is taken again", 2.5)
+
+
+# Tokens and cost of a day
+
+
+async def test_who_has_spent_all_asks_no_further_one(shared_redis: RedisServer) -> None:
+    script = Held(prompt=60, completion=50)
+    script.go.set()
+    async with replicas(shared_redis, script, limits={"tokens_per_day": 100}) as (
+        upstream,
+        (a, b),
+    ):
+        user = somebody()
+        first, second = [await a.ticket(subject=user) for _ in range(2)]
+        assert b'"state":"done"' in (await opened(a, first, user)).content
+        late = (await opened(b, second, user)).content
+        assert b'event: failure\ndata: {"code":"quota_exhausted"' in late
+        assert b'"state":"failed"' in late
+        assert 1 <= refused(await b.post(subject=user), "quota_exhausted") <= 86_400
+        assert len(upstream.calls) == 1
+
+
+async def test_what_runs_has_its_share_reserved(shared_redis: RedisServer) -> None:
+    """Each may take 40 of 100 and ten of a prompt: so three may begin, the third with the rest."""
+    script = Held(prompt=1, completion=1)
+    async with replicas(shared_redis, script, limits={"tokens_per_day": 100}) as (
+        upstream,
+        (a, b),
+    ):
+        user, body = somebody(), ask(max_tokens=40)
+        urls = [await a.ticket(body, subject=user) for _ in range(6)]
+
+        async def attempt(number: int) -> str:
+            served = (a, b)[number % 2]
+            got = await read(
+                served.http, urls[number], headers=served.cookie(user), enough=at_least(1)
+            )
+            return "".join(map(str, got.data))
+
+        seen = await asyncio.gather(*map(attempt, range(6)))
+        assert len([each for each in seen if "Hel" in each]) == 3 == len(upstream.calls)
+        script.go.set()
+        late = urls[next(n for n, each in enumerate(seen) if "Hel" not in each)]
+
+        async def takes_it() -> bool:
+            return b'"state":"done"' in (await opened(b, late, user)).content
+
+        await until(takes_it, "what was not taken is free again")
+
+
+async def test_a_cost_is_bounded_too(shared_redis: RedisServer) -> None:
+    script = Held(prompt=1000, completion=1000)
+    script.go.set()
+    presets = {"default": {"price": {"prompt": 1.0, "completion": 2.0}}}
+    async with replicas(
+        shared_redis, script, 1, limits={"cost_per_day": 0.003}, presets=presets
+    ) as (_, (a,)):
+        user = somebody()
+        url = await a.ticket(subject=user)
+        assert b'"cost":0.003' in (await opened(a, url, user)).content
+        refused(await a.post(subject=user), "quota_exhausted")
+
+
+async def test_a_redis_that_is_away_gives_no_free_pass(own_redis: RedisServer) -> None:
+    async with replicas(own_redis, Held(), 1, limits={"streams": 1}) as (upstream, (a,)):
+        url = await a.ticket()
+        own_redis.kill()
+        assert (await a.post()).status_code == 503
+        assert (await opened_plain(a, url, "alice")).status_code == 503
+        own_redis.start()
+        assert not upstream.calls
+
+
+# What is set
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "streams = -1",
+        "streams = 1.5",
+        'streams = "2"',
+        "streams = true",
+        "cost_per_day = -0.1",
+        "cost_per_day = nan",
+        "posts_per_minute = 99999999",
+        "stream = 1",
+    ],
+)
+@pytest.mark.parametrize("table", ["limits", "presets.default.limits"])
+def test_a_wrong_limit_stops_the_start(told: str, table: str, tmp_path: Any) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'upstream_url = "http://127.0.0.1:1/v1"\n[presets.default]\n[{table}]\n{told}\n'
+    )
+    with pytest.raises(SettingsError) as caught:
+        settings_.load({"config": str(config)})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{config}: {table}.{told.split()[0]}")
