@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gateway import clock
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import DAY, subject_keys
@@ -81,11 +82,17 @@ def of_bill(bill: bytes) -> Script:
 
 
 class Ledger:
-    """The bookings that are not part of a seal, and all that was booked."""
+    """The bookings that are not part of a seal, and all that was booked.
 
-    def __init__(self, store: RedisClient) -> None:
+    A server that takes another's place may lack what was booked there last: within `patience`, in
+    seconds, it is booked again.
+    """
+
+    def __init__(self, store: RedisClient, patience: float) -> None:
         self._store = store
+        self._patience = patience
         self._owed: dict[str, tuple[Script, asyncio.Event]] = {}
+        self._recent: dict[str, tuple[float, Script]] = {}  # In the order they were booked.
 
     @property
     def owes(self) -> bool:
@@ -94,14 +101,23 @@ class Ledger:
 
     async def book(self, stream_id: str, script: Script) -> None:
         """Book a stream, now or as soon as its subject's server answers."""
+        asked = clock.now()
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self.book_now(script)
+            self._keep(stream_id, asked, script)
         except (Unavailable, TimeoutError):
-            if len(self._owed) < _OWED:
-                self._owed[stream_id] = script, asyncio.Event()
-            else:
-                logger.error("%s: what it took is not booked", stream_id)
+            self._owe(stream_id, script)
+
+    def _owe(self, stream_id: str, script: Script) -> None:
+        if len(self._owed) < _OWED:
+            self._owed.setdefault(stream_id, (script, asyncio.Event()))
+        else:
+            logger.error("%s: what it took is not booked", stream_id)
+
+    def _keep(self, stream_id: str, asked: float, script: Script) -> None:
+        if len(self._recent) < _OWED:
+            self._recent[stream_id] = asked, script
 
     async def book_now(self, script: Script) -> None:
         """Book a stream; raises Unavailable."""
@@ -113,14 +129,22 @@ class Ledger:
             await owed[1].wait()
 
     async def settle(self) -> None:
-        """Try again to book what is owed."""
+        """Try again to book what is owed, and what a failover may have lost."""
+        for stream_id, (asked, script) in list(self._recent.items()):
+            if self._store.replaced(script.keys[0]) >= asked:
+                del self._recent[stream_id]
+                self._owe(stream_id, script)
+            elif clock.now() - asked > self._patience:
+                del self._recent[stream_id]
         tries = [self._settle(*each) for each in list(self._owed.items())[:500]]
         await asyncio.gather(*tries)
 
     async def _settle(self, stream_id: str, owed: tuple[Script, asyncio.Event]) -> None:
+        asked = clock.now()
         with suppress(Unavailable):
             await self.book_now(owed[0])
             del self._owed[stream_id]
+            self._keep(stream_id, asked, owed[0])
             owed[1].set()
 
     async def rows(self, subject: str, days: Iterable[int]) -> list[Row]:

@@ -87,7 +87,7 @@ class Limits:
     ) -> None:
         self.streams = Tally(most.streams)
         self.viewers = Tally(most.viewers)
-        self.ledger = Ledger(store)
+        self.ledger = Ledger(store, patience)
         self.permits = Permits(store, bounds, patience / 2)
         self._headroom = Headroom(store, most.share)
         self._store = store
