@@ -132,4 +132,4 @@ def _seconds(milliseconds: int) -> int:
 
 
 def _least(bounds: Bounds, name: str) -> int:
-    return min((most for each in bounds if (most := getattr(each, name))), default=0)
+    return min((most for each in bounds.both if (most := getattr(each, name))), default=0)
