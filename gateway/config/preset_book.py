@@ -11,7 +11,7 @@ from functools import partial
 
 from gateway.config.presets import DEFAULT, Preset
 from gateway.config.settings import PREFIX, Settings
-from gateway.config.user_limits import NONE, Bounds
+from gateway.config.user_limits import NONE, Bounds, UserLimits
 from gateway.errors import SettingsError
 from gateway.tasks import in_thread
 
@@ -45,6 +45,11 @@ class PresetBook:
         """Return what holds for each user of a preset."""
         preset = self._presets.get(name)
         return Bounds(self._limits, preset.limits if preset else NONE)
+
+    def limited(self) -> dict[str, UserLimits]:
+        """Return the limits that pages' presets have for each user, beside those over all."""
+        own = {name: each.limits for name, each in self._presets.items() if each.public}
+        return {name: each for name, each in own.items() if each != NONE and self.get(name)}
 
     async def reload(self, load: Load) -> None:
         """Take the presets of settings that are read anew; a wrong file changes nothing.

@@ -5,7 +5,8 @@
 --       6 cost (billionths) to reserve, 7-10 bounds over all: POSTs a minute, streams, tokens and
 --       cost a day, 11-14 the same in the preset; 0 is none
 -- Returns {1 or 0, why not, ms until it may pass, ms until more POSTs may, ms of the day that are
--- left, then how many are left of POSTs, streams, tokens, cost}; -1 where there is no bound
+-- left, then how many are left of POSTs, streams, tokens, cost, -1 where there is no bound, and
+-- the day since 1970}
 local MINUTE, DAY = 60000, 86400000
 local POSTS, STREAMS, TOKENS, COST = 1, 2, 3, 4
 local t = redis.call('TIME')
@@ -43,7 +44,8 @@ for i = 1, #held, 2 do
     end
   end
 end
-if #stale > 0 then redis.call('HDEL', KEYS[1], unpack(stale)) end
+-- Who only looks may have been told of another lease than those who run it.
+if #stale > 0 and kind ~= 'look' then redis.call('HDEL', KEYS[1], unpack(stale)) end
 
 local left, soon = {-1, -1, -1, -1}, 0
 for scope = 1, 2 do
@@ -64,6 +66,7 @@ for scope = 1, 2 do
   end
 end
 
+left[#left + 1] = day
 local function answer(ok, why, ms) return {ok, why, math.ceil(ms), soon, night, unpack(left)} end
 if kind == 'look' then return answer(1, '', 0) end
 if kind == 'post' and left[POSTS] == 0 then return answer(0, 'rate_limited', soon) end
