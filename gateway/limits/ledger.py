@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient, Script
-from gateway.store.keys import DAY, subject_keys
+from gateway.store.keys import DAY, record_key, subject_keys
 
 logger = logging.getLogger("gateway.limits.ledger")
 
@@ -122,6 +122,13 @@ class Ledger:
     async def book_now(self, script: Script) -> None:
         """Book a stream; raises Unavailable."""
         check(await self._store.script(*script), script)
+
+    async def book_left(self, stream_id: str) -> None:
+        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
+        if self._store.cluster is None:
+            return
+        if bill := await self._store.call("HGET", record_key(stream_id), "bill"):
+            await self.book_now(of_bill(bill))
 
     async def booked(self, stream_id: str) -> None:
         """Return when a stream is booked that ended here."""

@@ -74,6 +74,13 @@ class Permits:
         """Return the script that gives a stream its slot, if there is one."""
         return self._script("run", subject, stream_id, preset, self.bounds(preset), taken)
 
+    async def before(self, permit: Script, claim: Script) -> list[Any]:
+        """Run a permit, and a claim if it was given; return the replies; raises Unavailable."""
+        if self._store.cluster is None:
+            return await self._store.chain([permit, claim])
+        reply = await self._store.script(*permit)  # A subject is on another server.
+        return [reply, await self._store.script(*claim)] if reply[0] else [reply]
+
     async def left(self, subject: str, preset: str, bounds: Bounds) -> Left:
         """Return what is left of these bounds; raises Unavailable."""
         script = self._script("look", subject, "", preset, bounds)

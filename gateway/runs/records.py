@@ -17,7 +17,7 @@ from gateway import clock
 from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import EntryBatch, Seal
-from gateway.limits.ledger import as_bill, booking, check, of_bill
+from gateway.limits.ledger import as_bill, booking, check
 from gateway.limits.permits import refused
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
@@ -191,7 +191,7 @@ class Records:
         args = [self.replica, nonce, self._running_ttl, buried]
         claim = Script("claim", _keys(stream_id), args)
         if permit is not None:
-            replies = await self._permitted(permit, claim)
+            replies = await self.limits.permits.before(permit, claim)
             if refusal := refused(replies[0], UNBOUNDED):
                 over = replies[0][1] == b"quota_exhausted"
                 verdict = ClaimVerdict.EXHAUSTED if over else ClaimVerdict.NO_SLOT
@@ -203,12 +203,6 @@ class Records:
         if verdict == b"claimed":
             return Claim(ClaimVerdict.CLAIMED, int(more[0]), more[1] or b"")
         return Claim(ClaimVerdict(verdict.decode()))
-
-    async def _permitted(self, permit: Script, claim: Script) -> list[Any]:
-        if self.store.cluster is None:
-            return await self.store.chain([permit, claim])
-        reply = await self.store.script(*permit)  # A subject is on another server.
-        return [reply, await self.store.script(*claim)] if reply[0] else [reply]
 
     async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
         """Become the owner in place of a dead one; return the new epoch, None if it was not."""
@@ -269,13 +263,6 @@ class Records:
         elif books:
             await self.limits.ledger.book(stream_id, books)
         return str(state[0].decode())
-
-    async def book_left(self, record: Record | None) -> None:
-        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
-        if record is None or record.state not in FINAL or self.store.cluster is None:
-            return
-        if bill := await self.store.call("HGET", record_key(record.stream_id), "bill"):
-            await self.limits.ledger.book_now(of_bill(bill))
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
         """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""
