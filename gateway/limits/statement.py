@@ -111,5 +111,6 @@ def _days(first: date, last: date) -> list[int]:
 
 
 def _line(row: Row) -> Line:
-    day, *rest, cost = row
-    return Line(date.fromordinal(_EPOCH + day), *rest, cost=cost / BILLION)
+    day = date.fromordinal(_EPOCH + row.day)
+    tokens = row.prompt, row.completion, row.cached, row.estimated
+    return Line(day, row.preset, row.model, row.streams, *tokens, row.cost / BILLION)
