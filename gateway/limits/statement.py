@@ -70,7 +70,7 @@ class Statements:
         """
         if first and last:
             _days(first, last)  # Nobody has to be asked to know that it is wrong.
-        every, limited = self._presets.bounds("").every, self._presets.limited()
+        every, limited = self._presets.bounds("").both[0], self._presets.limited()
         looks = [self._permits.left(subject, "", Bounds(every))]
         looks += [
             self._permits.left(subject, name, Bounds(here=here)) for name, here in limited.items()

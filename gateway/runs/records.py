@@ -17,7 +17,7 @@ from gateway import clock
 from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import EntryBatch, Seal
-from gateway.limits.ledger import as_bill, booking, check
+from gateway.limits.ledger import as_bill, check
 from gateway.limits.permits import refused
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
@@ -245,23 +245,24 @@ class Records:
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> str:
         """End a stream, once; return the state it ended with. Raises Fenced, InDoubt."""
         apart = self.store.cluster is not None
-        books = booking(stream_id, seal.spent, self.longest) if seal.spent else None
+        after = self.limits.at_end(stream_id, seal.spent, self.longest) if seal.spent else []
         args = [
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
-            *(*seal.end, *seal.if_cancelled, as_bill(books) if books and apart else ""),
+            *(*seal.end, *seal.if_cancelled, as_bill(after[0]) if after and apart else ""),
         ]
-        script = Script("seal", _keys(stream_id), args)
-        steps = [script, books] if books and not apart else [script]
+        steps = [Script("seal", _keys(stream_id), args)]
+        if not apart:
+            steps += after
         # Where appends go: another connection may still lead to a master that is none any more.
         (_, verdict, *state), *booked = await self.store.chain(steps, of_log=True)
         if verdict == b"fenced":
             raise Fenced(stream_id)
         if verdict != b"sealed":
             raise InDoubt(f"the log is {verdict.decode()}")
-        if books and booked:
-            check(booked[0], books)
-        elif books:
-            await self.limits.ledger.book(stream_id, books)
+        if booked:
+            check(booked[0], after[0])
+        elif after:
+            await self.limits.ledger.book(stream_id, after)
         return str(state[0].decode())
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:

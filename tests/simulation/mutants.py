@@ -184,7 +184,8 @@ def nobody_is_told_to_stop() -> Patches:
 
 def a_stream_is_booked_twice() -> Patches:
     """A seal whose reply was lost books once more."""
-    yield from _script("book", "if redis.call('ZSCORE', KEYS[1], born) then return 0 end\n", "\n")
+    told = "if redis.call('ZSCORE', KEYS[1], born) then return {0} end\n"
+    yield from _script("book", told, "\n")
 
 
 def nobody_books_what_a_dead_replica_ran() -> Patches:
@@ -194,7 +195,7 @@ def nobody_books_what_a_dead_replica_ran() -> Patches:
 
 def a_slot_is_kept() -> Patches:
     """An end does not free its slot."""
-    yield from _script("book", "redis.call('HDEL', KEYS[2], ARGV[1])", "")
+    yield from _script("permit", "if freed and preset == '' then free(ARGV[i]) end", "")
 
 
 def slots_are_not_looked_at() -> Patches:

@@ -202,9 +202,9 @@ async def test_who_looks_with_another_lease_takes_nobodys_slot(shared_redis: Red
     given: dict[str, Any] = {"redis_url": shared_redis.url, "limits": limits}
     async with running(**given, lease=60) as owner, running(**given, lease=1) as other:
         user, store = somebody(), owner.gateway.store
-        slot = subject_keys(user).slots
+        leases = subject_keys(user).leases
         permits = owner.gateway.records.limits.permits
         await store.script(*permits.to_run(user, "a-stream", "default", Taken()))
         await usage(other, user)
-        assert await store.call("HLEN", slot) == 1
+        assert await store.call("ZCARD", leases) == 1
         assert (await usage(owner, user)).json()["remaining"] == {"streams": 1}
