@@ -11,7 +11,7 @@ from functools import partial
 
 from gateway.config.presets import DEFAULT, Preset
 from gateway.config.settings import PREFIX, Settings
-from gateway.config.user_limits import Bounds, UserLimits
+from gateway.config.user_limits import NONE, Bounds, UserLimits
 from gateway.errors import SettingsError
 from gateway.tasks import in_thread
 
@@ -43,6 +43,11 @@ class PresetBook:
     def bounds(self, name: str) -> Bounds:
         """Return what holds for each user of a preset."""
         return self._bounds.get(name) or self._unnamed
+
+    def limited(self) -> dict[str, UserLimits]:
+        """Return the limits that pages' presets have for each user, beside those over all."""
+        own = {name: each.limits for name, each in self._presets.items() if each.public}
+        return {name: each for name, each in own.items() if each != NONE and self.get(name)}
 
     async def reload(self, load: Load) -> None:
         """Take the presets of settings that are read anew; a wrong file changes nothing.

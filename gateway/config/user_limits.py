@@ -20,9 +20,9 @@ class UserLimits(BaseModel):
     tokens_per_day: Many = 0  # Of prompts and completions.
     cost_per_day: Cost = 0.0  # In the currency of the presets' prices.
 
-    def told(self, **values: int | float) -> dict[str, int | float]:
-        """Return those of these values, by name, that have a bound."""
-        return {name: value for name, value in values.items() if getattr(self, name)}
+    def told(self) -> dict[str, int | float]:
+        """Return those that are set, by their names."""
+        return {name: most for name, most in self.model_dump().items() if most}
 
 
 NONE = UserLimits()

@@ -41,6 +41,7 @@ class Left(NamedTuple):
     streams: int
     tokens: int
     cost: int  # In billionths.
+    today: int  # The day at hand since 1970, of UTC and by Redis's clock.
 
     def told(self) -> dict[str, int | float]:
         """Return what is bounded by the names of the limits."""

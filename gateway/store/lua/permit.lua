@@ -8,7 +8,8 @@
 --       4 preset, 5 tokens and 6 cost to reserve, 7-10 bounds over all: POSTs a minute, streams,
 --       tokens and cost a day, 11-14 the same in the preset; 0 is none
 -- Returns {1 or 0, why not, ms until it may pass, ms until more POSTs may, ms of the day that are
--- left, then how many are left of POSTs, streams, tokens, cost}; -1 where there is no bound
+-- left, then how many are left of POSTs, streams, tokens, cost, -1 where there is no bound, and
+-- the day since 1970}
 local MINUTE, DAY = 60000, 86400000
 local POSTS, STREAMS, TOKENS, COST = 1, 2, 3, 4
 local SUMS = {[STREAMS] = 'streams', [TOKENS] = 'tokens', [COST] = 'cost'}
@@ -48,8 +49,11 @@ local function hold(stream, tokens, cost, preset)
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
 end
 
--- One that is longer than any lease was given by a clock that was set back since.
-for _, over in ipairs({{'-inf', text(now)}, {'(' .. text(now + lease), '+inf'}}) do
+-- One that is longer than any lease was given by a clock that was set back since. Who only looks may
+-- have been told of another lease than those who run it.
+local overs = {{'-inf', text(now)}}
+if kind ~= 'look' then overs[2] = {'(' .. text(now + lease), '+inf'} end
+for _, over in ipairs(overs) do
   local streams = redis.call('ZRANGEBYSCORE', KEYS[2], over[1], over[2], 'LIMIT', 0, 1000)
   for _, stream in ipairs(streams) do free(stream) end
 end
@@ -62,7 +66,7 @@ if kind == 'hold' then
       if not freed and preset ~= '' then hold(ARGV[i], ARGV[i + 1], ARGV[i + 2], preset) end
     end
   end
-  return {1, '', 0, 0, 0, -1, -1, -1, -1}
+  return {1, '', 0, 0, 0, -1, -1, -1, -1, 0}
 end
 
 local stream, preset = ARGV[3], ARGV[4]
@@ -103,6 +107,7 @@ for scope = 1, 2 do
   end
 end
 
+left[#left + 1] = day
 local function answer(ok, why, ms) return {ok, why, math.ceil(ms), soon, night, unpack(left)} end
 if kind == 'look' then return answer(1, '', 0) end
 if kind == 'post' and left[POSTS] == 0 then return answer(0, 'rate_limited', soon) end
