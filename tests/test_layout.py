@@ -57,7 +57,7 @@ FENCES: dict[str, set[str]] = {
     "pydantic_core": {"config.settings"},
     "starlette": {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
-        *("web.health", "web.streams", "web.tickets", "web.users", "web.mount"),
+        *("web.health", "web.streams", "web.tickets", "web.usage", "web.users", "web.mount"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
@@ -113,6 +113,7 @@ TESTED_IN = {
     "eventlog.viewer": "eventlog.tail",
     "config.user_limits": "limits.permits",
     "limits.headroom": "limits.subjects",
+    "limits.statement": "web.usage",
     "limits.tallies": "limits.subjects",
     "membership.control": "runs.cancellation",
     "membership.suspects": "runs.takeover",

@@ -11,7 +11,7 @@ from functools import partial
 
 from gateway.config.presets import DEFAULT, Preset
 from gateway.config.settings import PREFIX, Settings
-from gateway.config.user_limits import NONE, Bounds
+from gateway.config.user_limits import NONE, Bounds, UserLimits
 from gateway.errors import SettingsError
 from gateway.tasks import in_thread
 
@@ -27,8 +27,7 @@ class PresetBook:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._limits = settings.limits
-        self._presets = _filled(settings, settings.presets)
+        self._take(_filled(settings, settings.presets), settings.limits)
         self.longest_run = 0.0  # Of all that were ever in force, as the next two.
         self.shortest_grace = self.shortest_wait = float("inf")
         self._reach()
@@ -43,8 +42,12 @@ class PresetBook:
 
     def bounds(self, name: str) -> Bounds:
         """Return what holds for each user of a preset."""
-        preset = self._presets.get(name)
-        return Bounds(self._limits, preset.limits if preset else NONE)
+        return self._bounds.get(name) or self._unnamed
+
+    def limited(self) -> dict[str, UserLimits]:
+        """Return the limits that pages' presets have for each user, beside those over all."""
+        own = {name: each.limits for name, each in self._presets.items() if each.public}
+        return {name: each for name, each in own.items() if each != NONE and self.get(name)}
 
     async def reload(self, load: Load) -> None:
         """Take the presets of settings that are read anew; a wrong file changes nothing.
@@ -71,11 +74,16 @@ class PresetBook:
             if not after[name].url:
                 why = "no url, and a new upstream_url needs a restart"
                 raise SettingsError(f"presets.{name}: {why}")
-        self._presets, self._limits = after, new.limits
+        self._take(after, new.limits)
         self._reach()
         logger.warning("SIGHUP: the presets were read again: %s", _difference(before, after))
         if fixed := _others(self.settings, new):
             logger.warning("SIGHUP: changed too, and needs a restart: %s", ", ".join(fixed))
+
+    def _take(self, presets: dict[str, Preset], limits: UserLimits) -> None:
+        self._presets = presets
+        self._bounds = {name: Bounds(limits, each.limits) for name, each in presets.items()}
+        self._unnamed = Bounds(limits)  # Of a preset that went while its streams ran.
 
     def _reach(self) -> None:
         for preset in self._presets.values():

@@ -1,6 +1,6 @@
 """User limits: what one user may ask for and spend, over all presets and in each."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,48 +20,33 @@ class UserLimits(BaseModel):
     tokens_per_day: Many = 0  # Of prompts and completions.
     cost_per_day: Cost = 0.0  # In the currency of the presets' prices.
 
-    def told(self, **values: int | float) -> dict[str, int | float]:
-        """Return those of these values, by name, that have a bound."""
-        return {name: value for name, value in values.items() if getattr(self, name)}
+    def told(self) -> dict[str, int | float]:
+        """Return those that are set, by their names."""
+        return {name: most for name, most in self.model_dump().items() if most}
 
 
 NONE = UserLimits()
 
 
-class Bounds(NamedTuple):
-    """What holds for a user of a preset: over all presets, and in this one."""
+class Bounds:
+    """What holds for a user of a preset: over all presets, and in this one. Made once, asked often.
 
-    every: UserLimits = NONE
-    here: UserLimits = NONE
+    `any`: whether anything is bounded; `of_runs`: whether what runs has to be counted;
+    `of_spending`: whether it has to be known what a stream may take, before it is asked for.
+    """
 
-    @property
-    def any(self) -> bool:
-        """Whether anything is bounded."""
-        return self != (NONE, NONE)
+    def __init__(self, every: UserLimits = NONE, here: UserLimits = NONE) -> None:
+        self.both = every, here
+        spending = [each.tokens_per_day or each.cost_per_day for each in self.both]
+        self.of_spending = any(spending)
+        self.of_runs = self.of_spending or any(each.streams for each in self.both)
+        self.any = self.of_runs or any(each.posts_per_minute for each in self.both)
+        self.args = [part for each in self.both for part in _args(each)]  # Of the script `permit`.
 
-    @property
-    def of_runs(self) -> bool:
-        """Whether what runs has to be counted."""
-        return any(each.streams or each.tokens_per_day or each.cost_per_day for each in self)
 
-    @property
-    def of_spending(self) -> bool:
-        """Whether it has to be known what a stream may take, before it is asked for."""
-        return any(each.tokens_per_day or each.cost_per_day for each in self)
-
-    @property
-    def args(self) -> list[Any]:
-        """Return them as the script `permit` takes them."""
-        return [
-            part
-            for each in self
-            for part in (
-                each.posts_per_minute,
-                each.streams,
-                each.tokens_per_day,
-                _billionths(each.cost_per_day),
-            )
-        ]
+def _args(limits: UserLimits) -> list[Any]:
+    cost = _billionths(limits.cost_per_day)
+    return [limits.posts_per_minute, limits.streams, limits.tokens_per_day, cost]
 
 
 def _billionths(cost: float) -> int:

@@ -8,13 +8,14 @@ list of who runs it until it is booked; whoever finds the list of a dead one boo
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gateway import clock
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient, Script
-from gateway.store.keys import DAY, subject_keys
+from gateway.store.keys import DAY, record_key, subject_keys
 
 logger = logging.getLogger("gateway.limits.ledger")
 
@@ -24,6 +25,8 @@ _MOST = 1 << 53  # Tokens of one stream.
 _DEAREST = 10**15  # Billionths, of one stream: many of these are still a number to Redis.
 _PATIENCE = 1.0  # Seconds that an end waits for its booking.
 _OWED = 50_000  # Bookings that wait for their servers.
+Steps = Sequence[Script]  # The booking, and what is to follow where it is new.
+
 _KINDS = ("streams", "prompt", "completion", "cached", "estimated", "cost")
 
 
@@ -66,7 +69,7 @@ def booking(stream_id: str, spent: Spent, known: int) -> Script:
     counts = [min(each, _MOST) for each in counts]
     args = [stream_id, issued, known, (KEPT + 1) * DAY, preset, model, *counts]
     last = [min(cost, _DEAREST), first]
-    return Script("book", [keys.booked, keys.slots, keys.today, *days], [*args, *last])
+    return Script("book", [keys.booked, keys.today, *days], [*args, *last])
 
 
 def as_bill(script: Script) -> str:
@@ -81,31 +84,53 @@ def of_bill(bill: bytes) -> Script:
 
 
 class Ledger:
-    """The bookings that are not part of a seal, and all that was booked."""
+    """The bookings that are not part of a seal, and all that was booked.
 
-    def __init__(self, store: RedisClient) -> None:
+    A server that takes another's place may lack what was booked there last: within `patience`, in
+    seconds, it is booked again.
+    """
+
+    def __init__(self, store: RedisClient, patience: float) -> None:
         self._store = store
-        self._owed: dict[str, tuple[Script, asyncio.Event]] = {}
+        self._patience = patience
+        self._owed: dict[str, tuple[Steps, asyncio.Event]] = {}
+        self._recent: dict[str, tuple[float, Steps]] = {}  # In the order they were booked.
 
     @property
     def owes(self) -> bool:
         """Whether bookings wait for their servers."""
         return bool(self._owed)
 
-    async def book(self, stream_id: str, script: Script) -> None:
-        """Book a stream, now or as soon as its subject's server answers."""
+    async def book(self, stream_id: str, steps: Steps) -> None:
+        """Book a stream, and do what follows, now or as soon as its subject's server answers."""
+        asked = clock.now()
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self.book_now(script)
+                await self._book(steps)
+            self._keep(stream_id, asked, steps)
         except (Unavailable, TimeoutError):
-            if len(self._owed) < _OWED:
-                self._owed[stream_id] = script, asyncio.Event()
-            else:
-                logger.error("%s: what it took is not booked", stream_id)
+            self._owe(stream_id, steps)
 
-    async def book_now(self, script: Script) -> None:
-        """Book a stream; raises Unavailable."""
-        check(await self._store.script(*script), script)
+    def _owe(self, stream_id: str, steps: Steps) -> None:
+        if len(self._owed) < _OWED:
+            self._owed.setdefault(stream_id, (steps, asyncio.Event()))
+        else:
+            logger.error("%s: what it took is not booked", stream_id)
+
+    def _keep(self, stream_id: str, asked: float, steps: Steps) -> None:
+        if len(self._recent) < _OWED:
+            self._recent[stream_id] = asked, steps
+
+    async def _book(self, steps: Steps) -> None:
+        replies = await self._store.chain(steps)
+        check(replies[0], steps[0])
+
+    async def book_left(self, stream_id: str) -> None:
+        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
+        if self._store.cluster is None:
+            return
+        if bill := await self._store.call("HGET", record_key(stream_id), "bill"):
+            await self._book([of_bill(bill)])
 
     async def booked(self, stream_id: str) -> None:
         """Return when a stream is booked that ended here."""
@@ -113,14 +138,22 @@ class Ledger:
             await owed[1].wait()
 
     async def settle(self) -> None:
-        """Try again to book what is owed."""
+        """Try again to book what is owed, and what a failover may have lost."""
+        for stream_id, (asked, steps) in list(self._recent.items()):
+            if self._store.replaced(steps[0].keys[0]) >= asked:
+                del self._recent[stream_id]
+                self._owe(stream_id, steps)
+            elif clock.now() - asked > self._patience:
+                del self._recent[stream_id]
         tries = [self._settle(*each) for each in list(self._owed.items())[:500]]
         await asyncio.gather(*tries)
 
-    async def _settle(self, stream_id: str, owed: tuple[Script, asyncio.Event]) -> None:
+    async def _settle(self, stream_id: str, owed: tuple[Steps, asyncio.Event]) -> None:
+        asked = clock.now()
         with suppress(Unavailable):
-            await self.book_now(owed[0])
+            await self._book(owed[0])
             del self._owed[stream_id]
+            self._keep(stream_id, asked, owed[0])
             owed[1].set()
 
     async def rows(self, subject: str, days: Iterable[int]) -> list[Row]:
@@ -134,7 +167,7 @@ class Ledger:
 
 def check(reply: Any, script: Script) -> None:
     """Say in the log what Redis refused to book."""
-    if reply == -1:
+    if reply[0] == -1:
         logger.error("%s: what it took cannot be booked", script.args[0])
 
 

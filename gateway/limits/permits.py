@@ -5,13 +5,13 @@ prolongs. So whatever died holds nothing for longer than a lease, and a Redis th
 what runs within one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from gateway.config.user_limits import BILLION, Bounds
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient, Script
-from gateway.store.keys import subject_keys
+from gateway.store.keys import SubjectKeys, subject_keys
 
 _SOON = 60  # Seconds, the longest that is told where nobody knows.
 
@@ -23,6 +23,15 @@ class Taken(NamedTuple):
     cost: int = 0
 
 
+class Slot(NamedTuple):
+    """A stream that runs, and what it may take; or that is over, without a preset."""
+
+    stream_id: str
+    tokens: int = 0
+    cost: int = 0
+    preset: str = ""
+
+
 class Left(NamedTuple):
     """What a subject has left, -1 where there is no bound; times in seconds."""
 
@@ -32,6 +41,7 @@ class Left(NamedTuple):
     streams: int
     tokens: int
     cost: int  # In billionths.
+    today: int  # The day at hand since 1970, of UTC and by Redis's clock.
 
     def told(self) -> dict[str, int | float]:
         """Return what is bounded by the names of the limits."""
@@ -73,6 +83,18 @@ class Permits:
         """Return the script that gives a stream its slot, if there is one."""
         return self._script("run", subject, stream_id, preset, self.bounds(preset), taken)
 
+    def held(self, subject: str, slots: Iterable[Slot]) -> Script:
+        """Return the script that says anew what runs, and what does not any more."""
+        args = [part for each in slots for part in each]
+        return Script("permit", _of_runs(subject_keys(subject)), ["hold", self.lease, *args])
+
+    async def before(self, permit: Script, claim: Script) -> list[Any]:
+        """Run a permit, and a claim if it was given; return the replies; raises Unavailable."""
+        if self._store.cluster is None:
+            return await self._store.chain([permit, claim])
+        reply = await self._store.script(*permit)  # A subject is on another server.
+        return [reply, await self._store.script(*claim)] if reply[0] else [reply]
+
     async def left(self, subject: str, preset: str, bounds: Bounds) -> Left:
         """Return what is left of these bounds; raises Unavailable."""
         script = self._script("look", subject, "", preset, bounds)
@@ -88,8 +110,12 @@ class Permits:
         taken: Taken = Taken(),  # noqa: B008 (it is a tuple)
     ) -> Script:
         keys = subject_keys(subject)
-        of = [keys.slots, keys.today, keys.posts, keys.posts_of(preset)]
-        return Script("permit", of, [kind, stream_id, preset, self.lease, *taken, *bounds.args])
+        of = [*_of_runs(keys), keys.posts, keys.posts_of(preset)]
+        return Script("permit", of, [kind, self.lease, stream_id, preset, *taken, *bounds.args])
+
+
+def _of_runs(keys: SubjectKeys) -> list[str]:
+    return [keys.slots, keys.leases, keys.today]
 
 
 def left_of(reply: list[Any]) -> Left:
@@ -125,4 +151,4 @@ def _seconds(milliseconds: int) -> int:
 
 
 def _least(bounds: Bounds, name: str) -> int:
-    return min((most for each in bounds if (most := getattr(each, name))), default=0)
+    return min((most for each in bounds.both if (most := getattr(each, name))), default=0)

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple, Protocol
 from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import Unavailable
 from gateway.limits.headroom import Headroom
-from gateway.limits.ledger import Ledger
-from gateway.limits.permits import Left, Permits, Taken, left_of, refused
+from gateway.limits.ledger import Ledger, Spent, booking
+from gateway.limits.permits import Left, Permits, Slot, Taken, left_of, refused
 from gateway.limits.tallies import Seat, Tally
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import subject_keys
 
 RECORD = 1024  # Bytes that a stream costs beside its request, about.
+
+_News = tuple[str, int, int, Slot | None]  # Stream, bytes, for how long (ms), slot.
 
 _TICK = 1.0
 _NEWS = 50_000  # That wait to be told; what is beyond expires.
@@ -87,7 +89,7 @@ class Limits:
     ) -> None:
         self.streams = Tally(most.streams)
         self.viewers = Tally(most.viewers)
-        self.ledger = Ledger(store)
+        self.ledger = Ledger(store, patience)
         self.permits = Permits(store, bounds, patience / 2)
         self._headroom = Headroom(store, most.share)
         self._store = store
@@ -100,7 +102,7 @@ class Limits:
         self._turns = max(1, int(patience / 2 / self._tick))
         self._slot_turns = max(1, int(patience / 6 / self._tick))
         # Subject, stream: bytes, TTL, slot.
-        self._news: dict[tuple[str, str], tuple[int, int, str]] = {}
+        self._news: dict[tuple[str, str], tuple[int, int, Slot | None]] = {}
 
     # In this process
 
@@ -191,6 +193,13 @@ class Limits:
         found = await self._store.read([["ZRANGE", subject_keys(subject)[1], 0, -1]])
         return [each.decode() for each in found[0]]
 
+    def at_end(self, stream_id: str, spent: Spent, known: int) -> list[Script]:
+        """Return what books an ended stream, and frees its slot; see `ledger.booking`."""
+        books = booking(stream_id, spent, known)
+        if not self.permits.bounds(spent.preset).of_runs:
+            return [books]
+        return [books, self.permits.held(spent.subject, [Slot(stream_id)])]
+
     def ended(self, subject: str, stream_id: str, preset: str) -> None:
         """Count a stream no more, soon: its request is gone, or it was never claimed."""
         self._note(Held(subject, stream_id, -RECORD, preset), 0)
@@ -199,13 +208,16 @@ class Limits:
         """Count of a stream that nobody redeemed what is kept: making those costs nothing."""
         self._note(Held(subject, stream_id, 0), self._ended)
 
-    def _note(self, held: Held, milliseconds: int, slot: str = "") -> None:
-        if not (self._most or slot or self.permits.bounds(held.preset).of_runs):
-            return
+    def _note(self, held: Held, milliseconds: int, taken: Taken | None = None) -> None:
+        slots = self.permits.bounds(held.preset).of_runs
         key = held.subject, held.stream_id
-        if key in self._news or len(self._news) < _NEWS:
-            size = held.size + RECORD if self._most or not milliseconds else -1
-            self._news[key] = size, milliseconds, slot
+        if not (self._most or slots) or (key not in self._news and len(self._news) >= _NEWS):
+            return
+        slot = None
+        if slots and (taken or not milliseconds):  # What waits has none.
+            tokens, cost = taken or Taken()
+            slot = Slot(held.stream_id, tokens, cost, held.preset if taken else "")
+        self._news[key] = held.size + RECORD, milliseconds, slot
 
     async def run(self, running: Callable[[], Iterable[Holder]]) -> None:
         """Look at the servers' memory, and tell what `running` holds and what is free, for ever."""
@@ -223,25 +235,29 @@ class Limits:
         held = holder.held
         if self.permits.bounds(held.preset).of_runs:
             if hash(held.stream_id) % self._slot_turns == turn % self._slot_turns:
-                tokens, cost = holder.taken
-                self._note(held, self._unredeemed, f"{tokens} {cost} {held.preset}")
+                self._note(held, self._unredeemed, holder.taken)
         elif self._most and hash(held.stream_id) % self._turns == turn % self._turns:
             self._note(held, self._unredeemed)
 
     async def _tell_all(self) -> None:
         """Tell Redis what has changed; what it does not hear expires, or is told again."""
         while self._news:
-            subjects: dict[str, list[Any]] = {}
+            news: dict[str, list[_News]] = {}
             for key in list(self._news)[:_TOGETHER]:
-                news = subjects.setdefault(key[0], [self._ttl, self.permits.lease])
-                news += key[1], *self._news.pop(key)
-            told = (
-                self._store.script("settle", subject_keys(subject)[:3], args)
-                for subject, args in subjects.items()
-            )
+                news.setdefault(key[0], []).append((key[1], *self._news.pop(key)))
+            told = (self._store.chain(self._scripts(*each)) for each in news.items())
             for answer in await asyncio.gather(*told, return_exceptions=True):
                 if isinstance(answer, BaseException) and not isinstance(answer, Unavailable):
                     raise answer
+
+    def _scripts(self, subject: str, news: list[_News]) -> list[Script]:
+        scripts = []
+        if self._most:
+            sizes = [part for each in news for part in each[:3]]
+            scripts.append(Script("settle", subject_keys(subject)[:2], [self._ttl, *sizes]))
+        if slots := [each[3] for each in news if each[3] is not None]:
+            scripts.append(self.permits.held(subject, slots))
+        return scripts
 
 
 def _too_many(milliseconds: int) -> Unavailable:

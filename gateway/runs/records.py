@@ -17,7 +17,7 @@ from gateway import clock
 from gateway.config.user_limits import UNBOUNDED, Bounds
 from gateway.errors import EarlierNeeded, Fenced, InDoubt, Sealed, Unavailable
 from gateway.eventlog.entries import EntryBatch, Seal
-from gateway.limits.ledger import as_bill, booking, check, of_bill
+from gateway.limits.ledger import as_bill, check
 from gateway.limits.permits import refused
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
@@ -191,7 +191,7 @@ class Records:
         args = [self.replica, nonce, self._running_ttl, buried]
         claim = Script("claim", _keys(stream_id), args)
         if permit is not None:
-            replies = await self._permitted(permit, claim)
+            replies = await self.limits.permits.before(permit, claim)
             if refusal := refused(replies[0], UNBOUNDED):
                 over = replies[0][1] == b"quota_exhausted"
                 verdict = ClaimVerdict.EXHAUSTED if over else ClaimVerdict.NO_SLOT
@@ -203,12 +203,6 @@ class Records:
         if verdict == b"claimed":
             return Claim(ClaimVerdict.CLAIMED, int(more[0]), more[1] or b"")
         return Claim(ClaimVerdict(verdict.decode()))
-
-    async def _permitted(self, permit: Script, claim: Script) -> list[Any]:
-        if self.store.cluster is None:
-            return await self.store.chain([permit, claim])
-        reply = await self.store.script(*permit)  # A subject is on another server.
-        return [reply, await self.store.script(*claim)] if reply[0] else [reply]
 
     async def takeover(self, stream_id: str, dead: str, nonce: str) -> int | None:
         """Become the owner in place of a dead one; return the new epoch, None if it was not."""
@@ -251,31 +245,25 @@ class Records:
     async def seal(self, stream_id: str, epoch: int, seal: Seal) -> str:
         """End a stream, once; return the state it ended with. Raises Fenced, InDoubt."""
         apart = self.store.cluster is not None
-        books = booking(stream_id, seal.spent, self.longest) if seal.spent else None
+        after = self.limits.at_end(stream_id, seal.spent, self.longest) if seal.spent else []
         args = [
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
-            *(*seal.end, *seal.if_cancelled, as_bill(books) if books and apart else ""),
+            *(*seal.end, *seal.if_cancelled, as_bill(after[0]) if after and apart else ""),
         ]
-        script = Script("seal", _keys(stream_id), args)
-        steps = [script, books] if books and not apart else [script]
+        steps = [Script("seal", _keys(stream_id), args)]
+        if not apart:
+            steps += after
         # Where appends go: another connection may still lead to a master that is none any more.
         (_, verdict, *state), *booked = await self.store.chain(steps, of_log=True)
         if verdict == b"fenced":
             raise Fenced(stream_id)
         if verdict != b"sealed":
             raise InDoubt(f"the log is {verdict.decode()}")
-        if books and booked:
-            check(booked[0], books)
-        elif books:
-            await self.limits.ledger.book(stream_id, books)
+        if booked:
+            check(booked[0], after[0])
+        elif after:
+            await self.limits.ledger.book(stream_id, after)
         return str(state[0].decode())
-
-    async def book_left(self, record: Record | None) -> None:
-        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
-        if record is None or record.state not in FINAL or self.store.cluster is None:
-            return
-        if bill := await self.store.call("HGET", record_key(record.stream_id), "bill"):
-            await self.limits.ledger.book_now(of_bill(bill))
 
     async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
         """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""

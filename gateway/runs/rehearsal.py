@@ -124,8 +124,8 @@ class Rehearsal:
             if error.code != "too_many_bytes":
                 raise
         await self._records.limits.streams_of(self._me)
-        free = [int(_SECONDS * 1000), int(_SECONDS * 1000), self._id, 0, 0, ""]
-        await self._store.script("settle", subject_keys(self._me)[:3], free)
+        free = [int(_SECONDS * 1000), self._id, 0, 0]
+        await self._store.script("settle", subject_keys(self._me)[:2], free)
 
     async def _begin(self) -> None:
         await self._heartbeat.register(self._id)

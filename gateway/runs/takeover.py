@@ -62,6 +62,7 @@ class Takeover:
         registry: RunRegistry,
     ) -> None:
         self._records = records
+        self._ledger = records.limits.ledger
         self._heartbeat = heartbeat
         self._writer = writer
         self._fanout = fanout
@@ -160,7 +161,7 @@ class Takeover:
             record = await self._records.read(stream_id)
             if epoch is None or record is None:
                 self._follow(stream_id, record)
-            await self._records.book_left(record)
+            await self._ledger.book_left(stream_id)
             if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
                 await self._heartbeat.unregister(stream_id)
             self._broken_off.pop(stream_id, None)
@@ -200,7 +201,7 @@ class Takeover:
             elif _is_of(record, me):
                 await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
-                await self._records.book_left(record)
+                await self._ledger.book_left(stream_id)
                 await self._heartbeat.unregister(stream_id)  # As of a claim that was given up.
 
     async def follow(self, stream_id: str) -> None:

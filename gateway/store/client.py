@@ -101,6 +101,10 @@ class RedisClient:
         """Return the server that has a stream; in a Cluster it may be another one later."""
         return self._redis.node_for(record_key(stream_id))
 
+    def replaced(self, key: str) -> float:
+        """Return when the server that has a key took another's place, which may have had more."""
+        return self._redis.node_for(key).replaced
+
     def by_node(self, stream_ids: Iterable[str]) -> list[list[str]]:
         """Return the streams of each server: where one is away, the others must not wait."""
         groups: dict[Node, list[str]] = {}

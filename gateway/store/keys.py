@@ -61,6 +61,7 @@ class SubjectKeys(NamedTuple):
     sizes: str  # Bytes of streams that wait or run.
     until: str  # Until when each counts.
     slots: str  # What runs, and reserves.
+    leases: str  # Until when.
     today: str  # What was spent on the day at hand.
     posts: str  # The streams that were asked for in the last minute.
     booked: str  # The streams that were booked lately.
@@ -78,7 +79,7 @@ class SubjectKeys(NamedTuple):
 def subject_keys(subject: str) -> SubjectKeys:
     """Return the keys of a subject."""
     tag = hashlib.sha256(f"subject {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    names = ("bytes", "until", "slots", "today", "posts", "booked")
+    names = ("bytes", "until", "slots", "leases", "today", "posts", "booked")
     return SubjectKeys(*(f"gw:{{{tag}}}:{name}" for name in names))
 
 

@@ -16,6 +16,7 @@ from gateway.auth.tickets import Tickets
 from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
+from gateway.limits.statement import Statements
 from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
@@ -28,6 +29,7 @@ from gateway.web.origins import Origins
 from gateway.web.responses import Retry
 from gateway.web.streams import StreamEndpoints
 from gateway.web.tickets import TicketEndpoints
+from gateway.web.usage import UsageEndpoints
 from gateway.web.users import UserEndpoints, UserPaths
 
 
@@ -60,7 +62,10 @@ class Routes:
             presets, guards, tickets, records, redemption, self._streams, self.life
         )
         service = ServiceTokens([each.get_secret_value() for each in settings.service_tokens])
-        self._users = UserEndpoints(service, self.tickets, supervisor.logout)
+        limits = records.limits
+        self.statements = Statements(limits.ledger, limits.permits, presets)
+        self._usage = UsageEndpoints(guards, self.statements)
+        self._users = UserEndpoints(service, self.tickets, self._usage, supervisor.logout)
         self._health = HealthEndpoints(records, self.life)
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -70,6 +75,7 @@ class Routes:
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
             "/completion": self._methods(GET=self._streams.completion),
+            "/usage": self._methods(GET=self._usage.own),
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),
             "/readyz": self._methods(GET=self._health.ready, HEAD=self._health.ready),
         }
@@ -79,12 +85,12 @@ class Routes:
         """Return every URL."""
         exact = [Route(path, methods) for path, methods in self.exact().items()]
         named = self._methods(POST=self.tickets.create)
-        users = UserPaths(
-            self._mount.paths(""),
-            self._methods(POST=self._users.create),
-            self._methods(DELETE=self._users.log_out),
-            self.fallback(),
-        )
+        of_users = {
+            "tickets": self._methods(POST=self._users.create),
+            "streams": self._methods(DELETE=self._users.log_out),
+            "usage": self._methods(GET=self._users.usage),
+        }
+        users = UserPaths(self._mount.paths(""), of_users, self.fallback())
         return [
             *exact,
             *(Route(path, named) for path in self._mount.paths("/tickets/{preset}")),

@@ -4,7 +4,7 @@ A subject may have any printable character, a slash too, so the path is read as 
 is decoded, nobody can tell where a name ends.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request
@@ -17,14 +17,22 @@ from gateway.runs.logout import Logout
 from gateway.web.endpoint import AnyResponse
 from gateway.web.responses import reply
 from gateway.web.tickets import TicketEndpoints
+from gateway.web.usage import UsageEndpoints
 
 
 class UserEndpoints:
     """What is asked with a service token, whoever's page or none it comes from."""
 
-    def __init__(self, service: ServiceTokens, tickets: TicketEndpoints, logout: Logout) -> None:
+    def __init__(
+        self,
+        service: ServiceTokens,
+        tickets: TicketEndpoints,
+        usage: UsageEndpoints,
+        logout: Logout,
+    ) -> None:
         self._service = service
         self._tickets = tickets
+        self._usage = usage
         self._logout = logout
 
     async def create(self, request: Request) -> AnyResponse:
@@ -34,6 +42,10 @@ class UserEndpoints:
     async def log_out(self, request: Request) -> AnyResponse:
         """DELETE /users/{subject}/streams: cancel all that a user has under way."""
         return reply({"cancelled": await self._logout.of(self._subject(request))})
+
+    async def usage(self, request: Request) -> AnyResponse:
+        """GET /users/{subject}/usage: as GET /usage, of a user."""
+        return await self._usage.answer(request, self._subject(request))
 
     def _subject(self, request: Request) -> str:
         self._service.check(request.headers)
@@ -49,28 +61,24 @@ def named(subject: object) -> str:
 
 
 class UserPaths:
-    """The URLs below `/users/`, of which `tickets` and `streams` answer theirs."""
+    """The URLs below `/users/`: what answers each by its last name, and what all others."""
 
     def __init__(
-        self, prefixes: Iterable[str], tickets: ASGIApp, streams: ASGIApp, nowhere: ASGIApp
+        self, prefixes: Iterable[str], named: Mapping[str, ASGIApp], nowhere: ASGIApp
     ) -> None:
         self._prefixes = frozenset(prefixes)
-        self._tickets = tickets
-        self._streams = streams
+        self._named = named
         self._nowhere = nowhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or say that there is no such URL."""
         app = self._nowhere
         match self._parts(scope):
-            case [subject, "streams"]:
-                app = self._streams
-                scope["path_params"] = {"subject": _decoded(subject)}
-            case [subject, "tickets"]:
-                app = self._tickets
+            case [subject, name] if name in self._named:
+                app = self._named[name]
                 scope["path_params"] = {"subject": _decoded(subject)}
             case [subject, "tickets", preset] if preset:
-                app = self._tickets
+                app = self._named["tickets"]
                 scope["path_params"] = {"subject": _decoded(subject), "preset": _decoded(preset)}
         await app(scope, receive, send)
 

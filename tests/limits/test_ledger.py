@@ -2,10 +2,17 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
-from gateway.limits.ledger import Row
-from gateway.store.keys import subject_keys
+import pytest
+
+from gateway.limits.ledger import Row, Spent, as_bill, booking
+from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.records import Records
+from gateway.store.keys import log_key, new_id, record_key, subject_keys
+from tests.clusters import redis_cluster
 from tests.support import (
     OK,
     Call,
@@ -88,3 +95,81 @@ async def test_the_days_of_a_user_expire(shared_redis: RedisServer) -> None:
         keys = subject_keys("alice")
         for key in (keys.usage(row.day), keys.today, keys.booked):
             assert 0 < await served.gateway.store.call("PTTL", key) <= 36 * 86_400_000
+
+
+# In a Cluster, where a subject is on another server than its streams
+
+
+@pytest.fixture
+async def cluster_url(tmp_path: Path) -> AsyncIterator[str]:
+    """A Cluster of three masters, to be reached as one."""
+    with redis_cluster(tmp_path) as cluster:
+        yield cluster.url
+
+
+async def test_ends_are_booked_in_a_cluster_too(cluster_url: str) -> None:
+    async with (
+        scripted(tells) as upstream,
+        running(redis_url=cluster_url, upstream_url=upstream.url) as served,
+    ):
+        for _ in range(6):  # Of which some have the subject's server, and some have not.
+            await served.read(await served.ticket())
+        (row,) = await rows(served)
+        assert (row.streams, row.prompt, row.completion) == (6, 66, 30)
+
+
+async def test_what_a_dead_owner_sealed_and_did_not_book_is_booked_by_who_finds_it(
+    cluster_url: str,
+) -> None:
+    async with running(redis_url=cluster_url, lease=1) as served:
+        stream_id = await sealed_and_not_booked(served)
+
+        async def is_booked() -> bool:
+            return [row[1:5] for row in await rows(served)] == [("default", "m", 1, 7)]
+
+        await until(is_booked, "another replica books it", 15)
+        key = record_key(stream_id)
+        assert await served.gateway.store.call("HGET", key, "state") == b"done"
+
+
+async def sealed_and_not_booked(served: Served) -> str:
+    """Do what a replica does up to the seal of a stream, and no more: as if it died then."""
+    store, stream_id = served.gateway.store, new_id()
+    times: dict[str, Any] = {"start_by": 60.0, "log_ttl": 60.0, "lease": 1.0}
+    dead = Records(store, new_id(), **times, max_run=lambda: 60.0)
+    heartbeat = Heartbeat(store, dead.replica, 1)
+    await dead.create(stream_id, "alice", "default", b"{}", "digest")
+    await heartbeat.renew([stream_id])
+    claim = await dead.claim(stream_id, "nonce")
+    record = await dead.read(stream_id)
+    assert record is not None
+    spent = Spent("alice", record.issued, "default", "m", prompt=7)
+    bill = as_bill(booking(stream_id, spent, dead.longest))
+    end = ["done", f"{claim.epoch}-1", 1, b"data: x\n\n"]
+    args = [dead.replica, claim.epoch, f"{claim.epoch}-0", 60_000, b"{}", *end, *end, bill]
+    keys = [record_key(stream_id), log_key(stream_id)]
+    assert (await store.script("seal", keys, args))[1] == b"sealed"
+    return stream_id
+
+
+async def test_a_booking_that_a_failover_loses_is_made_again(tmp_path: Path) -> None:
+    with redis_cluster(tmp_path, replicas=1) as cluster:
+        async with (
+            scripted(tells) as upstream,
+            running(redis_url=cluster.url, upstream_url=upstream.url, lease=5) as served,
+        ):
+            await served.read(await served.ticket())
+            assert [row.streams for row in await rows(served)] == [1]
+            keys = subject_keys("alice")
+            # What was not copied yet when its master died.
+            (day,) = {row.day for row in await rows(served)}
+            await served.gateway.store.calls(
+                [["DEL", keys.booked], ["DEL", keys.usage(day)], ["DEL", keys.today]]
+            )
+            shard = cluster.shard_of(keys.booked)
+            cluster.replicas[shard].run("CLUSTER", "FAILOVER")
+
+            async def is_booked() -> bool:
+                return [row.streams for row in await rows(served)] == [1]
+
+            await until(is_booked, "it is booked again", 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,7 +12,10 @@ import httpx
 import pytest
 
 from gateway.config import settings as settings_
+from gateway.config.user_limits import UNBOUNDED, Bounds, UserLimits
 from gateway.errors import SettingsError
+from gateway.limits.permits import Permits, Slot, Taken
+from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, subject_keys
 from tests.support import (
     OK,
@@ -203,7 +207,7 @@ async def test_reconnects_and_second_viewers_hold_no_slot(shared_redis: RedisSer
         for served, url in ((a, first), (b, first), (a, first), (b, second), (b, first)):
             await read(served.http, url, headers=a.cookie(user), enough=at_least(1))
         assert len(upstream.calls) == 2
-        assert await a.gateway.store.call("HLEN", subject_keys(user).slots) == 2
+        assert await a.gateway.store.call("ZCARD", subject_keys(user).leases) == 2
 
 
 async def test_slots_heal_within_a_lease_after_their_owner_was_killed(
@@ -243,6 +247,38 @@ async def test_a_redis_that_forgot_learns_within_a_lease_what_runs(
             return (await a.post()).status_code == 429
 
         await until(is_full, "the slot is taken again", 2.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_is_reserved_is_the_sum_of_what_runs(store: RedisClient, seed: int) -> None:
+    """However slots are taken, prolonged at another price, freed, and left to run out."""
+    rng, user = random.Random(seed), somebody()
+    most = UserLimits(streams=1000, tokens_per_day=1 << 40, cost_per_day=1e5)
+    permits = Permits(store, lambda _: Bounds(most, most), lease=60)
+    keys, presets = subject_keys(user), ("one", "two")
+    for _ in range(60):
+        stream, preset = f"stream-{rng.randrange(9)}", rng.choice(presets)
+        taken = Taken(rng.randrange(99), rng.randrange(99))
+        match rng.randrange(4):
+            case 0:
+                await store.script(*permits.to_run(user, stream, preset, taken))
+            case 1:
+                await store.script(*permits.held(user, [Slot(stream, *taken, preset)]))
+            case 2:
+                await store.script(*permits.held(user, [Slot(stream), Slot(f"{stream}0")]))
+            case 3:
+                await store.call("ZADD", keys.leases, "XX", 1, stream)  # Its lease is over.
+        await permits.left(user, "one", UNBOUNDED)
+        fields = await store.call("HGETALL", keys.slots)
+        told = dict(zip(fields[::2], fields[1::2], strict=True))
+        sums = {name: int(told.pop(name)) for name in list(told) if name.startswith(b"\n")}
+        slots = [value.decode().split() for value in told.values()]
+        assert {*told} == {*await store.call("ZRANGE", keys.leases, 0, -1)}
+        for where in ("", *presets):
+            here = [each for each in slots if where in ("", each[2])]
+            counts = len(here), *(sum(int(each[n]) for each in here) for n in (0, 1))
+            names = [f"\n{what}\n{where}".encode() for what in ("streams", "tokens", "cost")]
+            assert tuple(sums.get(each, 0) for each in names) == counts
 
 
 # Tokens and cost of a day

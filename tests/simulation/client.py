@@ -308,7 +308,7 @@ class EventSource:
                 if not exchange.passes:
                     self.connected.append(span)
                 await self._read(exchange, world)
-            elif not (self.act["post"] and status == 503):
+            elif not (self.act["post"] and (status == 503 or (status == 429 and world.limited))):
                 body = await exchange.whole()
                 self.outcome = f"{status} {_code(body)}".strip()
                 self.told_at = world.loop.time()

@@ -11,8 +11,10 @@ from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.group_commit import NodeCommitter
 from gateway.eventlog.writer import EventLog
+from gateway.limits.subjects import Limits
 from gateway.membership.failure_detector import FailureDetector
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs import takeover
 from gateway.runs.attempts import Attempts
 from gateway.runs.endings import Ending
 from gateway.runs.intake import Intake
@@ -180,6 +182,32 @@ def nobody_is_told_to_stop() -> Patches:
     yield patch.object(Upstream, "abandon", lambda self, preset, seen: None)
 
 
+def a_stream_is_booked_twice() -> Patches:
+    """A seal whose reply was lost books once more."""
+    told = "if redis.call('ZSCORE', KEYS[1], born) then return {0} end\n"
+    yield from _script("book", told, "\n")
+
+
+def nobody_books_what_a_dead_replica_ran() -> Patches:
+    """A takeover ends a stream for nothing."""
+    yield patch.object(takeover, "spent", lambda fields, bill: None)
+
+
+def a_slot_is_kept() -> Patches:
+    """An end does not free its slot."""
+    yield from _script("permit", "if freed and preset == '' then free(ARGV[i]) end", "")
+
+
+def slots_are_not_looked_at() -> Patches:
+    """A stream begins whatever runs."""
+    yield from _script("permit", "if left[STREAMS] == 0 then", "if false then")
+
+
+def slots_are_not_prolonged() -> Patches:
+    """What runs for longer than a lease has no slot any more."""
+    yield patch.object(Limits, "_renew", lambda self, holder, turn: None)
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -205,6 +233,11 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         kept_answers_are_lost,
         the_rest_begins_anew,
         nobody_is_told_to_stop,
+        a_stream_is_booked_twice,
+        nobody_books_what_a_dead_replica_ran,
+        a_slot_is_kept,
+        slots_are_not_looked_at,
+        slots_are_not_prolonged,
     )
 }
 

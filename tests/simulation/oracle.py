@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from gateway.config.preset_book import PresetBook
 from gateway.eventlog.entries import EventId
 from gateway.sse import OURS, parse
+from tests.simulation.books import Books
 from tests.simulation.redis import Args, Id
 from tests.simulation.upstream import Call
 
@@ -38,6 +39,7 @@ class Oracle:
         self._ended: dict[str, float] = {}  # Stream id -> when the first end was logged.
         self._ended_last: dict[str, float] = {}  # The last one: Redis can forget, and begin anew.
         self._written: dict[str, list[float]] = {}  # Stream id -> when something was logged.
+        self._books = Books(world, self.accuse)
         world.redis.on_note = self._noted
 
     def accuse(self, promise: str, words: str) -> None:
@@ -48,6 +50,7 @@ class Oracle:
     # While it runs
 
     def _noted(self, stream_id: str, number: Id, fields: Args) -> None:
+        self._books.noted(stream_id, number, fields)
         self._written.setdefault(stream_id, []).append(self._world.loop.time())
         for event in parse(fields[1]):
             block = fields[1] and self._block_of(fields[1], event.id)
@@ -125,6 +128,7 @@ class Oracle:
             if self._drawn_again(stream_id):
                 continue
             self.accuse("one order", f"an entry was written twice, differently: {clash}")
+        self._books.judge()
         for key in self._world.redis.immortal():
             self.accuse("everything expires", f"{key!r} has no TTL")
 
@@ -226,6 +230,8 @@ class Oracle:
         script, tries = stream.plan["script"], self._world.settings.upstream_retries + 1
         told = [each for each in script[:tries] if each["status"] not in _AGAIN]
         last = told[0] if told else script[:tries][-1]
+        if self._world.limited and state in {"", "cached"}:
+            return  # It had no slot for as long as its ticket was good.
         if last["status"] == 200:
             goes_on = stream.kept and last["end"] not in _TRUE
             expected = "done" if goes_on else _ENDS.get(last["end"], "done")

@@ -18,7 +18,7 @@ HOWS = (
     *("freeze", "freeze", "murder", "murder_after"),
 )
 TARGETS = ("any", "XADD", "claim", "seal", "hold", "create", "cancel", "takeover", "beat")
-OF_LIMITS = ("admit", "settle")
+OF_LIMITS = ("admit", "settle", "permit", "book")
 MORE_TARGETS = ("HMGET", "XRANGE", "SET", "SADD", "PUBLISH", "SREM", "EXISTS")
 
 

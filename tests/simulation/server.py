@@ -85,6 +85,7 @@ class Server:
         self._made = 0
         self._servers = 0  # Processes that were here before this one.
         self.redis.on_entry = self._note
+        self.on_ran: Callable[[], None] = lambda: None
         self.on_note: Callable[[str, Id, Args], None] = lambda stream_id, number, fields: None
 
     # The network
@@ -286,6 +287,7 @@ class Server:
         replies = [self.redis.run(command) for command in commands]
         self.redis.full = full
         if self.redis.wrote:
+            self.on_ran()
             self.redis.wrote = False
             self._journal.append((self.redis.now, commands))
         if self.redis.published:

@@ -22,9 +22,9 @@ SCRIPTS = {
 KEYS = [b"{t}a", b"{t}b"]
 OF_OTHERS = {
     "admit": [b"{t}bytes", b"{t}until"],
-    "settle": [b"{t}bytes", b"{t}until", b"{t}slots"],
-    "permit": [b"{t}slots", b"{t}today", b"{t}posts", b"{t}posts.p"],
-    "book": [b"{t}booked", b"{t}slots", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
+    "settle": [b"{t}bytes", b"{t}until"],
+    "permit": [b"{t}slots", b"{t}leases", b"{t}today", b"{t}posts", b"{t}posts.p"],
+    "book": [b"{t}booked", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
     "remember": [b"{t}asked"],
 }
 OWNERS = [b"me", b"you"]
@@ -137,7 +137,7 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     ends = ["done", end, 1, b"end", "cancelled", end, 1, b"stop"]
     torn = rng.choice(["", "", f"{epoch}-0 1", f"{last} 2"])
     before: list[list[Any]] = [[0, torn], [-1, torn], [1, torn, "1-3", 2, b"text"]]
-    sizes, slot = rng.choice([-1, 0, 700]), rng.choice(["", "50 5 p", "7 0 other"])
+    slot = rng.choice([[0, 0, ""], [50, 5, "p"], [7, 0, "other"]])
     bounds = [rng.choice([0, 2]), rng.choice([0, 1]), rng.choice([0, 100]), rng.choice([0, 9])] * 2
     return rng.choice(
         [
@@ -148,8 +148,9 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
             ("seal", [owner, epoch, last, 90_000, b"{}", *ends, rng.choice(["", "bill"])]),
             ("cancel", [90_000, b"event: end\n", b"{}"]),
             ("admit", [5_000, rng.choice([0, 10_000]), owner, rng.choice([900, 3_000]), 90_000]),
-            ("settle", [90_000, 5_000, owner, sizes, 10_000, slot, b"she", 0, 0, ""]),
-            ("permit", [rng.choice(["post", "run", "look"]), owner, "p", 5_000, 70, 3, *bounds]),
+            ("settle", [90_000, owner, rng.choice([0, 700]), 10_000, b"she", 0, 0]),
+            ("permit", [rng.choice(["post", "run", "look"]), 5_000, owner, "p", 70, 3, *bounds]),
+            ("permit", ["hold", 5_000, owner, *slot, b"she", 0, 0, ""]),
             ("book", [owner, 1, 90_000, 99_000, "p", "m", 3, 4, 0, 1, 5, 1]),
             ("remember", [90_000, owner, 1]),
         ]

@@ -13,6 +13,8 @@ HOME = Path(__file__).parents[2]
 
 # Where in the seeds each way of breaking the code begins to show.
 SHOWS = {
+    "a_slot_is_kept": 0,
+    "a_stream_is_booked_twice": 10,
     "appends_make_the_log": 10,
     "asks_again_after_a_cut": 0,
     "cancel_is_overruled": 150,
@@ -20,12 +22,15 @@ SHOWS = {
     "doubt_is_ignored": 20,
     "every_end_is_done": 0,
     "kept_answers_are_lost": 0,
-    "late_seal": 10,
+    "late_seal": 650,
     "nil_is_success": 0,
+    "nobody_books_what_a_dead_replica_ran": 10,
     "nobody_is_told_to_stop": 200,
     "nobody_takes_over": 10,
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,
+    "slots_are_not_looked_at": 0,
+    "slots_are_not_prolonged": 210,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
 }

@@ -81,8 +81,8 @@ _CHANGES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"on_leave": "finish"}, {}),
     ({"on_crash": "restart"}, {}),
 )
-# Two of its streams may wait or run at once, and a third one that was cancelled may be kept.
-_LIMITS: dict[str, Any] = {"subject_bytes": 3300}
+# Two of its streams may wait at once, and a third one that was cancelled be kept; one may run.
+_LIMITS: dict[str, Any] = {"subject_bytes": 3300, "limits": {"streams": 1}}
 PROFILES = tuple(
     _profile(preset, **changes, **limits)
     for limits in ({}, _LIMITS)

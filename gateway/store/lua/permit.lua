@@ -1,53 +1,96 @@
 -- Says whether a subject may ask for one more completion, or begin one, which then has a slot and a
--- reservation of tokens and cost until its lease is over. The same command again changes nothing.
--- KEYS: 1 slots, 2 what was spent today, 3 POSTs of the last minute, 4 those in the preset
--- ARGV: 1 "post", "run" or "look", 2 stream, 3 preset, 4 the lease of a slot (ms), 5 tokens and
---       6 cost (billionths) to reserve, 7-10 bounds over all: POSTs a minute, streams, tokens and
---       cost a day, 11-14 the same in the preset; 0 is none
+-- reservation of tokens and cost until its lease is over; or says anew what runs, for another lease.
+-- The same command again changes nothing.
+-- KEYS: 1 slots: "tokens cost preset" of each stream, and sums, 2 when each lease is over, 3 what was
+--       spent today, 4 POSTs of the last minute, 5 those in the preset
+-- ARGV: 1 "post", "run", "look" or "hold", 2 the lease of a slot (ms); for "hold" then of each stream
+--       its name, tokens and cost (billionths) reserved, and preset, "" if it is free; else 3 stream,
+--       4 preset, 5 tokens and 6 cost to reserve, 7-10 bounds over all: POSTs a minute, streams,
+--       tokens and cost a day, 11-14 the same in the preset; 0 is none
 -- Returns {1 or 0, why not, ms until it may pass, ms until more POSTs may, ms of the day that are
--- left, then how many are left of POSTs, streams, tokens, cost}; -1 where there is no bound
+-- left, then how many are left of POSTs, streams, tokens, cost, -1 where there is no bound, and
+-- the day since 1970}
 local MINUTE, DAY = 60000, 86400000
 local POSTS, STREAMS, TOKENS, COST = 1, 2, 3, 4
+local SUMS = {[STREAMS] = 'streams', [TOKENS] = 'tokens', [COST] = 'cost'}
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local day = math.floor(now / DAY)
-local kind, stream, preset, lease = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local night = (day + 1) * DAY - now
+local kind, lease = ARGV[1], tonumber(ARGV[2])
 local function text(number) return string.format('%.0f', number) end
-local function bound(scope, what) return tonumber(ARGV[2 + 4 * scope + what]) end
 
--- What counts in each scope: of tokens and cost first what was spent, then what is reserved.
-local counts = {{0, 0, 0, 0}, {0, 0, 0, 0}}
-local spent = redis.call('HMGET', KEYS[2], 'day', 'tokens', 'cost', 'tokens\n' .. preset,
-  'cost\n' .. preset)
-if tonumber(spent[1] or 0) ~= day then spent = {} end
-local reserved = {{0, 0, 0, 0}, {0, 0, 0, 0}}
-for scope = 1, 2 do
-  counts[scope][TOKENS] = tonumber(spent[2 * scope] or 0)
-  counts[scope][COST] = tonumber(spent[2 * scope + 1] or 0)
-end
--- A lease that is longer than any can be was given by a clock that was set back since.
-local stale, mine, held = {}, false, redis.call('HGETALL', KEYS[1])
-for i = 1, #held, 2 do
-  local till, tokens, cost, where = string.match(held[i + 1], '^(%d+) (%d+) (%d+) (.*)$')
-  till = tonumber(till or 0)
-  if till <= now or till > now + lease then
-    if #stale < 1000 then stale[#stale + 1] = held[i] end
-  elseif held[i] == stream then
-    mine = true
-  else
-    for scope = 1, where == preset and 2 or 1 do
-      counts[scope][STREAMS] = counts[scope][STREAMS] + 1
-      reserved[scope][TOKENS] = reserved[scope][TOKENS] + tonumber(tokens)
-      reserved[scope][COST] = reserved[scope][COST] + tonumber(cost)
+-- A sum's field has a character that is in no stream's name.
+local function sum(what, preset) return '\n' .. SUMS[what] .. '\n' .. preset end
+local function add(preset, amounts)
+  for what, amount in pairs(amounts) do
+    if amount ~= 0 then
+      redis.call('HINCRBY', KEYS[1], sum(what, ''), text(amount))
+      redis.call('HINCRBY', KEYS[1], sum(what, preset), text(amount))
     end
   end
 end
-if #stale > 0 then redis.call('HDEL', KEYS[1], unpack(stale)) end
+local function free(stream)
+  local held = redis.call('HGET', KEYS[1], stream)
+  redis.call('HDEL', KEYS[1], stream)
+  redis.call('ZREM', KEYS[2], stream)
+  if held then
+    local tokens, cost, preset = string.match(held, '^(%d+) (%d+) (.*)$')
+    add(preset, {[STREAMS] = -1, [TOKENS] = -tonumber(tokens), [COST] = -tonumber(cost)})
+  end
+end
+local function hold(stream, tokens, cost, preset)
+  local slot = tokens .. ' ' .. cost .. ' ' .. preset
+  if redis.call('HGET', KEYS[1], stream) ~= slot then
+    free(stream)
+    redis.call('HSET', KEYS[1], stream, slot)
+    add(preset, {[STREAMS] = 1, [TOKENS] = tonumber(tokens), [COST] = tonumber(cost)})
+  end
+  redis.call('ZADD', KEYS[2], text(now + lease), stream)
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+end
+
+-- One that is longer than any lease was given by a clock that was set back since. Who only looks may
+-- have been told of another lease than those who run it.
+local overs = {{'-inf', text(now)}}
+if kind ~= 'look' then overs[2] = {'(' .. text(now + lease), '+inf'} end
+for _, over in ipairs(overs) do
+  local streams = redis.call('ZRANGEBYSCORE', KEYS[2], over[1], over[2], 'LIMIT', 0, 1000)
+  for _, stream in ipairs(streams) do free(stream) end
+end
+
+if kind == 'hold' then
+  for _, freed in ipairs({true, false}) do  -- These first: a full Redis lets a script free.
+    for i = 3, #ARGV, 4 do
+      local preset = ARGV[i + 3]
+      if freed and preset == '' then free(ARGV[i]) end
+      if not freed and preset ~= '' then hold(ARGV[i], ARGV[i + 1], ARGV[i + 2], preset) end
+    end
+  end
+  return {1, '', 0, 0, 0, -1, -1, -1, -1, 0}
+end
+
+local stream, preset = ARGV[3], ARGV[4]
+local day = math.floor(now / DAY)
+local night = (day + 1) * DAY - now
+local function bound(scope, what) return tonumber(ARGV[2 + 4 * scope + what]) end
+
+-- What counts in each scope, over all and in the preset.
+local counts, reserved = {{}, {}}, {{}, {}}
+local spent = redis.call('HMGET', KEYS[3], 'day', 'tokens', 'cost', 'tokens\n' .. preset,
+  'cost\n' .. preset)
+if tonumber(spent[1] or 0) ~= day then spent = {} end
+for scope, where in ipairs({'', preset}) do
+  local sums = redis.call('HMGET', KEYS[1], sum(STREAMS, where), sum(TOKENS, where),
+    sum(COST, where))
+  counts[scope] = {0, tonumber(sums[1] or 0), tonumber(spent[2 * scope] or 0),
+    tonumber(spent[2 * scope + 1] or 0)}
+  reserved[scope] = {0, 0, tonumber(sums[2] or 0), tonumber(sums[3] or 0)}
+end
+local mine = redis.call('HEXISTS', KEYS[1], stream) == 1
 
 local left, soon = {-1, -1, -1, -1}, 0
 for scope = 1, 2 do
-  local key, most = KEYS[2 + scope], bound(scope, POSTS)
+  local key, most = KEYS[3 + scope], bound(scope, POSTS)
   if most > 0 then
     redis.call('ZREMRANGEBYSCORE', key, '-inf', text(now - MINUTE))
     redis.call('ZREMRANGEBYSCORE', key, '(' .. text(now), '+inf')
@@ -64,6 +107,7 @@ for scope = 1, 2 do
   end
 end
 
+left[#left + 1] = day
 local function answer(ok, why, ms) return {ok, why, math.ceil(ms), soon, night, unpack(left)} end
 if kind == 'look' then return answer(1, '', 0) end
 if kind == 'post' and left[POSTS] == 0 then return answer(0, 'rate_limited', soon) end
@@ -79,14 +123,12 @@ if not mine then
   if left[TOKENS] == 0 or left[COST] == 0 then return answer(0, 'quota_reserved', 2000) end
 end
 if kind == 'run' then
-  local slot = text(now + lease) .. ' ' .. ARGV[5] .. ' ' .. ARGV[6] .. ' ' .. preset
-  redis.call('HSET', KEYS[1], stream, slot)
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  hold(stream, ARGV[5], ARGV[6], preset)
 else
   for scope = 1, 2 do
     if bound(scope, POSTS) > 0 then
-      redis.call('ZADD', KEYS[2 + scope], 'NX', text(now), stream)
-      redis.call('PEXPIRE', KEYS[2 + scope], MINUTE)
+      redis.call('ZADD', KEYS[3 + scope], 'NX', text(now), stream)
+      redis.call('PEXPIRE', KEYS[3 + scope], MINUTE)
     end
   end
   if left[POSTS] > 0 then left[POSTS] = left[POSTS] - 1 end
