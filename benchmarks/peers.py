@@ -167,13 +167,16 @@ def start_nginx(bench: Bench) -> Running:
     return Running(serve(bench, "nginx", port, nginx, "-p", bench.work, "-c", conf), Target(port))
 
 
-def start_gateway(bench: Bench, workers: int = 1, tools: Path = PYTHON) -> Running:
+def start_gateway(
+    bench: Bench, workers: int = 1, tools: Path = PYTHON, config: str = ""
+) -> Running:
     port = free_port()
     env = {
         "GATEWAY_REDIS_URL": f"redis://127.0.0.1:{bench.redis.port}/0",
         "GATEWAY_SECRETS": COOKIE_SECRET,
         "GATEWAY_UPSTREAM_URL": bench.upstream_url,
         "GATEWAY_AUTH": "signed",
+        "GATEWAY_CONFIG": config,
         # One user plays all.
         "GATEWAY_SUBJECT_BYTES": str(1 << 40),
         "GATEWAY_SUBJECT_STREAMS": str(1 << 20),
