@@ -118,7 +118,10 @@ async def answering(
     [
         (401, {}, "ok"),
         (302, {"location": "/login"}, "ok"),
-        (200, {}, "ok"),
+        (302, {"location": "/here/?next=1"}, "warning"),
+        (301, {"location": "https://app.test/here"}, "warning"),
+        (400, {}, "warning"),
+        (200, {}, "warning"),
         (200, {"x-user": "admin"}, "fault"),
         (404, {}, "fault"),
         (500, {}, "fault"),
