@@ -90,9 +90,9 @@ def _of_settings(settings: Settings, names: list[str]) -> Iterator[Remark]:
     with_key = bool(settings.jwt_jwks_url or settings.jwt_public_key)
     readers = [each for each in names if each in _READERS and not (each == "jwt" and with_key)]
     for name in readers:
-        if name != "signed" and not settings.cookie_secrets:
-            words = f"missing; {name} verifies with the secrets of the tickets, not with the app's"
-            yield "warning", f"GATEWAY_COOKIE_SECRETS: {words}"
+        if not settings.cookie_secrets:
+            words = f"missing; {name} verifies with GATEWAY_SECRETS, right only where the app"
+            yield "warning", f"GATEWAY_COOKIE_SECRETS: {words} signs with these"
     if "jwt" in readers and min(len(each.get_secret_value()) for each in secrets) < _SHORT:
         yield "warning", f"GATEWAY_COOKIE_SECRETS: shorter than the {_SHORT} bytes that HS256 asks"
     for name in ("jwt_jwks_url", "forward_auth_url"):
