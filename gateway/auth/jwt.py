@@ -148,10 +148,9 @@ class JsonWebToken:
         if kid is not None and not any(each.kid == kid for each in keys) and not fitting:
             return _bad("there is no key of its name (kid)")
         ours = kid is not None and any(each.kid == kid for each in keys)
-        words = f"signed with another secret ({self._rules.tried})"
-        words = (
-            f"it has the form of a JWT, {words}" if self._rules.tried else "its signature is wrong"
-        )
+        words = "its signature is wrong"
+        if self._rules.tried:
+            words = f"it has the form of a JWT, signed with another secret ({self._rules.tried})"
         return _bad(words)._replace(sure=ours)
 
     def _payload(self, token: str, key: Key, algorithm: str) -> bytes | None:
