@@ -27,7 +27,7 @@ from gateway.store.keys import new_id
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.mount import placed
-from gateway.web.requests import checked_key, written
+from gateway.web.requests import checked_key, checked_ref, written
 from gateway.web.routes import Routes
 from gateway.web.tickets import Issued
 from gateway.web.users import named
@@ -183,6 +183,7 @@ class Gateway:
         preset: str = "default",
         *,
         idempotency_key: str | None = None,
+        ref: str = "",
     ) -> Issued:
         """Store a completion request on behalf of a user, and return the ticket of its stream.
 
@@ -192,7 +193,8 @@ class Gateway:
         self.routes.life.check()
         key = "" if idempotency_key is None else checked_key(idempotency_key)
         issue = self.routes.tickets.issue
-        return await issue(named(subject), preset, written(body), key, self._path)
+        told = {"key": key, "ref": checked_ref(ref)}
+        return await issue(named(subject), preset, written(body), self._path, **told)
 
     async def log_out(self, subject: str | int) -> int:
         """Cancel all streams of a user on all replicas, and return how many; raises Unavailable."""

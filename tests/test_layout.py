@@ -57,7 +57,8 @@ FENCES: dict[str, set[str]] = {
     "pydantic_core": {"config.settings"},
     "starlette": {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
-        *("web.health", "web.streams", "web.tickets", "web.usage", "web.users", "web.mount"),
+        *("web.health", "web.streams", "web.tickets", "web.completion", "web.usage"),
+        *("web.users", "web.mount"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},

@@ -644,6 +644,39 @@ async def test_only_the_gateways_own_urls_are_taken_from_the_app(
     assert taken == [prefix + each for each in OURS]
 
 
+async def test_no_spelling_of_a_path_reaches_what_is_kept_closed(tmp_path: Path) -> None:
+    """The path that nginx judges is the one that a replica gets."""
+    token = "a-token-of-the-tests"
+    headers = {"Authorization": f"Bearer {token}"}
+    async with running(service_tokens=token) as gate:
+        with nginx(tmp_path, httpx.URL(gate.url).port or 0) as server:
+            async with server.client() as http:
+                for path in (
+                    *("/users/../tickets", "/users/%2e%2e/tickets", "/users/a%2f..%2f../tickets"),
+                    *("/users/../tickets/default", "/users/./../tickets"),
+                ):
+                    url = httpx.URL(server.plain).copy_with(raw_path=path.encode())
+                    answer = await http.post(url, json=ask(), headers=headers)
+                    assert answer.status_code == 401, path
+                    assert "www-authenticate" not in answer.headers  # It was not asked for a token.
+                    answer = await http.post(url, json=ask(), headers=ALICE)
+                    assert answer.status_code == 201
+
+
+async def test_a_replica_gets_a_path_and_its_query_as_they_were_asked(tmp_path: Path) -> None:
+    paths = [
+        *("/tickets/a%20b%25%3F%23%C3%A9", "/stream?ticket=a%2Fb&x=%C3%A9+1", "/tickets?x"),
+        *("/stream/cancel?ticket=%00", "/completion?", "/completion?a?b"),
+    ]
+    async with noted(tmp_path) as (server, seen), server.client() as http:
+        for path in paths:
+            await http.get(path)
+            await http.get(path, headers=STREAM)
+    got = [request.scope["raw_path"] + b"?" + request.scope["query_string"] for request in seen]
+    asked = [each if "?" in each else f"{each}?" for each in paths for _ in range(2)]
+    assert [each.decode() for each in got] == asked
+
+
 async def test_where_there_is_no_app_everything_else_is_nowhere(tmp_path: Path) -> None:
     with nginx(tmp_path, REFUSED) as server:
         async with server.client() as http:

@@ -21,6 +21,7 @@ from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
+from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
 from gateway.web.health import HealthEndpoints
 from gateway.web.life import Life
@@ -55,8 +56,9 @@ class Routes:
         guards = Guards(self._origins, chain, self._mount)
         redemption, cancellation = supervisor.redemption, supervisor.cancellation
         snapshots = CompletionSnapshots(records.store, fanout, settings.replay_bytes // 2)
-        self._streams = StreamEndpoints(
-            presets, guards, tickets, redemption, cancellation, snapshots, fanout
+        self._streams = StreamEndpoints(presets, guards, tickets, redemption, cancellation, fanout)
+        self._completion = CompletionEndpoint(
+            guards, tickets, redemption, snapshots, fanout, settings.write_timeout
         )
         self.tickets = TicketEndpoints(
             presets, guards, tickets, records, redemption, self._streams, self.life
@@ -74,7 +76,7 @@ class Routes:
             "/tickets": self._methods(POST=self.tickets.create),
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
-            "/completion": self._methods(GET=self._streams.completion),
+            "/completion": self._methods(GET=self._completion.get),
             "/usage": self._methods(GET=self._usage.own),
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),
             "/readyz": self._methods(GET=self._health.ready, HEAD=self._health.ready),

@@ -1,6 +1,4 @@
-"""Streams: what may be asked with a ticket: the stream, its end, the answer so far."""
-
-import json
+"""Streams: what may be asked with a ticket: the stream, and its end."""
 
 from starlette.requests import Request
 
@@ -10,11 +8,10 @@ from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.cancellation import Cancellation
 from gateway.runs.redemption import NothingMore, Redemption
-from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.event_stream import EventStream
 from gateway.web.requests import accepts, last_event_id
-from gateway.web.responses import LongReply, Retry, nothing_more, reply
+from gateway.web.responses import Retry, nothing_more, reply
 
 
 class StreamEndpoints:
@@ -27,17 +24,14 @@ class StreamEndpoints:
         tickets: Tickets,
         redemption: Redemption,
         cancellation: Cancellation,
-        snapshots: CompletionSnapshots,
         fanout: Fanout,
     ) -> None:
         self._guards = guards
         self._tickets = tickets
         self._redemption = redemption
         self._cancellation = cancellation
-        self._snapshots = snapshots
         self._fanout = fanout
         self._retry = Retry(lambda: presets.shortest_grace)
-        self._write_timeout = presets.settings.write_timeout
 
     async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""
@@ -59,24 +53,6 @@ class StreamEndpoints:
         subject = await self._guards.caller(request)
         record = await self._redemption.record(self._ticket(request), subject)
         return reply({"state": await self._cancellation.cancel(record)})
-
-    async def completion(self, request: Request) -> AnyResponse:
-        """GET /completion: the answer so far, as one object."""
-        subject = await self._guards.caller(request)
-        record = await self._redemption.record(self._ticket(request), subject)
-        answer = await self._snapshots.of(record)
-        result = json.loads(record.result) if record.result else {}
-        data = {
-            "state": record.told(answer.last_id is not None),
-            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
-            "usage": result.get("usage", answer.completion.usage),
-            "tokens": result.get("tokens"),
-            **{name: result[name] for name in ("cost", "presets") if name in result},
-            "preset": result.get("preset", record.preset),
-            "last_event_id": answer.last_id,
-            "attempts": result.get("attempts", record.attempts),
-        }
-        return LongReply(data, "text", answer.text, self._write_timeout)
 
     def _ticket(self, request: Request) -> Ticket:
         return self._tickets.verify(request.query_params.get("ticket", ""))
