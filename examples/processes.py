@@ -35,10 +35,16 @@ class Example:
     def __init__(
         self, name: str, folder: Path, variables: Mapping[str, str], **elsewhere: int
     ) -> None:
-        """`variables` fill in the compose.yaml; `elsewhere` has ports of what runs already."""
+        """`variables` fill in the compose.yaml; `elsewhere` has ports of what runs already.
+
+        Raises Unable where a variable is missing.
+        """
         self._home = HOME / name
         self._folder = folder
-        self._services = services(name, variables)
+        try:
+            self._services = services(name, variables)
+        except KeyError as error:
+            raise Unable(error.args[0]) from None
         self._own = [each for each in self._services if each not in elsewhere]
         self.ports = {each: _free_port() for each in self._own} | elsewhere
         if given := int(self._services["nginx"]["ports"][0].split(":")[1]):

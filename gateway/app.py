@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import date
 from typing import Any
 
 from starlette.routing import BaseRoute, Router
@@ -15,6 +16,7 @@ from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
+from gateway.limits.statement import Statement
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.intake import RunLimits
@@ -202,6 +204,16 @@ class Gateway:
         if not self.records.limits.counted:
             raise SettingsError("GATEWAY_SUBJECT_BYTES: 0, so no user's streams are known")
         return await self.supervisor.logout.of(named(subject))
+
+    async def usage(
+        self, subject: str | int, first: date | None = None, last: date | None = None
+    ) -> Statement:
+        """Return what a user has spent, on these days or today, and what is left of the limits.
+
+        It is what `GET /users/{subject}/usage` tells. Raises Rejected and Unavailable.
+        """
+        self.routes.life.check()
+        return await self.routes.statements.of(named(subject), first, last)
 
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""

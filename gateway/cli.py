@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, streams, cookie, whois, upstream, page."""
+"""The command `gateway`: serve, demo, check, streams, usage, cookie, whois, upstream, page."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ import click
 from starlette.routing import Mount, Router
 from starlette.types import ASGIApp
 
-from gateway import __version__, check, streams
+from gateway import __version__, check, streams, usage
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
@@ -24,9 +24,12 @@ from gateway.config.settings import Settings
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
 from gateway.errors import Rejected, SettingsError, one_line, with_cause
+from gateway.limits.statement import day_of
+from gateway.report import Report
 from gateway.serve import workers
 from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
+from gateway.web.users import named
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
@@ -210,6 +213,34 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
         report = asyncio.run(streams.cancelled(loaded, cancel))
     else:
         report = asyncio.run(streams.listed(loaded, subject, as_json=as_json))
+    _print(report)
+
+
+@main.command("usage")
+@click.argument("subject")
+@click.option("--from", "first", metavar="DAY", help="the first day, as 2026-11-28  [today]")
+@click.option("--to", "last", metavar="DAY", help="the last one  [today]")
+@click.option("--json", "as_json", is_flag=True, help="print the JSON of GET /usage")
+@_flags
+def usage_(
+    subject: str, first: str | None, last: str | None, as_json: bool, **flags: str | None
+) -> None:
+    """Show what SUBJECT's streams took, and what is left of the limits; at most 35 days, of UTC.
+
+    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says, and its limits
+    are those of the file that is named. Exit code 1: Redis does not answer; 2: it is asked
+    wrongly, or without GATEWAY_REDIS_URL, as nothing can be seen from outside then.
+    """
+    loaded = _load(flags)
+    try:
+        days = [day_of(each) if each is not None else None for each in (first, last)]
+        report = asyncio.run(usage.told(loaded, named(subject), *days, as_json=as_json))
+    except Rejected as error:
+        raise click.UsageError(str(error)) from None
+    _print(report)
+
+
+def _print(report: Report) -> None:
     for line in report.lines:
         click.echo(line)
     for remark in report.remarks:

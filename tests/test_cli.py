@@ -77,7 +77,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_without_a_command_it_says_which_there_are() -> None:
     shown = command("--help").stdout
-    for name in ("serve", "demo", "check", "streams", "cookie", "upstream", "page"):
+    for name in ("serve", "demo", "check", "streams", "usage", "cookie", "upstream", "page"):
         assert f"\n  {name} " in shown
 
 
@@ -106,9 +106,9 @@ def test_serve_names_a_wrong_setting(name: str, value: str) -> None:
     assert name in refused("serve", **{**COMPLETE, name: value}).lower()
 
 
-@pytest.mark.parametrize("name", ["serve", "demo", "check", "streams", "cookie", "page"])
+@pytest.mark.parametrize("name", ["serve", "demo", "check", "streams", "usage", "cookie", "page"])
 def test_every_command_names_a_wrong_flag(name: str) -> None:
-    subject = ["alice"] if name == "cookie" else []
+    subject = ["alice"] if name in ("cookie", "usage") else []
     assert "GATEWAY_DRAIN: " in refused(name, *subject, "--drain", "x")
 
 

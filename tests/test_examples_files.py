@@ -189,6 +189,14 @@ def test_a_port_that_is_taken_is_said(
     assert capsys.readouterr().err == said
 
 
+def test_an_empty_secret_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SECRET", "")
+    assert main("guest") == 1
+    assert capsys.readouterr().err == "guest: SECRET: missing; see README.md\n"
+
+
 def test_what_is_no_example_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("rails") == 2
     assert capsys.readouterr().err.startswith(f"python -m examples {NAMES[0]}|")

@@ -568,7 +568,13 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             308,
             "https://localhost/chat?room=1",
         )
-        for call in ("/stream?ticket=t", "/tickets", "/tickets/fast", "/completion?ticket=t"):
+        for call in (
+            "/stream?ticket=t",
+            "/tickets",
+            "/tickets/fast",
+            "/completion?ticket=t",
+            "/usage",
+        ):
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
                 assert problem(answer) == (426, "https_required")
@@ -602,15 +608,26 @@ OURS = [
     "/stream",
     "/stream/cancel",
     "/completion",
+    "/usage",
     "/healthz",
     "/readyz",
 ]
 THEIRS = [
-    *("/", "/metrics", "/events", "/usage", "/users/bob", "/users/bob/events", "/streams"),
+    *(
+        "/",
+        "/metrics",
+        "/events",
+        "/usage/",
+        "/usages",
+        "/users/bob",
+        "/users/bob/events",
+        "/streams",
+    ),
     *(
         "/users/bob/tickets",
         "/users/bob/tickets/inner",
         "/users/bob/streams",
+        "/users/bob/usage",
         "/users/a%2Fb/streams",
     ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
@@ -754,8 +771,8 @@ async def test_under_a_path_too_an_eventsource_is_told_to_come_back_and_calls_ne
             answer = await http.get("/llm/stream?ticket=t", headers=STREAM)
             assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
             assert problem(await http.post("/llm/tickets", json=ask())) == (502, "no_replica")
-            for path in ("/llm/tickets", "/llm/tickets/fast", "/llm/stream", "/llm/completion"):
-                assert problem(await plain.get(path)) == (426, "https_required")
+            for path in ("tickets", "tickets/fast", "stream", "completion", "usage"):
+                assert problem(await plain.get(f"/llm/{path}")) == (426, "https_required")
             assert (await plain.get("/tickets")).status_code == 308
             large = await http.post("/llm/tickets", content=b"x" * ((4 << 20) + 1))
             assert problem(large) == (413, "body_too_large")
@@ -815,7 +832,9 @@ def spellings(name: str) -> list[str]:
     return [name, name.lower(), name.upper(), name.replace("-", "_"), name.replace("-", "_", 1)]
 
 
-@pytest.mark.parametrize("path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/readyz"])
+@pytest.mark.parametrize(
+    "path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/usage", "/readyz"]
+)
 async def test_no_header_that_a_proxy_would_name_the_user_by_comes_from_a_caller(
     tmp_path: Path, path: str
 ) -> None:
