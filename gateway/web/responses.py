@@ -66,8 +66,13 @@ def reply(
 def issued(ticket: str, url: str, created: Created, bounds: Bounds = UNBOUNDED) -> Response:
     """Return the answer to who asked for a ticket, and what is left of their `bounds`."""
     data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
-    left = created.left.headers(bounds) if created.left else {}
+    left = left_headers(created, bounds)
     return reply(data, 201 if created.made else 200, {"Location": url, **left})
+
+
+def left_headers(created: Created, bounds: Bounds) -> dict[str, str]:
+    """Return what tells who has asked for a stream what is left of their `bounds`."""
+    return created.left.headers(bounds) if created.left else {}
 
 
 class LongText:

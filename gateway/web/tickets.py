@@ -31,7 +31,7 @@ from gateway.web.requests import (
     stream_ref,
     too_large,
 )
-from gateway.web.responses import issued
+from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
 
 
@@ -104,7 +104,10 @@ class TicketEndpoints:
         if at_once:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
-            return await self._open_at(url, request, self._tickets.verify(ticket), subject)
+            opened = await self._open_at(url, request, self._tickets.verify(ticket), subject)
+            left = left_headers(created, self._presets.bounds(name))
+            opened.raw_headers += [(each.lower().encode(), left[each].encode()) for each in left]
+            return opened
         return issued(ticket, url, created, self._presets.bounds(name))
 
     async def issue(

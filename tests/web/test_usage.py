@@ -125,6 +125,19 @@ async def test_the_limits_are_told_and_what_is_left_of_each(redis_url: str) -> N
         }
 
 
+async def test_a_stream_at_once_tells_what_is_left_as_a_ticket_does() -> None:
+    async with gateway(tells, limits={"posts_per_minute": 3, "tokens_per_day": 90}) as (gate, _):
+        made = await gate.post()
+        at_once = await gate.post(Accept="text/event-stream")
+        assert b'"state":"done"' in at_once.content
+        for answer, posts in ((made, 2), (at_once, 1)):
+            policy = '"posts";q=3;w=60, "tokens";q=90;w=86400'
+            assert answer.headers["ratelimit-policy"] == policy
+            assert answer.headers["ratelimit"].startswith(f'"posts";r={posts};t=')
+    async with gateway(tells) as (gate, _):
+        assert "ratelimit" not in (await gate.post(Accept="text/event-stream")).headers
+
+
 async def test_days_are_told_from_one_to_another(redis_url: str) -> None:
     async with running(redis_url=redis_url) as gate:
         store, user = gate.gateway.store, somebody()
