@@ -109,6 +109,8 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             "GATEWAY_REDIS_URL: missing; the embedded store is of one process, not of "
             f"--workers {count}"
         )
+    for words in [] if workers.inside() else check.short_secrets(loaded):
+        logger.warning("%s", words)
     workers.outlive_terminal()
     if count > 1:
         Gateway(loaded)  # A wrong setting is to be said once, not by every worker.
@@ -206,6 +208,8 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
     stream was not cancelled, or not all could be read; 2: without GATEWAY_REDIS_URL nothing can
     be seen from outside.
     """
+    if cancel == "":  # As of a variable of a script that is not set.
+        raise click.UsageError("--cancel: which stream? It takes an ID of the list")
     if cancel is not None and (as_json or subject is not None):
         raise click.UsageError("--cancel goes with neither --subject nor --json")
     loaded = _load(flags)
