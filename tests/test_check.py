@@ -486,10 +486,9 @@ async def test_every_preset_has_a_verdict_on_its_upstream() -> None:
 
 
 async def test_the_command_exits_0_where_nothing_is_at_fault(shared_redis: RedisServer) -> None:
+    of_two = {"secrets": SECRET, "cookie_secrets": SECRET}
     async with scripted(whole) as server:
-        process = Process(
-            "check", redis_url=shared_redis.url, upstream_url=server.url, secrets=SECRET
-        )
+        process = Process("check", redis_url=shared_redis.url, upstream_url=server.url, **of_two)
         lines = (await _output(process)).splitlines()
     assert process.wait() == 0
     assert {line.split()[1] for line in lines} == {"settings", "redis", "upstream"}
