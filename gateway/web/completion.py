@@ -16,7 +16,7 @@ from gateway.runs.redemption import Opened, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.requests import seconds_to_wait
-from gateway.web.responses import LongReply
+from gateway.web.responses import LongReply, LongText
 
 _LOOK = 0.5  # Seconds between two looks at a ticket that nobody has redeemed yet.
 
@@ -63,7 +63,7 @@ class CompletionEndpoint:
             "attempts": result.get("attempts", record.attempts),
             **({"ref": record.ref} if record.ref else {}),
         }
-        return LongReply(data, "text", answer.text, self._write_timeout)
+        return LongReply(LongText(data, "text", answer.text), self._write_timeout)
 
     async def _wait(
         self, request: Request, ticket: Ticket, record: Record, until: float, starts: bool

@@ -56,7 +56,9 @@ class Routes:
         guards = Guards(self._origins, chain, self._mount)
         redemption, cancellation = supervisor.redemption, supervisor.cancellation
         snapshots = CompletionSnapshots(records.store, fanout, settings.replay_bytes // 2)
-        self._streams = StreamEndpoints(presets, guards, tickets, redemption, cancellation, fanout)
+        self._streams = StreamEndpoints(
+            presets, guards, tickets, redemption, cancellation, snapshots, fanout
+        )
         self._completion = CompletionEndpoint(
             guards, tickets, redemption, snapshots, fanout, settings.write_timeout
         )
