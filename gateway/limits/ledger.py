@@ -125,12 +125,17 @@ class Ledger:
         replies = await self._store.chain(steps)
         check(replies[0], steps[0])
 
-    async def book_left(self, stream_id: str) -> None:
-        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
+    async def book_left(self, stream_id: str) -> bool:
+        """Book what a dead owner has sealed, and perhaps did not book; return whether it is booked.
+
+        Raises Unavailable where the stream's own server is away. A subject's that is away must hold
+        up no takeover: then it is owed, and who calls keeps the stream's name on its list.
+        """
         if self._store.cluster is None:
-            return
+            return True
         if bill := await self._store.call("HGET", record_key(stream_id), "bill"):
-            await self._book([of_bill(bill)])
+            await self.book(stream_id, [of_bill(bill)])
+        return stream_id not in self._owed
 
     async def booked(self, stream_id: str) -> None:
         """Return when a stream is booked that ended here."""
