@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gateway import clock
-from gateway.errors import Unavailable
+from gateway.errors import Unavailable, one_line
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import DAY, record_key, subject_keys
 
@@ -165,15 +165,18 @@ class Ledger:
         """Return what a subject's streams took on these days; raises Unavailable."""
         wanted, keys = list(days), subject_keys(subject)
         found = await self._store.read([["HGETALL", keys.usage(day)] for day in wanted])
-        return [
-            row for day, fields in zip(wanted, found, strict=True) for row in _rows(day, fields)
-        ]
+        rows: list[Row] = []
+        for day, fields in zip(wanted, found, strict=True):
+            rows += _rows(day, fields)
+            await asyncio.sleep(0)  # A day may have hundreds; streams must not wait for a month.
+        return rows
 
 
 def check(reply: Any, script: Script) -> None:
     """Say in the log what Redis refused to book."""
     if reply[0] == -1:
-        logger.error("%s: what it took cannot be booked", script.args[0])
+        words = "%s: what it took cannot be booked: %s"
+        logger.error(words, script.args[0], one_line(reply[1].decode(errors="replace")))
 
 
 def _rows(day: int, fields: list[bytes]) -> Iterable[Row]:

@@ -203,3 +203,18 @@ async def test_a_subjects_server_that_is_away_holds_up_no_takeover(tmp_path: Pat
                 return sum(row.streams for row in await rows(served)) == 150
 
             await until(are_booked, "all are booked", 20)
+
+
+async def test_what_cannot_be_booked_keeps_no_stream_from_its_end(
+    shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        scripted(tells) as upstream,
+        running(redis_url=shared_redis.url, upstream_url=upstream.url) as served,
+    ):
+        user = new_id()
+        await served.gateway.store.call("SET", subject_keys(user).today, "no hash", "PX", 9000)
+        url = await served.ticket(subject=user)
+        got = await served.http.get(url, headers=served.cookie(user))
+        assert b'"state":"done"' in got.content
+        assert "cannot be booked: WRONGTYPE" in caplog.text
