@@ -50,6 +50,7 @@ class Example:
         if given := int(self._services["nginx"]["ports"][0].split(":")[1]):
             self.ports["nginx"] = given
         self.url = f"http://localhost:{self.ports['nginx']}"
+        self.redis_url = f"redis://127.0.0.1:{self.ports['redis']}/0"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:

@@ -59,18 +59,23 @@ def _settings(settings: Settings) -> list[Verdict]:
     found: list[Verdict] = []
     if not settings.secrets:
         found.append(Verdict("fault", "settings", "GATEWAY_SECRETS: missing"))
-    for name in ("secrets", "cookie_secrets"):
-        lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
-        if min(lengths, default=_SHORT) < _SHORT:
-            words = (
-                f"GATEWAY_{name.upper()}: shorter than {_SHORT} characters, which can be guessed"
-            )
-            found.append(Verdict("fault", "settings", words))
+    found += [Verdict("fault", "settings", words) for words in short_secrets(settings)]
     try:
         authenticators(settings)
     except SettingsError as error:
         found.append(Verdict("fault", "settings", with_cause(str(error), error)))
     return found or [Verdict("ok", "settings", "complete")]
+
+
+def short_secrets(settings: Settings) -> list[str]:
+    """Return what is to be said of secrets that can be guessed, a line for each setting."""
+    found = []
+    for name in ("secrets", "cookie_secrets"):
+        lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
+        if min(lengths, default=_SHORT) < _SHORT:
+            words = f"shorter than {_SHORT} characters, which can be guessed"
+            found.append(f"GATEWAY_{name.upper()}: {words}")
+    return found
 
 
 async def _login(settings: Settings) -> list[Verdict]:

@@ -21,6 +21,7 @@ from gateway.auth.loading import signed_cookie
 from gateway.auth.trial import whois
 from gateway.config import settings
 from gateway.config.settings import Settings
+from gateway.config.user_limits import NONE, UserLimits
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
 from gateway.errors import Rejected, SettingsError, one_line, with_cause
@@ -30,6 +31,8 @@ from gateway.serve import workers
 from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
 from gateway.web.users import named
+
+_OF_THE_DEMO = UserLimits(posts_per_minute=30, tokens_per_day=100_000)  # What is left is shown.
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
@@ -109,6 +112,8 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
             "GATEWAY_REDIS_URL: missing; the embedded store is of one process, not of "
             f"--workers {count}"
         )
+    for words in [] if workers.inside() else check.short_secrets(loaded):
+        logger.warning("%s", words)
     workers.outlive_terminal()
     if count > 1:
         Gateway(loaded)  # A wrong setting is to be said once, not by every worker.
@@ -140,6 +145,8 @@ def demo_(port: int, **flags: str | None) -> None:
         }
         asked = {"log_level": "warning", **made_up, **given}
         loaded = _load(asked)
+        if loaded.limits == NONE:
+            loaded = loaded.model_copy(update={"limits": _OF_THE_DEMO})
         gateway = Gateway(loaded)
 
         def cut(ticket: str) -> int:
@@ -206,6 +213,8 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
     stream was not cancelled, or not all could be read; 2: without GATEWAY_REDIS_URL nothing can
     be seen from outside.
     """
+    if cancel == "":  # As of a variable of a script that is not set.
+        raise click.UsageError("--cancel: which stream? It takes an ID of the list")
     if cancel is not None and (as_json or subject is not None):
         raise click.UsageError("--cancel goes with neither --subject nor --json")
     loaded = _load(flags)

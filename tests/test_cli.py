@@ -243,12 +243,15 @@ async def test_serve_may_open_as_many_files_as_the_system_lets_it() -> None:
     assert limits == (most, most)
 
 
-async def test_serve_says_loudly_that_its_store_is_embedded() -> None:
-    with process("serve", "--port", "0", **COMPLETE) as served:
+async def test_serve_says_loudly_that_its_store_is_embedded_and_its_secrets_short() -> None:
+    with process("serve", "--port", "0", **COMPLETE, cookie_secrets="0123456789abcde") as served:
         await healthy(served)
         served.signal(signal.SIGTERM)
         served.wait()
-        assert "EMBEDDED STORE" in said(served)
+        words = said(served)
+        assert "EMBEDDED STORE" in words
+        assert words.count("GATEWAY_COOKIE_SECRETS: shorter than 16 characters") == 1
+        assert "0123456789abcde" not in words
 
 
 @pytest.mark.parametrize("name", ["upstream_api_key", "secrets", "upstream_url", "public_url"])

@@ -12,7 +12,8 @@ from playwright.async_api import Browser, Page
 from examples import processes
 from examples.composition import NAMES
 from examples.processes import Example
-from tests.support import ScriptedUpstream, ask, missing, read, scripted
+from gateway.streams import listed
+from tests.support import ScriptedUpstream, ask, missing, read, scripted, settings
 from tests.test_browser import chromium, in_halves
 
 PASSWORDS = {"alice": "wonderland", "bob": "builder"}
@@ -112,6 +113,11 @@ async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
         variables = {"SECRET": "0123456789abcdef" * 2, "PORT": "0"}
         with processes.running(request.param, variables, upstream=port) as example:
             yield Site(request.param, example, upstream, go_on)
+
+
+async def test_what_it_runs_is_seen_by_gateway_streams(site: Site) -> None:
+    report = await listed(settings(redis_url=site.example.redis_url), None, as_json=True)
+    assert (report.code, report.remarks) == (0, [])
 
 
 async def come_in(page: Page, site: Site) -> None:

@@ -5,7 +5,7 @@
 -- ARGV: 1 stream, 2 when it was made, 3 for how long it is known as booked (ms), 4 TTL of a day's
 --       usage (ms), 5 preset, 6 model, 7 tokens of prompts, 8 completions, 9 caches, 10 estimated,
 --       11 cost (billionths), 12 the first of these days since 1970
--- Returns {1}, {0} if it was booked before, {-1} if it cannot be: a stream must end all the same
+-- Returns {1}, {0} if it was booked before, {-1, why} if it cannot be: a stream must end all the same
 local KINDS = {'prompt', 'completion', 'cached', 'estimated', 'cost'}
 local ROWS = 200 * 6  -- Fields of a day: whoever makes up models must not fill Redis with them.
 local t = redis.call('TIME')
@@ -48,4 +48,5 @@ local function book()
   return {1}
 end
 local sound, reply = pcall(book)
-return sound and reply or {-1}
+if sound then return reply end
+return {-1, type(reply) == 'table' and reply.err or tostring(reply)}
