@@ -238,9 +238,12 @@ async def test_what_cannot_be_booked_keeps_no_stream_from_its_end(
         scripted(tells) as upstream,
         running(redis_url=shared_redis.url, upstream_url=upstream.url) as served,
     ):
-        user = new_id()
-        await served.gateway.store.call("SET", subject_keys(user).today, "no hash", "PX", 9000)
+        user, store = new_id(), served.gateway.store
+        ((seconds, _),) = await store.calls([["TIME"]])
+        odd = {"day": int(seconds) // 86400, "tokens": "no number"}
+        pairs = [part for pair in odd.items() for part in pair]
+        await store.call("HSET", subject_keys(user).today, *pairs)
         url = await served.ticket(subject=user)
         got = await served.http.get(url, headers=served.cookie(user))
         assert b'"state":"done"' in got.content
-        assert "cannot be booked: WRONGTYPE" in caplog.text
+        assert "cannot be booked: ERR hash value is not an integer" in caplog.text
