@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.limits.ledger import Row, Spent, as_bill, booking
+from gateway.limits.ledger import Ledger, Row, Spent, as_bill, booking
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.records import Records
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key, subject_keys
 from tests.clusters import redis_cluster
 from tests.support import (
@@ -83,6 +84,31 @@ async def test_an_end_that_redis_forgot_and_is_written_again_is_booked_once(
 async def until_sound(run: Any) -> None:
     """Wait until Redis is known to have all of a run."""
     await until(lambda: not run.log.unsure)
+
+
+async def test_what_a_full_redis_refuses_to_book_is_not_taken_for_booked(
+    own_redis: RedisServer,
+) -> None:
+    store = RedisClient(own_redis.url)
+    ledger, booked = Ledger(store, 10), booking("s", Spent("bob", 0, "p", "m", prompt=7), 90_000)
+    await store.call("CONFIG", "SET", "maxmemory", "100kb")
+    await ledger.book("s", [booked])
+    assert ledger.owes
+    await store.call("CONFIG", "SET", "maxmemory", 0)
+    await ledger.settle()
+    assert not ledger.owes
+    assert await store.call("HGET", subject_keys("bob").today, "tokens") == b"7"
+    await store.close()
+
+
+async def test_keys_of_another_kind_lose_no_booking(own_redis: RedisServer) -> None:
+    store, keys = RedisClient(own_redis.url), subject_keys("bob")
+    for name in (keys.booked, keys.today, keys.usage(0), keys.usage(2)):
+        await store.call("SET", name, "of whoever")
+    script = booking("s", Spent("bob", 0, "p", "m", prompt=7), 90_000)
+    assert [await store.script(*script) for _ in range(2)] == [[1], [0]]
+    assert await store.call("HGET", keys.today, "tokens") == b"7"
+    await store.close()
 
 
 async def test_the_days_of_a_user_expire(shared_redis: RedisServer) -> None:
@@ -212,9 +238,12 @@ async def test_what_cannot_be_booked_keeps_no_stream_from_its_end(
         scripted(tells) as upstream,
         running(redis_url=shared_redis.url, upstream_url=upstream.url) as served,
     ):
-        user = new_id()
-        await served.gateway.store.call("SET", subject_keys(user).today, "no hash", "PX", 9000)
+        user, store = new_id(), served.gateway.store
+        ((seconds, _),) = await store.calls([["TIME"]])
+        odd = {"day": int(seconds) // 86400, "tokens": "no number"}
+        pairs = [part for pair in odd.items() for part in pair]
+        await store.call("HSET", subject_keys(user).today, *pairs)
         url = await served.ticket(subject=user)
         got = await served.http.get(url, headers=served.cookie(user))
         assert b'"state":"done"' in got.content
-        assert "cannot be booked: WRONGTYPE" in caplog.text
+        assert "cannot be booked: ERR hash value is not an integer" in caplog.text
