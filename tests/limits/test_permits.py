@@ -488,6 +488,17 @@ async def test_the_wait_that_is_told_is_that_of_the_limit_that_is_met(store: Red
     assert 9_000 < answer[2] == answer[3] <= 10_000
 
 
+async def test_a_clock_set_back_frees_no_slot_and_keeps_none(store: RedisClient) -> None:
+    most = UserLimits(streams=1)
+    permits, user = Permits(store, lambda _: Bounds(most), lease=60), somebody()
+    await store.script(*permits.to_run(user, "s", "p", Taken(1)))
+    await store.call("ZADD", subject_keys(user).leases, 1 << 43, "s")
+    assert (await store.script(*permits.to_run(user, "t", "p", Taken(1))))[0] == 0
+    seconds, _ = await store.call("TIME")
+    until_when = float(await store.call("ZSCORE", subject_keys(user).leases, "s"))
+    assert until_when <= (int(seconds) + 61) * 1000
+
+
 @pytest.mark.parametrize("kind", ["slots", "leases", "today", "posts"])
 async def test_keys_of_another_kind_keep_nobody_out(store: RedisClient, kind: str) -> None:
     most = UserLimits(posts_per_minute=5, streams=1, tokens_per_day=9)

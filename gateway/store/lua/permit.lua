@@ -58,13 +58,14 @@ local function hold(stream, tokens, cost, preset)
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
 end
 
--- One that is longer than any lease was given by a clock that was set back since. Who only looks may
--- have been told of another lease than those who run it.
-local overs = {{'-inf', text(now)}}
-if kind ~= 'look' then overs[2] = {'(' .. text(now + lease), '+inf'} end
-for _, over in ipairs(overs) do
-  local streams = redis.call('ZRANGEBYSCORE', KEYS[2], over[1], over[2], 'LIMIT', 0, 1000)
-  for _, stream in ipairs(streams) do free(stream) end
+local function leases(from, to)
+  return ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], from, to, 'LIMIT', 0, 1000))
+end
+for _, stream in leases('-inf', text(now)) do free(stream) end
+if kind == 'post' or kind == 'run' then
+  -- One that is longer than any was given by a clock that was set back since; what has it may run.
+  local last = text(now + lease)
+  for _, stream in leases('(' .. last, '+inf') do redis.call('ZADD', KEYS[2], last, stream) end
 end
 
 if kind == 'hold' then
