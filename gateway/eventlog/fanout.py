@@ -15,7 +15,8 @@ from contextlib import suppress
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Source
-from gateway.eventlog.entries import EntryBatch, EventId
+from gateway.eventlog.channel import ChannelTail, ChannelViewer
+from gateway.eventlog.entries import END, EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
@@ -23,6 +24,7 @@ from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
 from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
+from gateway.store.keys import is_channel
 from gateway.store.node import Node
 from gateway.store.per_node import PerNodeTasks
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
@@ -121,7 +123,12 @@ class Fanout:
         `issued` when it was asked for, in milliseconds of Redis's clock.
         """
         tail = await self._brought_up(stream_id, owner, subject)
-        viewer = Viewer(tail, event_id)
+        if is_channel(stream_id):
+            if tail.last and event_id and tail.last < event_id < END:
+                await self._rest(tail)  # What it knows may be older than what was shown elsewhere.
+            viewer: Viewer = ChannelViewer(tail, event_id)
+        else:
+            viewer = Viewer(tail, event_id)
         tail.viewers.add(viewer)
         tail.subject = tail.subject or subject
         tail.issued = tail.issued or issued
@@ -134,11 +141,12 @@ class Fanout:
     async def _brought_up(self, stream_id: str, owner: str, subject: str) -> Tail:
         """Return a tail that knows where the log ends: an event id is judged by it."""
         while True:
-            new = Tail(stream_id, local=False, subject=subject, pages=self._pages)
+            kind = ChannelTail if is_channel(stream_id) else Tail
+            new = kind(stream_id, local=False, subject=subject, pages=self._pages)
             tail = self._tails.get(stream_id) or new
             if not tail.local and not tail.ended:
                 tail.owner = owner or tail.owner
-                if tail.owner:  # Before the first byte: the owner may be waiting.
+                if tail.announced:  # Before the first byte: the owner may be waiting.
                     await self._fetcher_of(stream_id).show_presence([tail])
                 await self._load(tail)
             # Meanwhile the sweep may have dropped it, or a run begun another.
@@ -152,7 +160,7 @@ class Fanout:
         tail.idle_since = clock.now()
         self.viewers -= 1
         self._telemetry.viewer_closed()
-        if tail.owner and not tail.local and not tail.viewers:
+        if tail.announced and not tail.local and not tail.viewers:
             self._fetcher_of(tail.stream_id).leave(tail.stream_id)
 
     def mark(self, stream_ids: Iterable[str]) -> None:
@@ -223,7 +231,7 @@ class Fanout:
     async def _load(self, tail: Tail) -> None:
         """Bring a tail up to the end of its log; viewers who come at once read it once."""
         if tail.last is None:
-            page = await self._page(tail, None, _PATIENCE)
+            page = await self._page(tail, tail.start, _PATIENCE)
             if page is None:
                 raise Unavailable("overloaded")
             if not tail.local and tail.last is None:

@@ -88,6 +88,11 @@ class Viewer:
         return self._index < len(self.tail.entries)
 
     @property
+    def behind(self) -> bool:
+        """Whether it reads pages instead of the tail."""
+        return self._behind
+
+    @property
     def lagging(self) -> bool:
         """Whether it needs a page that is not here."""
         return self._behind and self._source() is None
