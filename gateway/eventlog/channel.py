@@ -6,13 +6,11 @@ pages, which Redis makes without what has run out. In an epoch the ids have no h
 what was seen and what is read are messages that went before anybody here saw them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from gateway import clock
-from gateway.eventlog.entries import END, NOTHING, EntryBatch, EventId, start_of
+from gateway.eventlog.entries import END, NOTHING, EntryBatch, EventId
 from gateway.eventlog.reader import Page
 from gateway.eventlog.tail import Tail
-from gateway.eventlog.viewer import Viewer
 
 _TYPICAL = 1024  # Bytes of a message, where none tells.
 
@@ -71,33 +69,3 @@ def _follows(entry: EntryBatch, last: EventId) -> bool:
     """Whether nothing is missing between an event and the first entry after it."""
     seen = last.seq if entry.last.epoch == last.epoch else 0
     return entry.last.seq - entry.number <= seen
-
-
-class ChannelViewer(Viewer):
-    """A viewer of a channel, from an event on, or from where the channel ends now."""
-
-    __slots__ = ()
-
-    def __init__(self, tail: Tail, event_id: EventId | None) -> None:
-        super().__init__(tail, tail.last if event_id == END else event_id)
-        if event_id is not None and tail.last is not None and tail.last < event_id < END:
-            self.miss(event_id)  # The log is another: to wait for it to get there misses messages.
-
-    def sending(self) -> None:
-        """Note that bytes are on their way; a page read again may begin elsewhere, so it stays."""
-        self.sending_since = clock.now()
-
-    def _judge(self) -> None:
-        if self._judged or self._page is None or self._page.entries:
-            super()._judge()
-            return
-        missed = self._wanted if self._gap else self._at
-        self._go_on(self.tail.base)  # All there was before has run out.
-        if missed is not None:
-            self._gap, self._wanted = True, missed
-
-    def _take_gap(self, entries: Sequence[EntryBatch]) -> bytes:
-        if self._wanted == NOTHING and entries and start_of(entries).seq == 0:
-            self._gap = False  # What came first is all there.
-            return b""
-        return super()._take_gap(entries)

@@ -15,13 +15,13 @@ from contextlib import suppress
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Source
-from gateway.eventlog.channel import ChannelTail, ChannelViewer
+from gateway.eventlog.channel import ChannelTail
 from gateway.eventlog.entries import END, EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
 from gateway.eventlog.tail import Tail
-from gateway.eventlog.viewer import Viewer
+from gateway.eventlog.viewer import ChannelViewer, Viewer
 from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
 from gateway.store.keys import is_channel

@@ -74,11 +74,19 @@ async def read_page(
 
 
 async def read_channel(store: RedisClient, channel: str, at: EventId | None) -> Page:
-    """Return a channel's log from an event id on, or only where it ends; raises Unavailable."""
+    """Return a channel's log from an event id on, or only where it ends; raises Unavailable.
+
+    The `base` of a page without entries is where the channel ended before that was read.
+    """
     if at != END:
-        return await read_page(store, channel, at, _OF_CHANNEL)
+        page = await read_page(store, channel, at, _OF_CHANNEL)
+        if page.entries:
+            return page
     (last,) = await last_of(store, [channel])
-    return Page(EntryBatches([EntryBatch(last or NOTHING, 0, b"")]), more=False)
+    if at == END:
+        return Page(EntryBatches([EntryBatch(last or NOTHING, 0, b"")]), more=False)
+    page = await read_page(store, channel, at, _OF_CHANNEL)
+    return page if page.entries else page._replace(base=last)
 
 
 async def last_of(store: RedisClient, channels: Sequence[str]) -> list[EventId | None]:
