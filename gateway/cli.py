@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, streams, cookie, whois, upstream, page."""
+"""The command `gateway`: serve, demo, check, streams, push, cookie, whois, upstream, page."""
 
 import asyncio
 import logging
@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from starlette.routing import Mount, Router
 from starlette.types import ASGIApp
 
-from gateway import __version__, check, streams
+from gateway import __version__, check, push, streams
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
@@ -210,6 +210,35 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
         report = asyncio.run(streams.cancelled(loaded, cancel))
     else:
         report = asyncio.run(streams.listed(loaded, subject, as_json=as_json))
+    _tell(report)
+
+
+@main.command("push")
+@click.argument("subject")
+@click.option("--event", metavar="NAME", help="its name; else an EventSource's onmessage has it")
+@click.option("--data", required=True, metavar="TEXT", help="what it says; - reads stdin")
+@click.option("--message-id", metavar="ID", help="the same again within 24 h is stored once")
+@click.option("--ttl", type=float, metavar="S", help="seconds after which nobody is shown it")
+@_flags
+def push_(
+    subject: str,
+    event: str | None,
+    data: str,
+    message_id: str | None,
+    ttl: float | None,
+    **flags: str | None,
+) -> None:
+    """Store a message in the channel of SUBJECT, and print its id.
+
+    Give it the settings that `serve` has. Exit code 1: nothing was stored; 2: without
+    GATEWAY_REDIS_URL no channel can be reached from outside.
+    """
+    loaded = _load(flags)
+    text = sys.stdin.read() if data == "-" else data
+    _tell(asyncio.run(push.pushed(loaded, subject, push.Draft(event, text, message_id, ttl))))
+
+
+def _tell(report: streams.Report) -> NoReturn:
     for line in report.lines:
         click.echo(line)
     for remark in report.remarks:

@@ -214,13 +214,14 @@ async def test_a_message_that_runs_out_while_it_is_read_is_whole_or_not_there(
     user = new_id()
     async with replica(redis_url, max_event=16 << 20, max_log=64 << 20) as gate:
         headers = {**gate.cookie(user), **STREAM}
+        await push(gate, user, "first")
         async with gate.http.stream("GET", "/events", headers=headers) as slow:
             came = slow.aiter_raw()
             await anext(came)
-            await push(gate, user, "x" * (15 << 20), ttl=0.5)
+            await push(gate, user, "x" * (15 << 20), ttl=0.1)
             for _ in range(3):  # So much that what it has not read yet is let go of.
                 await push(gate, user, "y" * 100_000)
-            await asyncio.sleep(0.6)  # Not for a state: it runs out.
+            await asyncio.sleep(0.2)  # Not for a state: it runs out.
             parser, events = Parser(limit=1 << 26), list[Event]()
             async with asyncio.timeout(10):
                 async for chunk in came:
