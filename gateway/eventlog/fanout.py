@@ -177,7 +177,8 @@ class Fanout:
 
     def watched(self) -> dict[str, int]:
         """Return how many viewers each stream has here, of those that have any."""
-        return {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+        watched = {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+        return {name: count for name, count in watched.items() if not is_channel(name)}
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
