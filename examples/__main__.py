@@ -18,7 +18,8 @@ def main(*words: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with running(words[0], {"SECRET": secrets.token_hex(32), **os.environ}) as example:
-            print(f"{words[0]} is at {example.url}  (Ctrl+C ends it)", flush=True)
+            print(f"{words[0]} is at {example.url}  (Ctrl+C ends it)")
+            print(f"its gateway's store is GATEWAY_REDIS_URL={example.redis_url}", flush=True)
             while True:
                 example.check()
                 time.sleep(0.5)

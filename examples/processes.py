@@ -35,15 +35,22 @@ class Example:
     def __init__(
         self, name: str, folder: Path, variables: Mapping[str, str], **elsewhere: int
     ) -> None:
-        """`variables` fill in the compose.yaml; `elsewhere` has ports of what runs already."""
+        """`variables` fill in the compose.yaml; `elsewhere` has ports of what runs already.
+
+        Raises Unable where a variable is missing.
+        """
         self._home = HOME / name
         self._folder = folder
-        self._services = services(name, variables)
+        try:
+            self._services = services(name, variables)
+        except KeyError as error:
+            raise Unable(error.args[0]) from None
         self._own = [each for each in self._services if each not in elsewhere]
         self.ports = {each: _free_port() for each in self._own} | elsewhere
         if given := int(self._services["nginx"]["ports"][0].split(":")[1]):
             self.ports["nginx"] = given
         self.url = f"http://localhost:{self.ports['nginx']}"
+        self.redis_url = f"redis://127.0.0.1:{self.ports['redis']}/0"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:

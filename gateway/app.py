@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import date
 from typing import Any
 
 from starlette.routing import BaseRoute, Router
@@ -17,6 +18,7 @@ from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
 from gateway.errors import SettingsError
 from gateway.eventlog.fanout import Fanout
+from gateway.limits.statement import Statement
 from gateway.limits.subjects import Most
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.intake import RunLimits
@@ -29,7 +31,7 @@ from gateway.store.keys import new_id
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.mount import placed
-from gateway.web.requests import checked_key, written
+from gateway.web.requests import checked_key, checked_ref, written
 from gateway.web.routes import Routes
 from gateway.web.tickets import Issued
 from gateway.web.users import named
@@ -185,6 +187,7 @@ class Gateway:
         preset: str = "default",
         *,
         idempotency_key: str | None = None,
+        ref: str = "",
     ) -> Issued:
         """Store a completion request on behalf of a user, and return the ticket of its stream.
 
@@ -194,7 +197,8 @@ class Gateway:
         self.routes.life.check()
         key = "" if idempotency_key is None else checked_key(idempotency_key)
         issue = self.routes.tickets.issue
-        return await issue(named(subject), preset, written(body), key, self._path)
+        told = {"key": key, "ref": checked_ref(ref)}
+        return await issue(named(subject), preset, written(body), self._path, **told)
 
     async def push(
         self,
@@ -221,6 +225,16 @@ class Gateway:
         if not self.records.limits.counted:
             raise SettingsError("GATEWAY_SUBJECT_BYTES: 0, so no user's streams are known")
         return await self.supervisor.logout.of(named(subject))
+
+    async def usage(
+        self, subject: str | int, first: date | None = None, last: date | None = None
+    ) -> Statement:
+        """Return what a user has spent, on these days or today, and what is left of the limits.
+
+        It is what `GET /users/{subject}/usage` tells. Raises Rejected and Unavailable.
+        """
+        self.routes.life.check()
+        return await self.routes.statements.of(named(subject), first, last)
 
     async def drain(self) -> None:
         """Send viewers away and let runs finish, for as long as the settings say."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.auth.loading import authenticators
 from gateway.auth.trial import remarks
-from gateway.config.allowances import allowance
+from gateway.config.allowances import allowance, bounds_of
 from gateway.config.preset_book import PresetBook
 from gateway.config.presets import endpoint_doubts
 from gateway.config.settings import Settings
@@ -49,6 +49,7 @@ async def verdicts(settings: Settings) -> list[Verdict]:
         *_settings(settings),
         *await _login(settings),
         *_allowances(settings),
+        *_limits(settings),
         *await _store(settings),
         *[verdict for name in _presets(settings) for verdict in await _upstream(settings, name)],
     ]
@@ -58,18 +59,23 @@ def _settings(settings: Settings) -> list[Verdict]:
     found: list[Verdict] = []
     if not settings.secrets:
         found.append(Verdict("fault", "settings", "GATEWAY_SECRETS: missing"))
-    for name in ("secrets", "cookie_secrets"):
-        lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
-        if min(lengths, default=_SHORT) < _SHORT:
-            words = (
-                f"GATEWAY_{name.upper()}: shorter than {_SHORT} characters, which can be guessed"
-            )
-            found.append(Verdict("fault", "settings", words))
+    found += [Verdict("fault", "settings", words) for words in short_secrets(settings)]
     try:
         authenticators(settings)
     except SettingsError as error:
         found.append(Verdict("fault", "settings", with_cause(str(error), error)))
     return found or [Verdict("ok", "settings", "complete")]
+
+
+def short_secrets(settings: Settings) -> list[str]:
+    """Return what is to be said of secrets that can be guessed, a line for each setting."""
+    found = []
+    for name in ("secrets", "cookie_secrets"):
+        lengths = [len(each.get_secret_value()) for each in getattr(settings, name)]
+        if min(lengths, default=_SHORT) < _SHORT:
+            words = f"shorter than {_SHORT} characters, which can be guessed"
+            found.append(f"GATEWAY_{name.upper()}: {words}")
+    return found
 
 
 async def _login(settings: Settings) -> list[Verdict]:
@@ -82,6 +88,23 @@ async def _login(settings: Settings) -> list[Verdict]:
 def _allowances(settings: Settings) -> list[Verdict]:
     presets = settings.presets.items()
     return [Verdict("ok", "preset", f"{name}: {allowance(each)}") for name, each in presets]
+
+
+def _limits(settings: Settings) -> list[Verdict]:
+    """Return what users may ask for and spend, and where a cost is bounded that nobody counts."""
+    book = PresetBook(settings)
+    presets = {name: each for name in _presets(settings) if (each := book.get(name))}
+    own = {f"{name}: ": each.limits for name, each in presets.items()}
+    told = {where: bounds_of(each) for where, each in {"": settings.limits, **own}.items()}
+    uncounted = [
+        f"{name}: it has no price, so cost_per_day counts nothing of it"
+        for name, each in presets.items()
+        if (settings.limits.cost_per_day or each.limits.cost_per_day) and not each.price
+    ]
+    return [
+        *(Verdict("ok", "limits", where + words) for where, words in told.items() if words),
+        *(Verdict("warning", "limits", words) for words in uncounted),
+    ]
 
 
 def _presets(settings: Settings) -> list[str]:

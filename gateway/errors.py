@@ -32,6 +32,7 @@ REJECTED = {
     "too_many_messages": (400, "The request has too many messages"),
     "request_too_long": (400, "The request has too much text"),
     "bad_idempotency_key": (400, "The Idempotency-Key is not usable"),
+    "bad_ref": (400, "The X-Stream-Ref is not usable"),
     "bad_range": (400, "These days cannot be told"),
     "bad_subject": (400, "The subject cannot name anybody"),
     "bad_subjects": (400, "The subjects are no list of strings"),

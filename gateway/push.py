@@ -2,15 +2,12 @@
 
 from typing import NamedTuple
 
-from gateway.auth.base import usable
 from gateway.channels.message import Message
 from gateway.channels.publisher import publisher
 from gateway.config.settings import Settings
-from gateway.errors import Rejected, Unavailable, one_line, with_cause
+from gateway.report import Report, asked
 from gateway.store.client import RedisClient
-from gateway.streams import Report
-
-_FAILED, _BLIND = 1, 2  # Exit codes.
+from gateway.web.users import named
 
 
 class Draft(NamedTuple):
@@ -23,20 +20,11 @@ class Draft(NamedTuple):
 
 
 async def pushed(settings: Settings, subject: str, draft: Draft) -> Report:
-    """Store a message, and report its id."""
-    if settings.embedded:
-        words = "GATEWAY_REDIS_URL: missing; an embedded store is seen by its own process only"
-        return Report((), [words], _BLIND)
-    if usable(subject) is None:
-        return Report((), ["bad_subject: it takes 1 to 256 printable characters"], _FAILED)
-    store = RedisClient(settings.redis_url)
-    writer = publisher(settings, store)
-    try:
+    """Store a message, and report its id; raises Rejected."""
+
+    async def ask(store: RedisClient) -> Report:
+        writer = publisher(settings, store)
         message = Message.of(*draft, writer.bounds)
-        return Report([await writer.push(subject, message)])
-    except Rejected as error:
-        return Report((), [one_line(f"{error.code}: {error.detail}")], _FAILED)
-    except Unavailable as error:
-        return Report((), [with_cause(f"Redis: {error}", None)], _FAILED)
-    finally:
-        await store.close()
+        return Report([await writer.push(named(subject), message)])
+
+    return await asked(settings, ask)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 HEARTBEAT = b":\n"  # No blank line after it: some clients turn an empty block into an event.
 OURS = frozenset({b"failure", b"reset", b"gap", b"end"})
-RESERVED = frozenset({b"open", b"message", b"error", b"abort", b"readystatechange"})
+RESERVED = frozenset({b"open", b"message", b"error", b"abort", b"readystatechange", b"snapshot"})
 FRAMES = (b"data:", b"event:", b"id:", b"retry:", b":")  # What a stream can begin with.
 
 _BOM = b"\xef\xbb\xbf"

@@ -1,60 +1,40 @@
 """Streams: the command of that name: what runs on all replicas, in lines to read or to parse."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from gateway.config.settings import Settings
-from gateway.errors import Unavailable, one_line, with_cause
+from gateway.errors import one_line
+from gateway.report import FAILED, Report, asked, short, table
 from gateway.runs.listing import Found, Listing, Owner, Stream
 from gateway.store.client import RedisClient
 
 _HEAD = ("ID", "SUBJECT", "PRESET", "AGE", "EVENTS", "VIEWERS", "OWNER")
-_WIDE = 32  # Characters of a subject or a preset; JSON has all of them.
-_FAILED, _BLIND = 1, 2  # Exit codes.
-
-
-class Report(NamedTuple):
-    """Lines for stdout, remarks for stderr, and the exit code."""
-
-    lines: Sequence[str]
-    remarks: Sequence[str] = ()
-    code: int = 0
 
 
 async def listed(settings: Settings, subject: str | None, *, as_json: bool) -> Report:
     """Report what runs, of one subject or of all."""
 
-    async def ask(listing: Listing) -> Report:
-        found = await listing.running(subject)
-        lines = list(map(_json, found.streams)) if as_json else _table(found.streams)
-        return Report(lines, _remarks(found), _FAILED if found.unread else 0)
+    async def ask(store: RedisClient) -> Report:
+        found = await Listing(store, settings).running(subject)
+        lines = (
+            list(map(_json, found.streams))
+            if as_json
+            else table([_HEAD, *map(_row, found.streams)])
+        )
+        return Report(lines, _remarks(found), FAILED if found.unread else 0)
 
-    return await _asked(settings, ask)
+    return await asked(settings, ask)
 
 
 async def cancelled(settings: Settings, stream_id: str) -> Report:
     """Cancel one, and report what came of it."""
 
-    async def ask(listing: Listing) -> Report:
-        outcome = await listing.cancel(stream_id)
+    async def ask(store: RedisClient) -> Report:
+        outcome = await Listing(store, settings).cancel(stream_id)
         words = one_line(f"{stream_id}: {outcome.words}")
-        return Report([words], code=0 if outcome.stored else _FAILED)
+        return Report([words], code=0 if outcome.stored else FAILED)
 
-    return await _asked(settings, ask)
-
-
-async def _asked(settings: Settings, ask: Callable[[Listing], Awaitable[Report]]) -> Report:
-    if settings.embedded:
-        words = "GATEWAY_REDIS_URL: missing; an embedded store is seen by its own process only"
-        return Report((), [words], _BLIND)
-    store = RedisClient(settings.redis_url)
-    try:
-        return await ask(Listing(store, settings))
-    except Unavailable as error:
-        return Report((), [with_cause(f"Redis: {error}", None)], _FAILED)
-    finally:
-        await store.close()
+    return await asked(settings, ask)
 
 
 def _remarks(found: Found) -> list[str]:
@@ -69,28 +49,17 @@ def _json(stream: Stream) -> str:
     return json.dumps(stream._asdict())
 
 
-def _table(streams: Iterable[Stream]) -> list[str]:
-    rows = [_HEAD, *map(_row, streams)]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in rows]
-
-
 def _row(stream: Stream) -> tuple[str, ...]:
     state = "" if stream.owner_state is Owner.ANSWERS else f" ({stream.owner_state})"
     return (
         stream.id,
-        _short(stream.subject),
-        _short(stream.preset),
+        short(stream.subject),
+        short(stream.preset),
         _time(stream.age) + (" (cancelled)" if stream.cancelled else ""),
         _number(stream.events),
         _number(stream.viewers),
         stream.owner + state,
     )
-
-
-def _short(words: str) -> str:
-    words = one_line(words)
-    return words if len(words) <= _WIDE else words[: _WIDE - 1] + "…"
 
 
 def _time(seconds: int) -> str:

@@ -708,6 +708,12 @@ async def test_the_demo_page_writes_the_answer_as_it_comes(page: Page, demo: Dem
     assert await page.text_content("#finish") == "stop"
     assert await page.text_content("#reconnects") == "0"
     assert "none lost, none twice" in (await text(page, "#notice"))
+    await page.wait_for_function(
+        "document.getElementById('account').textContent.startsWith('Streams today: 1,')"
+    )
+    told = await text(page, "#account")
+    spent = sum(map(int, (await text(page, "#usage")).split(", ")))
+    assert f"tokens: {spent}. Left: {100_000 - spent:,} tokens, 29 requests" in told
 
 
 async def test_the_demo_page_stops_the_answer_and_the_upstream(page: Page, demo: Demo) -> None:

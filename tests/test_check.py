@@ -68,6 +68,30 @@ async def test_an_authenticator_that_is_not_there_is_a_fault() -> None:
     assert "no_such_module" in words(said, "settings")
 
 
+async def test_limits_are_told_in_words_and_a_cost_that_nobody_counts_is_a_warning() -> None:
+    assert levels(await found(), "limits") == []
+    price = {"prompt": 1.0, "completion": 2.0}
+    presets = {
+        "default": {"price": price},
+        "dear": {"price": price, "limits": {"posts_per_minute": 5, "cost_per_day": 1.5}},
+        "free": {},
+    }
+    limits = {"streams": 3, "tokens_per_day": 200_000}
+    said = await found(presets=presets, limits=limits)
+    assert words(said, "limits").splitlines() == [
+        "each user at most 3 streams at once, 200000 tokens a day",
+        "dear: each user at most 5 requests a minute, 1.5 a day of what it costs",
+    ]
+    assert levels(said, "limits") == ["ok", "ok"]
+    said = await found(presets=presets, limits={"cost_per_day": 1})
+    assert levels(said, "limits") == ["ok", "ok", "warning"]
+    assert words(said, "limits").endswith(
+        "free: it has no price, so cost_per_day counts nothing of it"
+    )
+    said = await found(presets={"own": {"limits": {"cost_per_day": 2.5}}})
+    assert levels(said, "limits") == ["ok", "warning"]
+
+
 async def test_the_embedded_store_is_a_warning() -> None:
     said = await found(redis_url="")
     assert levels(said, "redis") == ["warning"]
@@ -462,10 +486,9 @@ async def test_every_preset_has_a_verdict_on_its_upstream() -> None:
 
 
 async def test_the_command_exits_0_where_nothing_is_at_fault(shared_redis: RedisServer) -> None:
+    of_two = {"secrets": SECRET, "cookie_secrets": SECRET}
     async with scripted(whole) as server:
-        process = Process(
-            "check", redis_url=shared_redis.url, upstream_url=server.url, secrets=SECRET
-        )
+        process = Process("check", redis_url=shared_redis.url, upstream_url=server.url, **of_two)
         lines = (await _output(process)).splitlines()
     assert process.wait() == 0
     assert {line.split()[1] for line in lines} == {"settings", "redis", "upstream"}

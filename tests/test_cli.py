@@ -77,7 +77,7 @@ def test_the_version_is_the_packages() -> None:
 
 def test_without_a_command_it_says_which_there_are() -> None:
     shown = command("--help").stdout
-    for name in ("serve", "demo", "check", "streams", "cookie", "upstream", "page"):
+    for name in ("serve", "demo", "check", "streams", "usage", "cookie", "upstream", "page"):
         assert f"\n  {name} " in shown
 
 
@@ -106,9 +106,9 @@ def test_serve_names_a_wrong_setting(name: str, value: str) -> None:
     assert name in refused("serve", **{**COMPLETE, name: value}).lower()
 
 
-@pytest.mark.parametrize("name", ["serve", "demo", "check", "streams", "cookie", "page"])
+@pytest.mark.parametrize("name", ["serve", "demo", "check", "streams", "usage", "cookie", "page"])
 def test_every_command_names_a_wrong_flag(name: str) -> None:
-    subject = ["alice"] if name == "cookie" else []
+    subject = ["alice"] if name in ("cookie", "usage") else []
     assert "GATEWAY_DRAIN: " in refused(name, *subject, "--drain", "x")
 
 
@@ -243,12 +243,15 @@ async def test_serve_may_open_as_many_files_as_the_system_lets_it() -> None:
     assert limits == (most, most)
 
 
-async def test_serve_says_loudly_that_its_store_is_embedded() -> None:
-    with process("serve", "--port", "0", **COMPLETE) as served:
+async def test_serve_says_loudly_that_its_store_is_embedded_and_its_secrets_short() -> None:
+    with process("serve", "--port", "0", **COMPLETE, cookie_secrets="0123456789abcde") as served:
         await healthy(served)
         served.signal(signal.SIGTERM)
         served.wait()
-        assert "EMBEDDED STORE" in said(served)
+        words = said(served)
+        assert "EMBEDDED STORE" in words
+        assert words.count("GATEWAY_COOKIE_SECRETS: shorter than 16 characters") == 1
+        assert "0123456789abcde" not in words
 
 
 @pytest.mark.parametrize("name", ["upstream_api_key", "secrets", "upstream_url", "public_url"])

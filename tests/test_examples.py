@@ -12,7 +12,8 @@ from playwright.async_api import Browser, Page
 from examples import processes
 from examples.composition import NAMES
 from examples.processes import Example
-from tests.support import ScriptedUpstream, ask, missing, read, scripted
+from gateway.streams import listed
+from tests.support import ScriptedUpstream, ask, missing, read, scripted, settings
 from tests.test_browser import chromium, in_halves
 
 PASSWORDS = {"alice": "wonderland", "bob": "builder"}
@@ -54,14 +55,16 @@ class Site:
                 assert 'id="ask"' in answer.text
             yield http
 
-    async def log_in(self, http: httpx.AsyncClient, name: str, password: str) -> httpx.Response:
+    async def log_in(
+        self, http: httpx.AsyncClient, name: str, password: str, **more: str
+    ) -> httpx.Response:
         """Fill in the form that a newcomer is led to."""
         form = await http.get("/", follow_redirects=True)
         hidden = re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', form.text)
         action = re.search(r'<form method="post" action="(.+?)"', form.text)
         where = str(form.url.join(action[1])) if action else str(form.url)
         fields = {**dict(hidden), "username": name, "password": password}
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        headers = {"Content-Type": "application/x-www-form-urlencoded", **more}
         sent = urlencode(fields, errors="surrogateescape").encode()
         return await http.post(where, content=sent, headers=headers, follow_redirects=True)
 
@@ -110,6 +113,11 @@ async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
         variables = {"SECRET": "0123456789abcdef" * 2, "PORT": "0"}
         with processes.running(request.param, variables, upstream=port) as example:
             yield Site(request.param, example, upstream, go_on)
+
+
+async def test_what_it_runs_is_seen_by_gateway_streams(site: Site) -> None:
+    report = await listed(settings(redis_url=site.example.redis_url), None, as_json=True)
+    assert (report.code, report.remarks) == (0, [])
 
 
 async def come_in(page: Page, site: Site) -> None:
@@ -179,6 +187,44 @@ async def test_a_wrong_password_lets_nobody_in(site: Site) -> None:
             answer = await site.log_in(http, name, password)
             assert 'id="ask"' not in answer.text
             assert (await site.ask(http)).status_code == 401
+
+
+@pytest.mark.parametrize("site", [each for each in NAMES if each != "guest"], indirect=True)
+async def test_no_form_of_another_site_logs_anybody_in_or_out(site: Site) -> None:
+    """Who is logged in as the attacker tells the attacker what they ask."""
+    async with site.visitor() as http:
+        for origin in ("http://localhost.example", "null", "http://["):
+            answer = await site.log_in(http, "alice", PASSWORDS["alice"], Origin=origin)
+            assert answer.status_code == 403
+            assert (await site.ask(http)).status_code == 401
+    async with site.visitor("alice") as http:
+        page = await http.get("/")
+        (where,) = re.findall(r'method="post" action="(.+?)"', page.text)
+        assert (await http.post(where, headers=FOREIGN)).status_code == 403
+        assert (await http.get("/")).text == page.text or site.name == "django"
+        assert (await site.ask(http, Origin=site.example.url)).status_code == 201
+
+
+@pytest.mark.parametrize("site", ["on_behalf"], indirect=True)
+async def test_while_the_gateway_is_away_a_log_out_works_and_nothing_is_taken_for_said(
+    site: Site,
+) -> None:
+    site.go_on()
+    async with site.visitor("alice") as alice, site.visitor("bob") as bob:
+        alice.headers["Cookie"] = f"other=\xe9; session={alice.cookies['session']}"
+        site.example.stop("gateway")
+        refused = await alice.post("/ask", json={"question": "Is nobody there?"})
+        assert (refused.status_code, [*refused.json()]) == (503, ["detail"])
+        assert (await bob.post("/logout")).status_code == 303
+        site.example.begin("gateway")
+        site.example.wait("gateway")
+        assert (await site.ask(bob)).status_code == 401
+        for _ in range(2):
+            url = (await site.ask(alice)).json()["stream_url"]
+            assert (await read(alice, url)).end["state"] == "done"
+        messages = site.upstream.calls[-1].json["messages"]
+        assert [each["role"] for each in messages][-3:] == ["user", "assistant", "user"]
+        assert "nobody" not in str(messages)
 
 
 @pytest.mark.parametrize("site", ["on_behalf"], indirect=True)

@@ -119,6 +119,15 @@ def test_every_variable_of_the_template_is_given(name: str) -> None:
     assert set(re.findall(r"\$\{([A-Z_]+)\}", text)) <= given.keys()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_app_is_told_a_callers_own_word_on_where_it_comes_from(name: str) -> None:
+    """One proxy_set_header takes the place of all that the server has."""
+    rest = service(name, "nginx")["environment"]["NGINX_REST"]
+    named = set(re.findall(r"proxy_set_header (\S+)", rest))
+    whole = {"Host", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"}
+    assert not named or whole <= named
+
+
 @pytest.mark.parametrize("name", [each for each in NAMES if each != "on_behalf"])
 def test_another_model_is_named_by_two_variables(name: str) -> None:
     more = {"GATEWAY_UPSTREAM_URL": "https://llm.example/v1", "GATEWAY_UPSTREAM_API_KEY": "sk-1"}
@@ -178,6 +187,14 @@ def test_a_port_that_is_taken_is_said(
         assert main("guest") == 1
     said = f"guest: http://localhost:{port}: Address already in use; PORT=… takes another\n"
     assert capsys.readouterr().err == said
+
+
+def test_an_empty_secret_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SECRET", "")
+    assert main("guest") == 1
+    assert capsys.readouterr().err == "guest: SECRET: missing; see README.md\n"
 
 
 def test_what_is_no_example_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -568,7 +568,13 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             308,
             "https://localhost/chat?room=1",
         )
-        for call in ("/stream?ticket=t", "/tickets", "/tickets/fast", "/completion?ticket=t"):
+        for call in (
+            "/stream?ticket=t",
+            "/tickets",
+            "/tickets/fast",
+            "/completion?ticket=t",
+            "/usage",
+        ):
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
                 assert problem(answer) == (426, "https_required")
@@ -603,15 +609,26 @@ OURS = [
     "/stream/cancel",
     "/completion",
     "/events",
+    "/usage",
     "/healthz",
     "/readyz",
 ]
 THEIRS = [
-    *("/", "/metrics", "/events/", "/usage", "/users/bob", "/users/bob/events", "/streams"),
+    *(
+        "/",
+        "/metrics",
+        "/events/",
+        "/usage/",
+        "/usages",
+        "/users/bob",
+        "/users/bob/events",
+        "/streams",
+    ),
     *(
         "/users/bob/tickets",
         "/users/bob/tickets/inner",
         "/users/bob/streams",
+        "/users/bob/usage",
         "/users/a%2Fb/streams",
     ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
@@ -660,6 +677,39 @@ async def test_a_channel_is_watched_through_nginx_and_written_to_from_inside_alo
                 own, enough = gate.cookie(user), at_least(1)
                 got = await read(http, "/events?from=start", headers=own, enough=enough)
     assert (got.data, got.ids) == ([b"from inside"], [answer.json()["id"]])
+
+
+async def test_no_spelling_of_a_path_reaches_what_is_kept_closed(tmp_path: Path) -> None:
+    """The path that nginx judges is the one that a replica gets."""
+    token = "a-token-of-the-tests"
+    headers = {"Authorization": f"Bearer {token}"}
+    async with running(service_tokens=token) as gate:
+        with nginx(tmp_path, httpx.URL(gate.url).port or 0) as server:
+            async with server.client() as http:
+                for path in (
+                    *("/users/../tickets", "/users/%2e%2e/tickets", "/users/a%2f..%2f../tickets"),
+                    *("/users/../tickets/default", "/users/./../tickets"),
+                ):
+                    url = httpx.URL(server.plain).copy_with(raw_path=path.encode())
+                    answer = await http.post(url, json=ask(), headers=headers)
+                    assert answer.status_code == 401, path
+                    assert "www-authenticate" not in answer.headers  # It was not asked for a token.
+                    answer = await http.post(url, json=ask(), headers=ALICE)
+                    assert answer.status_code == 201
+
+
+async def test_a_replica_gets_a_path_and_its_query_as_they_were_asked(tmp_path: Path) -> None:
+    paths = [
+        *("/tickets/a%20b%25%3F%23%C3%A9", "/stream?ticket=a%2Fb&x=%C3%A9+1", "/tickets?x"),
+        *("/stream/cancel?ticket=%00", "/completion?", "/completion?a?b"),
+    ]
+    async with noted(tmp_path) as (server, seen), server.client() as http:
+        for path in paths:
+            await http.get(path)
+            await http.get(path, headers=STREAM)
+    got = [request.scope["raw_path"] + b"?" + request.scope["query_string"] for request in seen]
+    asked = [each if "?" in each else f"{each}?" for each in paths for _ in range(2)]
+    assert [each.decode() for each in got] == asked
 
 
 async def test_where_there_is_no_app_everything_else_is_nowhere(tmp_path: Path) -> None:
@@ -739,8 +789,8 @@ async def test_under_a_path_too_an_eventsource_is_told_to_come_back_and_calls_ne
             answer = await http.get("/llm/stream?ticket=t", headers=STREAM)
             assert (answer.status_code, answer.text[:7]) == (200, "retry: ")
             assert problem(await http.post("/llm/tickets", json=ask())) == (502, "no_replica")
-            for path in ("/llm/tickets", "/llm/tickets/fast", "/llm/stream", "/llm/completion"):
-                assert problem(await plain.get(path)) == (426, "https_required")
+            for path in ("tickets", "tickets/fast", "stream", "completion", "usage"):
+                assert problem(await plain.get(f"/llm/{path}")) == (426, "https_required")
             assert (await plain.get("/tickets")).status_code == 308
             large = await http.post("/llm/tickets", content=b"x" * ((4 << 20) + 1))
             assert problem(large) == (413, "body_too_large")
@@ -800,7 +850,9 @@ def spellings(name: str) -> list[str]:
     return [name, name.lower(), name.upper(), name.replace("-", "_"), name.replace("-", "_", 1)]
 
 
-@pytest.mark.parametrize("path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/readyz"])
+@pytest.mark.parametrize(
+    "path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/usage", "/readyz"]
+)
 async def test_no_header_that_a_proxy_would_name_the_user_by_comes_from_a_caller(
     tmp_path: Path, path: str
 ) -> None:

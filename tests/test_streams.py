@@ -134,6 +134,12 @@ def test_what_does_not_go_together_is_refused() -> None:
         assert "--cancel goes with neither" in result.stderr
 
 
+def test_no_id_is_a_wrong_use_and_cancels_nothing(shared_redis: RedisServer) -> None:
+    result = command("--cancel", "", redis_url=shared_redis.url)
+    assert result.exit_code == 2
+    assert "--cancel: which stream?" in result.stderr
+
+
 def test_an_id_that_looks_like_an_option_is_an_id(shared_redis: RedisServer) -> None:
     """One of 64 begins with a dash."""
     result = command("--cancel", "-xCAM21sxlQ4txmx7VqRw", redis_url=shared_redis.url)

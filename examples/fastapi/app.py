@@ -8,7 +8,7 @@ import hmac
 import os
 from urllib.parse import parse_qsl
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.middleware.sessions import SessionMiddleware
 
@@ -53,7 +53,15 @@ form.onsubmit = async (event) => {
 };
 </script>"""
 
-app = FastAPI()
+
+def ours(request: Request) -> None:
+    """Refuse other sites' pages: their forms could log a visitor in as somebody else."""
+    origin = request.headers.get("Origin")
+    if origin and origin.partition("://")[2] != request.headers.get("Host"):
+        raise HTTPException(403, "This page is not ours.")
+
+
+app = FastAPI(dependencies=[Depends(ours)])
 app.add_middleware(SessionMiddleware, secret_key=os.environ["SESSION_SECRET"])
 
 

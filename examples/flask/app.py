@@ -5,7 +5,7 @@ The gateway knows them by Flask's session cookie; nothing here calls it.
 
 import os
 
-from flask import Flask, redirect, request
+from flask import Flask, abort, redirect, request
 from flask.typing import ResponseReturnValue
 from flask_login import LoginManager, UserMixin, login_required, login_user, logout_user
 from werkzeug.security import check_password_hash, generate_password_hash
@@ -63,6 +63,14 @@ USERS = {each.id: each for each in (User("alice", "wonderland"), User("bob", "bu
 def user(name: str) -> User | None:
     """Return who a session names."""
     return USERS.get(name)
+
+
+@app.before_request
+def ours() -> None:
+    """Refuse other sites' pages: their forms could log a visitor in as somebody else."""
+    origin = request.headers.get("Origin")
+    if origin and origin.partition("://")[2] != request.host:
+        abort(403)
 
 
 @app.get("/")

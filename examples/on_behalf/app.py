@@ -7,12 +7,13 @@ token. What it tells the model never passes through the page, which cannot ask t
 import hashlib
 import hmac
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import httpx
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, Field
 from starlette.middleware.sessions import SessionMiddleware
 
@@ -78,7 +79,15 @@ USERS = {
     "bob": User(hashed("builder", SALT)),
 }
 
-app = FastAPI()
+
+def ours(request: Request) -> None:
+    """Refuse other sites' pages: their forms could log a visitor in as somebody else."""
+    origin = request.headers.get("Origin")
+    if origin and origin.partition("://")[2] != request.headers.get("Host"):
+        raise HTTPException(403, "This page is not ours.")
+
+
+app = FastAPI(dependencies=[Depends(ours)])
 app.add_middleware(SessionMiddleware, secret_key=os.environ["SESSION_SECRET"])
 
 
@@ -94,19 +103,17 @@ async def ask(asked: Asked, request: Request) -> dict[str, str]:
     name = request.session.get("sub", "")
     if name not in USERS:
         raise HTTPException(401, "Log in, then try again.")
-    origin = request.headers.get("Origin")
-    if origin and urlsplit(origin).netloc != request.headers["Host"]:
-        raise HTTPException(403, "This page is not ours.")
     user = USERS[name]
     await remember(user, request.headers.get("Cookie", ""))
     known = [text for word, text in DOCUMENTS.items() if word in asked.question.lower()]
-    user.history.append({"role": "user", "content": asked.question})
+    question = {"role": "user", "content": asked.question}
     rules = {"role": "system", "content": "\n".join([RULES, *known])}
     path = f"/users/{quote(name, safe='')}/tickets/support"
-    body = {"model": "pretend", "messages": [rules, *user.history[-10:]]}
+    body = {"model": "pretend", "messages": [rules, *user.history[-10:], question]}
     made = await gateway.post(path, json=body, headers=SERVICE)
     if made.is_error:
         raise HTTPException(503, made.json()["title"])
+    user.history.append(question)
     user.ticket = made.json()["ticket"]
     return {"stream_url": made.json()["stream_url"]}
 
@@ -114,10 +121,17 @@ async def ask(asked: Asked, request: Request) -> dict[str, str]:
 async def remember(user: User, cookie: str) -> None:
     """Add the last answer to what was said: its user may read it, so it takes the user's cookie."""
     if user.ticket:
-        headers = {"Cookie": cookie}
+        headers = {b"Cookie": cookie.encode("latin-1")}
         last = await gateway.get("/completion", params={"ticket": user.ticket}, headers=headers)
         if last.is_success and last.json()["text"]:
             user.history.append({"role": "assistant", "content": last.json()["text"]})
+            user.ticket = ""
+
+
+@app.exception_handler(httpx.HTTPError)
+async def away(_: Request, __: Exception) -> Response:
+    """Tell the page when the gateway does not answer, or the last answer has no end yet."""
+    return JSONResponse({"detail": "There is no answer now; try again."}, 503)
 
 
 @app.get("/")
@@ -149,7 +163,8 @@ async def log_in(request: Request) -> Response:
 async def log_out(request: Request) -> Response:
     """Forget who it was, and end the streams that are open: a cookie alone is only judged anew."""
     name = request.session.get("sub", "")
-    if name in USERS:
-        await gateway.delete(f"/users/{quote(name, safe='')}/streams", headers=SERVICE)
     request.session.clear()
+    if name in USERS:
+        with suppress(httpx.HTTPError):  # Who wants to leave may leave.
+            await gateway.delete(f"/users/{quote(name, safe='')}/streams", headers=SERVICE)
     return RedirectResponse("/login", 303)

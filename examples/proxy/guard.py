@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -50,8 +51,16 @@ async def form(_: Request) -> Response:
     return HTMLResponse(LOGIN)
 
 
+def ours(request: Request) -> None:
+    """Refuse other sites' pages: their forms could log a visitor in as somebody else, or out."""
+    origin = request.headers.get("Origin")
+    if origin and origin.partition("://")[2] != request.headers.get("Host"):
+        raise HTTPException(403)
+
+
 async def sign_in(request: Request) -> Response:
     """Look at the password, and set the cookie."""
+    ours(request)
     fields = dict(parse_qsl((await request.body()).decode(errors="replace")))
     given = hashed(fields.get("password", ""), SALT)
     name = fields.get("username", "")
@@ -62,8 +71,9 @@ async def sign_in(request: Request) -> Response:
     return answer
 
 
-async def sign_out(_: Request) -> Response:
+async def sign_out(request: Request) -> Response:
     """Take the cookie back."""
+    ours(request)
     answer = RedirectResponse("/", 303)
     answer.delete_cookie(COOKIE)
     return answer

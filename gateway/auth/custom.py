@@ -9,6 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from gateway.auth.absence import Absence
 from gateway.auth.base import Caller, Finding, agreed, known, lines_of, shown
 from gateway.auth.cookies import Cookies
 from gateway.auth.threads import Threads
@@ -36,6 +37,7 @@ class Custom:
         self.name = name
         self._call = call
         self._threads = None if _is_async(call) else Threads(_THREADS, _WAITING)
+        self._absence = Absence(logger, f"GATEWAY_AUTH {name}")
         self._told: dict[str, float] = {}
 
     async def find(self, caller: Caller) -> Finding:
@@ -55,13 +57,18 @@ class Custom:
             async with asyncio.timeout(_TIMEOUT):
                 said = await self._threads.run(call) if self._threads else call()
                 said = await said if inspect.isawaitable(said) else said
+        except Unavailable:
+            self._absence.noted("it says so")
+            raise
         except GatewayError:
             raise
         except OSError as error:  # Among them what it connects to, and a TimeoutError.
+            self._absence.noted(type(error).__name__)
             raise Unavailable("auth_unavailable", reason=type(error).__name__) from error
         except (Exception, SystemExit) as error:  # A bug of theirs lets nobody in.
             self._tell(error, headers)
             return Finding(None, "bad_cookie", f"it raises {type(error).__name__}", sure=True)
+        self._absence.over()
         if said is None:
             return Finding(None, "bad_cookie", "it names nobody", shown(cookies))
         return known(said, f"it says a {type(said).__name__} that can name nobody")

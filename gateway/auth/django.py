@@ -8,7 +8,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase, digits
 
-from gateway.auth.session import Bad, Form, Opened
+from gateway.auth.session import Bad, Form, Opened, Unsigned
 
 _SALT = b"django.contrib.sessions.backends.signed_cookies"
 _DIGITS = digits + ascii_uppercase + ascii_lowercase
@@ -24,7 +24,7 @@ def django_form(secrets: Sequence[str], cookie: str = "", field: str = "") -> Fo
         signed, _, signature = value.rpartition(":")
         data, _, made = signed.rpartition(":")
         if not data or not any(_is(signature, signed, key) for key in keys):
-            raise Bad("it is no session of Django's signed_cookies, or of another SECRET_KEY")
+            raise Unsigned
         try:
             return Opened(_time(made), json.loads(_unpacked(data)))
         except (ValueError, RecursionError, zlib.error):

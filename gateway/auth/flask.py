@@ -8,7 +8,7 @@ from uuid import UUID
 
 from itsdangerous import BadData, BadPayload, URLSafeTimedSerializer
 
-from gateway.auth.session import Bad, Form, Opened
+from gateway.auth.session import Bad, Form, Opened, Unsigned
 
 _FIELDS = ("_user_id", "user_id")  # Flask-Login's, and that of the tutorial.
 _UUID, _MARKUP = " u", " m"  # What Flask writes for values that JSON has not.
@@ -30,7 +30,7 @@ def flask_form(secrets: Sequence[str], cookie: str = "", field: str = "") -> For
         except BadPayload:
             raise Bad("its signature is right, but it holds no JSON") from None
         except (BadData, ValueError, RecursionError):
-            raise Bad("it is no session of Flask's, or of another SECRET_KEY") from None
+            raise Unsigned from None
         return Opened(made.timestamp(), session)
 
     return Form("flask", opened, cookie or "session", [field] if field else _FIELDS, _plain)

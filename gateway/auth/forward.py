@@ -5,16 +5,19 @@ is, as whoever logs in then comes back at once. Cookies are kept as digests only
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from time import monotonic
 from typing import NamedTuple
 
-from gateway.auth.base import Caller, Finding, agreed, known
+from gateway.auth.absence import Absence
+from gateway.auth.base import Caller, Finding, agreed
 from gateway.auth.cookies import Cookies
-from gateway.auth.header import as_text
-from gateway.errors import Unavailable
+from gateway.auth.header import named
+from gateway.auth.refusal import doubt, leads_to
+from gateway.errors import Unavailable, with_cause
 from gateway.upstream.lookup import Answer, Lookup, NoAnswer
 
 _OTHERS = 4  # Questions of a request where cookies are there twice: each is one to the app.
@@ -22,6 +25,8 @@ _KEPT = 10_000  # Users whose yes is kept.
 _OPEN = 256  # Questions that are open: the app is not to fall by what strangers send us.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY = 16 * 1024  # Bytes of an answer's body that are read, and thrown away.
+
+logger = logging.getLogger("gateway.auth.forward")
 
 
 class _Yes(NamedTuple):
@@ -50,6 +55,7 @@ class Forward:
         self._ttl = ttl
         self._timeout = timeout
         self._now = now
+        self._absence = Absence(logger, "GATEWAY_FORWARD_AUTH_URL", now)
         self._kept: dict[bytes, _Yes] = {}
         self._asked: dict[bytes, asyncio.Task[Finding | NoAnswer]] = {}
 
@@ -75,6 +81,7 @@ class Forward:
         asked = self._asked.get(key)
         if asked is None:
             if len(self._asked) >= _OPEN:
+                self._absence.noted(f"{_OPEN} questions are open")
                 raise Unavailable("auth_unavailable", reason="too many questions are open")
             asked = self._asked[key] = self._lookup.spawn(self._ask(key, line))
         said = await asyncio.shield(asked)  # Others may wait for the same.
@@ -86,9 +93,11 @@ class Forward:
         try:
             finding = self._said(await self.question(line))
         except NoAnswer as error:  # Not thrown: nobody may be left to catch it.
+            self._absence.noted(with_cause(str(error), None))
             return error
         finally:
             del self._asked[key]
+        self._absence.over()
         if finding.subject is not None and self._ttl:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
@@ -105,13 +114,16 @@ class Forward:
         if answer.status >= 500 or answer.status == 429:
             raise NoAnswer(f"it answers {answer.status}")
         if not 200 <= answer.status < 300:
-            return Finding(None, "bad_cookie", f"the app says {answer.status} to its cookies")
+            leads = f", and leads to {path}" if (path := leads_to(self._url, answer)) else ""
+            hint = f" ({words})" if (words := doubt(self._url, answer)) else ""
+            why = f"the app says {answer.status} to its cookies{leads}{hint}"
+            return Finding(None, "bad_cookie", why)
         lines = answer.lines(self._header)
         if len(lines) != 1:
             how = "twice" if lines else "not"
             why = f"the app says {answer.status}, but {self._header} is {how} in its answer"
             return Finding(None, "no_subject", why)
-        return known(as_text(lines[0]), f"the app's {self._header} names nobody")
+        return named(lines[0], f"the app's {self._header}")
 
 
 def _lines(cookies: Mapping[str, str]) -> list[str]:

@@ -36,7 +36,7 @@ class Header:
             return Finding(None, "bad_cookie", why, sure=True)
         if len(lines) > 1:
             return Finding(None, "bad_cookie", f"{self._header} is there twice", sure=True)
-        return known(as_text(lines[0]), f"the header {self._header} names nobody")
+        return named(lines[0], f"the header {self._header}")
 
     def _is_trusted(self, peer: str) -> bool:
         try:
@@ -55,9 +55,11 @@ def merged(networks: Networks) -> list[IPv4Network | IPv6Network]:
     return [*collapse_addresses(of_4), *collapse_addresses(of_6)]
 
 
-def as_text(line: str) -> str | None:
-    """Return a header as it was meant, in UTF-8; servers show its bytes as characters."""
+def named(line: str, header: str) -> Finding:
+    """Return whom a header names, in UTF-8; servers show its bytes as characters."""
     try:
-        return line.encode("latin-1").decode()
+        text = line.encode("latin-1").decode()
     except ValueError:
-        return None
+        return Finding(None, "no_subject", f"{header} is not UTF-8")
+    wrong = "is not printable" if not text.isprintable() else "is too long"
+    return known(text, f"{header} {wrong}")

@@ -15,6 +15,7 @@ from jwt.algorithms import HMACAlgorithm
 from gateway.auth.base import Caller, Finding, agreed, known, lines_of, member, shown
 from gateway.auth.cookies import values_of
 from gateway.auth.keys import OF_PUBLIC_KEYS, Key
+from gateway.auth.likeness import unlike
 
 # Where none is named: FastAPI's ways, Flask-JWT-Extended's, FastAPI Users', and a session's.
 COOKIES = ("access_token", "access_token_cookie", "fastapiusersauth", "session")
@@ -49,6 +50,7 @@ class Rules(NamedTuple):
     issuer: str = ""
     field: str = "sub"
     cookies: Sequence[str] = COOKIES
+    tried: str = ""  # Where keys are secrets: which, and how many.
 
 
 class _Good(NamedTuple):
@@ -124,14 +126,17 @@ class JsonWebToken:
             return _bad(f"it has more than {_LARGEST} characters")
         if token.count(".") != 2:
             encrypted = token.count(".") == 4 and token.startswith("ey")
-            return _bad("it is encrypted (JWE): ask the app, by forward" if encrypted else "no JWT")
+            words = "it is encrypted (JWE): ask the app, by forward"
+            return _bad(words if encrypted else unlike("jwt", token))
         try:
             header = self._jws.get_unverified_header(token)
         except (PyJWTError, ValueError, RecursionError):
-            return _bad("it is no JWT")
+            return _bad(unlike("jwt", token))
         algorithm, kid = header.get("alg"), header.get("kid")
-        if not isinstance(algorithm, str) or algorithm not in self._rules.algorithms:
-            nothing = isinstance(algorithm, str) and algorithm.lower() == "none"
+        if not isinstance(algorithm, str):
+            return _bad(unlike("jwt", token))
+        if algorithm not in self._rules.algorithms:
+            nothing = algorithm.lower() == "none"
             words = "it is not signed (alg none)" if nothing else "its alg is not allowed"
             return _bad(words)._replace(sure=nothing)
         keys = await self._keys.get(kid)
@@ -143,7 +148,10 @@ class JsonWebToken:
         if kid is not None and not any(each.kid == kid for each in keys) and not fitting:
             return _bad("there is no key of its name (kid)")
         ours = kid is not None and any(each.kid == kid for each in keys)
-        return _bad("its signature is wrong")._replace(sure=ours)
+        words = "its signature is wrong"
+        if self._rules.tried:
+            words = f"it has the form of a JWT, signed with another secret ({self._rules.tried})"
+        return _bad(words)._replace(sure=ours)
 
     def _payload(self, token: str, key: Key, algorithm: str) -> bytes | None:
         try:

@@ -61,6 +61,7 @@ def signed_cookie(settings: Settings) -> SignedCookie:
         cookie=settings.cookie_name or "session",
         field=settings.subject_field or "sub",
         max_age=settings.cookie_max_age,
+        tried=_tried(settings),
     )
 
 
@@ -71,13 +72,13 @@ def _signed(settings: Settings, _: Lookup) -> Authenticator:
 def _flask(settings: Settings, _: Lookup) -> Authenticator:
     secrets = _cookie_secrets(settings)
     form = flask_form(secrets, settings.cookie_name, settings.subject_field)
-    return SessionCookie(form, max_age=settings.cookie_max_age)
+    return SessionCookie(form, max_age=settings.cookie_max_age, tried=_tried(settings))
 
 
 def _django(settings: Settings, _: Lookup) -> Authenticator:
     secrets = _cookie_secrets(settings)
     form = django_form(secrets, settings.cookie_name, settings.subject_field)
-    return SessionCookie(form, max_age=settings.cookie_max_age)
+    return SessionCookie(form, max_age=settings.cookie_max_age, tried=_tried(settings))
 
 
 def _jwt(settings: Settings, lookup: Lookup) -> Authenticator:
@@ -101,6 +102,7 @@ def _jwt(settings: Settings, lookup: Lookup) -> Authenticator:
         settings.jwt_issuer,
         settings.subject_field or "sub",
         [settings.cookie_name] if settings.cookie_name else jwt.COOKIES,
+        "" if public else _tried(settings),
     )
     if settings.jwt_jwks_url:
         return jwt.JsonWebToken(jwks.Jwks(lookup, settings.jwt_jwks_url), rules)
@@ -169,6 +171,14 @@ def _cookie_secrets(settings: Settings) -> list[str]:
     if not secrets:
         raise SettingsError("GATEWAY_COOKIE_SECRETS: missing, as are GATEWAY_SECRETS")
     return [secret.get_secret_value() for secret in secrets]
+
+
+def _tried(settings: Settings) -> str:
+    """Return which secrets verify, and how many: a comma makes two of one."""
+    if not settings.cookie_secrets:
+        return "GATEWAY_COOKIE_SECRETS is not set: GATEWAY_SECRETS was tried"
+    count = len(settings.cookie_secrets)
+    return "1 was tried" if count == 1 else f"{count} were tried"
 
 
 def _custom(named: str) -> Custom:

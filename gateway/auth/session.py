@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gateway.auth.base import Caller, Finding, agreed, known, member, shown
 from gateway.auth.cookies import values_of
+from gateway.auth.likeness import refused
 
 _SKEW = 60  # Seconds an app's clock may be ahead of ours.
 _KNOWN = 1024  # Cookies whose signature was looked at.
@@ -20,7 +21,11 @@ _LOST = -float("inf")  # When a cookie was made that cannot be read.
 
 
 class Bad(ValueError):
-    """A cookie is none of this kind, or not signed with these secrets; the message says which."""
+    """A cookie cannot be read; the message says why."""
+
+
+class Unsigned(Bad):
+    """A cookie is none of this kind, or not signed with these secrets."""
 
 
 class Opened(NamedTuple):
@@ -31,7 +36,7 @@ class Opened(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What a framework's cookie is: `open` raises Bad for what is none."""
+    """What a framework's cookie is: `open` raises Unsigned for what is none, or Bad."""
 
     name: str
     open: Callable[[str], Opened]
@@ -43,12 +48,16 @@ class Form(NamedTuple):
 class SessionCookie:
     """The authenticator that reads the sessions of one form."""
 
-    def __init__(self, form: Form, *, max_age: float, now: Callable[[], float] = time) -> None:
+    def __init__(
+        self, form: Form, *, max_age: float, tried: str = "", now: Callable[[], float] = time
+    ) -> None:
+        """`tried` tells an operator which secrets these are, and how many."""
         self.name = form.name
         self.cookie = form.cookie
         self._open = form.open
         self._fields, self._plain = form.fields, form.plain
         self._max_age = max_age
+        self._tried = tried
         self._now = now
         # The same cookie comes with every POST, GET and reconnect; its age is looked at each time.
         self._read = lru_cache(_KNOWN)(self._verified)
@@ -73,7 +82,9 @@ class SessionCookie:
         try:
             made, session = self._open(cookie)
         except Bad as error:
-            return _LOST, Finding(None, "bad_cookie", f"the cookie {self.cookie}: {error}")
+            wrong = isinstance(error, Unsigned)
+            why = refused(self.name, cookie, self._tried) if wrong else str(error)
+            return _LOST, Finding(None, "bad_cookie", f"the cookie {self.cookie}: {why}")
         return made, self._named(session)
 
     def _named(self, session: Any) -> Finding:

@@ -8,7 +8,7 @@ from typing import Any
 
 from itsdangerous import BadData, TimestampSigner
 
-from gateway.auth.session import Bad, Form, Opened, SessionCookie
+from gateway.auth.session import Bad, Form, Opened, SessionCookie, Unsigned
 
 
 class SignedCookie(SessionCookie):
@@ -21,18 +21,20 @@ class SignedCookie(SessionCookie):
         cookie: str,
         field: str,
         max_age: float,
+        tried: str = "",
         now: Callable[[], float] = time,
     ) -> None:
         self._signer = TimestampSigner(list(reversed(secrets)))  # The last one signs.
         self._field = field
-        super().__init__(Form("signed", self._opened, cookie, [field]), max_age=max_age, now=now)
+        form = Form("signed", self._opened, cookie, [field])
+        super().__init__(form, max_age=max_age, tried=tried, now=now)
 
     def _opened(self, cookie: str) -> Opened:
         try:
             # Not with max_age: that refuses a cookie from an app whose clock is a second ahead.
             data, made = self._signer.unsign(cookie, return_timestamp=True)
         except (BadData, ValueError):
-            raise Bad("it is no session of Starlette's, or of other secrets") from None
+            raise Unsigned from None
         try:
             return Opened(made.timestamp(), json.loads(b64decode(data)))
         except (ValueError, RecursionError):

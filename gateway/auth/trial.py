@@ -11,9 +11,10 @@ from gateway.auth.chain import told
 from gateway.auth.cookies import Cookies
 from gateway.auth.forward import Forward
 from gateway.auth.loading import authenticator, authenticators
+from gateway.auth.refusal import doubt, leads_to
 from gateway.config.settings import Settings
 from gateway.errors import GatewayError, SettingsError, redacted
-from gateway.upstream.lookup import Lookup, NoAnswer
+from gateway.upstream.lookup import Answer, Lookup, NoAnswer
 
 _READERS = ("signed", "flask", "django", "jwt")  # Of cookies that others have made.
 _SHORT = 32  # Bytes; the least secret of HS256 (RFC 7518 §3.2).
@@ -89,9 +90,9 @@ def _of_settings(settings: Settings, names: list[str]) -> Iterator[Remark]:
     with_key = bool(settings.jwt_jwks_url or settings.jwt_public_key)
     readers = [each for each in names if each in _READERS and not (each == "jwt" and with_key)]
     for name in readers:
-        if name != "signed" and not settings.cookie_secrets:
-            words = f"missing; {name} verifies with the secrets of the tickets, not with the app's"
-            yield "warning", f"GATEWAY_COOKIE_SECRETS: {words}"
+        if not settings.cookie_secrets:
+            words = f"missing; {name} verifies with GATEWAY_SECRETS, right only where the app"
+            yield "warning", f"GATEWAY_COOKIE_SECRETS: {words} signs with these"
     if "jwt" in readers and min(len(each.get_secret_value()) for each in secrets) < _SHORT:
         yield "warning", f"GATEWAY_COOKIE_SECRETS: shorter than the {_SHORT} bytes that HS256 asks"
     for name in ("jwt_jwks_url", "forward_auth_url"):
@@ -116,7 +117,19 @@ async def _of_forward(settings: Settings, forward: Forward) -> Remark:
         return "fault", f"{where}: it answers {answer.status}"
     if 200 <= answer.status < 300 and answer.lines(settings.forward_auth_header.lower()):
         return "fault", f"{where}: it names a user to who has no cookie at all"
-    return "ok", f"{where} answers ({answer.status} without a cookie)"
+    return _of_no(where, settings.forward_auth_url, answer)
+
+
+def _of_no(where: str, url: str, answer: Answer) -> Remark:
+    """Return whether an answer to who has no cookie is that of a URL which knows its users."""
+    path = leads_to(url, answer)
+    leads = f", and leads to {path}" if path else ""
+    if words := doubt(url, answer):
+        return "warning", f"{where}: it answers {answer.status}{leads}: {words}"
+    if 200 <= answer.status < 300:
+        words = "not 401: is it the URL that says who the caller is, in that header?"
+        return "warning", f"{where}: it answers {answer.status} without a cookie, {words}"
+    return "ok", f"{where} answers ({answer.status} without a cookie{leads})"
 
 
 async def _of_jwks(settings: Settings, lookup: Lookup) -> Remark:

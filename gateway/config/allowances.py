@@ -4,12 +4,26 @@ from collections.abc import Iterator
 
 from gateway.config.presets import Preset
 from gateway.config.templates import Variable
+from gateway.config.user_limits import UserLimits
 
 
 def allowance(preset: Preset) -> str:
     """Return in one line what a page may ask of a preset."""
     told = [*_members(preset), *_bounds(preset), *_chain(preset)]
     return "; ".join([f"{preset.protocol}, {_reach(preset)}", *told])
+
+
+def bounds_of(limits: UserLimits) -> str:
+    """Return in one line what limits allow one user, "" if nothing is bounded."""
+    words = {
+        "posts_per_minute": "requests a minute",
+        "streams": "streams at once",
+        "tokens_per_day": "tokens a day",
+        "cost_per_day": "a day of what it costs",
+    }
+    told = limits.told()
+    bounds = ", ".join(f"{told[name]:.15g} {what}" for name, what in words.items() if name in told)
+    return f"each user at most {bounds}" if bounds else ""
 
 
 def _reach(preset: Preset) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from gateway.config.lists import in_json
+from gateway.config.lists import meant_as_json
 from gateway.errors import SettingsError
 
 FILE = "_file"
@@ -63,7 +63,7 @@ def secret_in(path: Any, told: str, *, lines: bool = False) -> str:
         raise SettingsError(f"{told}: {path} is empty")
     if len(text) > _LARGEST:
         raise SettingsError(f"{told}: {path} is too large to be a secret")
-    if lines and in_json(text) is not None:
+    if lines and meant_as_json(text):
         return text
     parts = [line.strip() for line in text.splitlines() if line.strip()]
     if len(parts) > 1 and not lines:

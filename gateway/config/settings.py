@@ -113,7 +113,7 @@ class Settings(BaseModel):
     prefix: str = Field(
         "", max_length=200, description="path it has behind a proxy, such as /llm; begins its URLs"
     )
-    config: str = Field("", description="TOML file: these names in lower case, [presets.NAME]")
+    config: str = Field("", description="TOML file: these in lower case, [presets.NAME], [limits]")
     max_head: Bytes = Field(32768, description="largest head of a request: its URL and headers")
     head_timeout: Seconds = Field(10, description="longest wait for the end of a request's head")
     max_body: Bytes = Field(4 << 20, description="largest completion request")

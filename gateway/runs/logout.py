@@ -25,6 +25,7 @@ from gateway.store.keys import control_channel
 _LOOK = 0.3  # Seconds after which logs are read again: who runs them may have woken nobody.
 _LINGER = 0.7  # Seconds in which viewers may have the end of what was cancelled.
 _HASTE = 0.2  # Seconds that the word waits for the states, of which the runs' change by it.
+_DIGITS = 20  # Of a time: of thousands, Python makes no number.
 _AT_ONCE = 64  # Streams that are cancelled side by side.
 
 
@@ -90,7 +91,7 @@ class Logout:
         The second word is when it was logged out, in milliseconds of Redis's clock.
         """
         match words:
-            case [name, time] if time.isdecimal():
+            case [name, time] if time.isdecimal() and len(time) <= _DIGITS:
                 self._end(unquote(name), int(time))
 
     def _end(self, subject: str, asked: int) -> None:

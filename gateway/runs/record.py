@@ -34,6 +34,7 @@ class Record:
     ahead: int  # Milliseconds that its epochs are ahead of the time.
     protocol: str  # The dialect of its answer, "" for OpenAI's chat.
     estimate: str  # Tokens of prompt and completion that it may take, "" where none are bounded.
+    ref: str  # What the app calls it, "" for nothing.
     asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
@@ -128,5 +129,6 @@ def fields_of(record: Record) -> dict[str, Any]:
         "attempts": record.attempts,
         **({"protocol": record.protocol} if record.protocol else {}),
         **({"estimate": record.estimate} if record.estimate else {}),
+        **({"ref": record.ref} if record.ref else {}),
         **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
     }

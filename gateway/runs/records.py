@@ -41,6 +41,7 @@ _TEXTS = (
     "owner",
     "protocol",
     "estimate",
+    "ref",
     "asked",
     "end_id",
 )

@@ -43,6 +43,7 @@ class CompletionSnapshot:
         self.text = bytearray()  # Grows only: who has an older length may go on to read it.
         self.last: EventId | None = None
         self.last_id: str | None = None
+        self.covered = ""  # The id of the last event before the end.
         self.count = 0  # The entries it has seen.
         self.asked = clock.now()
         self.lock = asyncio.Lock()
@@ -72,6 +73,8 @@ class CompletionSnapshot:
                 written = json.dumps(text, ensure_ascii=False)[1:-1]
                 self.text += written.encode("utf-8", "backslashreplace")
         self.last_id = event.id.decode()
+        if event.name not in (b"failure", b"end"):
+            self.covered = self.last_id
 
     async def _pause(self) -> None:
         if clock.now() - self._since > _PAUSE:

@@ -25,7 +25,9 @@ AnyResponse = Response | LongReply | EventStream
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _COOKIE = "gateway.cookie"  # In a request's scope: what is to be set in its answer.
-_ALLOWED_HEADERS = "Content-Type, Idempotency-Key, Last-Event-ID, Accept, Authorization"
+_ALLOWED_HEADERS = (
+    "Content-Type, Idempotency-Key, Last-Event-ID, Accept, Authorization, X-Stream-Ref"
+)
 _OF_SDKS = re.compile(r"x-stainless-[a-z0-9-]{1,40}", re.IGNORECASE)  # They tell of themselves.
 _MOST_HEADERS = 32  # Of those that one preflight may have.
 

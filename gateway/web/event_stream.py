@@ -7,6 +7,7 @@ task group.
 import asyncio
 import re
 import sys
+from collections.abc import Iterable, Iterator
 
 from starlette.types import Receive, Scope, Send
 
@@ -16,7 +17,7 @@ from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
 from gateway.upstream.protocols.base import AnswerText, Protocol
 from gateway.upstream.protocols.table import logged_protocol
-from gateway.web.responses import STREAM_HEADERS
+from gateway.web.responses import STREAM_HEADERS, LongText
 
 _MUCH = 8 * 1024  # Bytes after which others have their turn.
 
@@ -29,13 +30,25 @@ class EventStream:
 
     status_code = 200
 
-    __slots__ = ("_fanout", "_first", "_plain", "_protocol", "_seat", "_viewer", "raw_headers")
+    __slots__ = (
+        *("_before", "_fanout", "_first", "_plain", "_protocol", "_seat", "_viewer"),
+        "raw_headers",
+    )
 
-    def __init__(self, fanout: Fanout, opened: Opened, first: bytes, *, text: bool = False) -> None:
+    def __init__(
+        self,
+        fanout: Fanout,
+        opened: Opened,
+        first: bytes,
+        *,
+        text: bool = False,
+        before: Iterable[bytes] = (),
+    ) -> None:
         self.raw_headers = list(STREAM_HEADERS)
         self._fanout = fanout
         self._viewer, self._seat, dialect = opened
         self._first = first
+        self._before = before  # An event that stands for those up to where the viewer begins.
         self._protocol = logged_protocol(dialect) if text else None
         self._plain: PlainText | None = None
 
@@ -53,6 +66,7 @@ class EventStream:
             if self._protocol is not None:
                 self._plain = PlainText(await self._answer(self._protocol))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_before(send)  # Nothing else is written before it is through.
             if self._plain is None:
                 viewer.write = extensions.get("gateway.write")
             await self._send_all(send)
@@ -88,12 +102,35 @@ class EventStream:
                 chunk = await self._plainly(self._plain, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send_before(self, send: Send) -> None:
+        for piece in self._before:
+            self._viewer.sending()
+            body = self._first + piece
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            self._viewer.sent()
+            self._first = b""
+        self._before = ()
+
     async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
         if len(chunk) < _MUCH:
             return plain.frames(chunk)
         async with self._fanout.work:  # One at a time, however many read a whole log at once.
             await asyncio.sleep(0)
             return plain.frames(chunk)
+
+
+class SnapshotEvent:
+    """The event `snapshot`, in pieces; its id is the position that it covers."""
+
+    def __init__(self, data: LongText, event_id: str) -> None:
+        self.id = event_id
+        self._data = data
+
+    def __iter__(self) -> Iterator[bytes]:
+        head, tail = encode(b"\0", self.id.encode(), b"snapshot").split(b"\0")
+        yield head
+        yield from self._data
+        yield tail
 
 
 async def _left(receive: Receive, viewer: Viewer) -> None:

@@ -12,6 +12,7 @@ from gateway.errors import Rejected
 from gateway.upstream.request_body import RequestBody
 
 _PARTS = 64  # Of an Accept that are looked at.
+_LONGEST_WAIT = 60  # Seconds.
 
 
 def accepts(request: Request) -> tuple[bool, bool]:
@@ -57,6 +58,34 @@ def checked_key(key: object) -> str:
     if not isinstance(key, str) or len(key) > 255 or not key.isprintable():
         raise Rejected("bad_idempotency_key", "At most 255 printable characters.")
     return key
+
+
+def stream_ref(request: Request) -> str:
+    """Return what the app calls the stream, "" for nothing; raises Rejected if it is not usable."""
+    sent = request.headers.get("x-stream-ref", "").encode("latin-1")
+    try:
+        return checked_ref(sent.decode())  # As servers send it; browsers, in Latin-1.
+    except UnicodeDecodeError:
+        return checked_ref(sent.decode("latin-1"))
+
+
+def checked_ref(ref: object) -> str:
+    """Return an app's own name for a stream; raises Rejected if it is not usable."""
+    if not isinstance(ref, str) or len(ref) > 200 or not ref.isprintable():
+        raise Rejected("bad_ref", "At most 200 printable characters.")
+    return ref
+
+
+def seconds_to_wait(request: Request) -> float:
+    """Return for how long the answer may be waited for; raises Rejected."""
+    told = request.query_params.get("wait", "0")
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_WAIT:
+        raise Rejected("bad_request", f"wait: seconds from 0 to {_LONGEST_WAIT}.")
+    return seconds
 
 
 def idempotent_stream_id(subject: str, preset: str, key: str) -> str:

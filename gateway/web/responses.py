@@ -66,35 +66,53 @@ def reply(
 def issued(ticket: str, url: str, created: Created, bounds: Bounds = UNBOUNDED) -> Response:
     """Return the answer to who asked for a ticket, and what is left of their `bounds`."""
     data = {"ticket": ticket, "stream_url": url, "expires_in": created.seconds_left}
-    left = created.left.headers(bounds) if created.left else {}
+    left = left_headers(created, bounds)
     return reply(data, 201 if created.made else 200, {"Location": url, **left})
 
 
-class LongReply:
-    """A JSON object that nobody keeps, and of which one value is a long text; `text` is written as
-    it is in JSON, without its quotes, and all who ask for it share it."""
+def left_headers(created: Created, bounds: Bounds) -> dict[str, str]:
+    """Return what tells who has asked for a stream what is left of their `bounds`."""
+    return created.left.headers(bounds) if created.left else {}
 
-    status_code = 200
 
-    def __init__(
-        self, data: dict[str, Any], name: str, text: bytearray, write_timeout: float
-    ) -> None:
+class LongText:
+    """A JSON object of which one value is a long text, in pieces; `text` is written as it is in
+    JSON, without its quotes, and all who ask for it share it: who does not read holds no copy."""
+
+    def __init__(self, data: dict[str, Any], name: str, text: bytearray) -> None:
         head, tail = json.dumps({name: "", **data}, separators=(",", ":")).encode().split(b'""', 1)
         self._before, self._text, self._after = head + b'"', text, b'"' + tail
         self._size = len(text)  # It may grow while it is sent.
+
+    def __len__(self) -> int:
+        return len(self._before) + self._size + len(self._after)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._before + bytes(self._text[: min(self._size, _SLICE)])
+        for start in range(_SLICE, self._size, _SLICE):
+            yield bytes(self._text[start : min(self._size, start + _SLICE)])
+        yield self._after
+
+
+class LongReply:
+    """A long object that nobody keeps."""
+
+    status_code = 200
+
+    def __init__(self, body: LongText, write_timeout: float) -> None:
+        self._body = body
         self._write_timeout = write_timeout
-        length = len(self._before) + self._size + len(self._after)
         self.raw_headers: Headers = [
             (b"content-type", b"application/json"),
             (b"cache-control", b"no-store"),
-            (b"content-length", b"%d" % length),
+            (b"content-length", b"%d" % len(body)),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a slice at a time; a caller who does not read is cut off."""
         abort = scope.get("extensions", {}).get("gateway.abort")
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        for body in self._slices():
+        for body in self._body:
             try:
                 async with asyncio.timeout(self._write_timeout):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -104,12 +122,6 @@ class LongReply:
                 abort()
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _slices(self) -> Iterator[bytes]:
-        yield self._before + bytes(self._text[: min(self._size, _SLICE)])
-        for start in range(_SLICE, self._size, _SLICE):
-            yield bytes(self._text[start : min(self._size, start + _SLICE)])
-        yield self._after
 
 
 def nothing_more() -> Response:

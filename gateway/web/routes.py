@@ -22,6 +22,7 @@ from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
+from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
 from gateway.web.events import ChannelEndpoints
 from gateway.web.health import HealthEndpoints
@@ -60,6 +61,9 @@ class Routes:
         self._streams = StreamEndpoints(
             presets, guards, tickets, redemption, cancellation, snapshots, fanout
         )
+        self._completion = CompletionEndpoint(
+            guards, tickets, redemption, snapshots, fanout, settings.write_timeout
+        )
         self.tickets = TicketEndpoints(
             presets, guards, tickets, records, redemption, self._streams, self.life
         )
@@ -80,7 +84,7 @@ class Routes:
             "/tickets": self._methods(POST=self.tickets.create),
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
-            "/completion": self._methods(GET=self._streams.completion),
+            "/completion": self._methods(GET=self._completion.get),
             "/events": self._methods(GET=self._channels.watch, POST=self._channels.push_all),
             "/usage": self._methods(GET=self._usage.own),
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),

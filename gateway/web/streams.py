@@ -1,4 +1,4 @@
-"""Streams: what may be asked with a ticket: the stream, its end, the answer so far."""
+"""Streams: what may be asked with a ticket: the stream, and its end."""
 
 import json
 
@@ -12,9 +12,9 @@ from gateway.runs.cancellation import Cancellation
 from gateway.runs.redemption import NothingMore, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
-from gateway.web.event_stream import EventStream
+from gateway.web.event_stream import EventStream, SnapshotEvent
 from gateway.web.requests import accepts, last_event_id
-from gateway.web.responses import LongReply, Retry, nothing_more, reply
+from gateway.web.responses import LongText, Retry, nothing_more, reply
 
 
 class StreamEndpoints:
@@ -36,8 +36,8 @@ class StreamEndpoints:
         self._cancellation = cancellation
         self._snapshots = snapshots
         self._fanout = fanout
+        self._max_event = presets.settings.max_event
         self._retry = Retry(lambda: presets.shortest_grace)
-        self._write_timeout = presets.settings.write_timeout
 
     async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""
@@ -48,35 +48,36 @@ class StreamEndpoints:
 
     async def open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
         """Answer with a ticket's stream, from where its caller left it."""
-        opened = await self._redemption.open(ticket, subject, last_event_id(request))
+        wanted, query = last_event_id(request), request.query_params
+        before = None
+        if query.get("snapshot") == "1" and not wanted:
+            before = await self._snapshot(ticket, subject)
+        opened = await self._redemption.open(ticket, subject, before.id if before else wanted)
         if isinstance(opened, NothingMore):
             return nothing_more()
-        text = request.query_params.get("format") == "text"
-        return EventStream(self._fanout, opened, self._retry.line(), text=text)
+        first, text = self._retry.line(), query.get("format") == "text"
+        return EventStream(self._fanout, opened, first, text=text, before=before or ())
+
+    async def _snapshot(self, ticket: Ticket, subject: str) -> SnapshotEvent | None:
+        """Return what stands for the log so far, None where nothing is logged that it could."""
+        record = await self._redemption.record(ticket, subject)
+        if record.state == "cached":
+            return None
+        answer = await self._snapshots.of(record)
+        if not answer.covered or len(answer.text) > self._max_event:
+            return None
+        result = json.loads(record.result) if record.result else {}
+        told = {
+            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
+            "state": record.told(started=True),
+        }
+        return SnapshotEvent(LongText(told, "text", answer.text), answer.covered)
 
     async def cancel(self, request: Request) -> AnyResponse:
         """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""
         subject = await self._guards.caller(request)
         record = await self._redemption.record(self._ticket(request), subject)
         return reply({"state": await self._cancellation.cancel(record)})
-
-    async def completion(self, request: Request) -> AnyResponse:
-        """GET /completion: the answer so far, as one object."""
-        subject = await self._guards.caller(request)
-        record = await self._redemption.record(self._ticket(request), subject)
-        answer = await self._snapshots.of(record)
-        result = json.loads(record.result) if record.result else {}
-        data = {
-            "state": record.told(answer.last_id is not None),
-            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
-            "usage": result.get("usage", answer.completion.usage),
-            "tokens": result.get("tokens"),
-            **{name: result[name] for name in ("cost", "presets") if name in result},
-            "preset": result.get("preset", record.preset),
-            "last_event_id": answer.last_id,
-            "attempts": result.get("attempts", record.attempts),
-        }
-        return LongReply(data, "text", answer.text, self._write_timeout)
 
     def _ticket(self, request: Request) -> Ticket:
         return self._tickets.verify(request.query_params.get("ticket", ""))

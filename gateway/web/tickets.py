@@ -28,9 +28,10 @@ from gateway.web.requests import (
     idempotency_key,
     idempotent_stream_id,
     last_event_id,
+    stream_ref,
     too_large,
 )
-from gateway.web.responses import issued
+from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
 
 
@@ -86,8 +87,9 @@ class TicketEndpoints:
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:
             self._limits.check(subject, claims=not key)
+        ref = stream_ref(request)
         body = await body_of(request, self._max_body)
-        made = self._made(name, preset, body)
+        made = self._made(name, preset, body, ref)
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         if position is not None:
             request_name = asked(subject, name, made.digest)
@@ -102,24 +104,31 @@ class TicketEndpoints:
         if at_once:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
-            return await self._open_at(url, request, self._tickets.verify(ticket), subject)
+            opened = await self._open_at(url, request, self._tickets.verify(ticket), subject)
+            left = left_headers(created, self._presets.bounds(name))
+            opened.raw_headers += [(each.lower().encode(), left[each].encode()) for each in left]
+            return opened
         return issued(ticket, url, created, self._presets.bounds(name))
 
-    async def issue(self, subject: str, name: str, data: bytes, key: str, root_path: str) -> Issued:
+    async def issue(
+        self, subject: str, name: str, data: bytes, root_path: str, *, key: str, ref: str
+    ) -> Issued:
         """Return the ticket of a request that the application itself makes; raises GatewayError."""
         preset = self._preset(name, on_behalf=True)
         if len(data) > self._max_body:
             raise too_large(self._max_body)
         body = RequestBody(data)
-        made = self._made(name, preset, body)
+        made = self._made(name, preset, body, ref)
         stream_id = idempotent_stream_id(subject, name, key) if key else self._records.new_stream()
         created = await self._created(stream_id, subject, name, made, known=bool(key))
         ticket = self._tickets.issue(stream_id, subject, created.issued)
         return Issued(ticket, self._stream_url(root_path, ticket), created.seconds_left)
 
-    def _made(self, name: str, preset: Preset, body: RequestBody) -> PreparedRequest:
+    def _made(self, name: str, preset: Preset, body: RequestBody, ref: str) -> PreparedRequest:
         """Return what is sent for a page's request, and what its record says beside it."""
         made, more = body.made(preset), dialect_fields(preset.dialect)
+        if ref:
+            more["ref"] = ref
         if preset.fallback:
             more["body"] = body.data
         if self._presets.bounds(name).of_spending:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,6 +224,61 @@ async def test_an_app_that_is_down_is_no_no() -> None:
     by = Forward(Lookup(), "http://127.0.0.1:9/who", "x-user", ttl=1, timeout=1)
     with pytest.raises(Unavailable, match="FORWARD_AUTH_URL"):
         await found(by, "sid=s1")
+
+
+async def test_that_it_is_away_is_a_warning_once_a_minute_and_that_it_is_back_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lines() -> list[str]:
+        return [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
+
+    async with app(ttl=0) as (at, by):
+        for status in (200, 500, 503, 200, 500, 200):
+            at.status = status
+            with suppress(Unavailable):
+                await found(by, "sid=s1")
+        away = "WARNING GATEWAY_FORWARD_AUTH_URL: it answers 500; callers are told 503"
+        assert [each.startswith(away) for each in lines()] == [True, False]
+        assert lines()[1:] == ["WARNING GATEWAY_FORWARD_AUTH_URL: answers again"]
+        at.status, at.now = 500, at.now + 61
+        with pytest.raises(Unavailable):
+            await found(by, "sid=s1")
+        assert len(lines()) == 3
+        assert "s1" not in str(lines())
+
+
+REFUSED = {
+    "a slash at the end": (301, "/whoami/", "leads to /whoami/ (it is another path with a slash"),
+    "https": (301, "https://app.test/whoami", "leads to /whoami (it wants https"),
+    "the same": (302, "/whoami?next=secret", "leads to /whoami (it leads to the same path"),
+    "its login": (302, "/login?next=secret", "says 302 to its cookies, and leads to /login"),
+    "no address": (302, "http://[/", "says 302 to its cookies"),
+    "the host": (400, "", "says 400 to its cookies (is its host in ALLOWED_HOSTS?)"),
+    "no user": (401, "", "says 401 to its cookies"),
+}
+
+
+@pytest.mark.parametrize(("status", "location", "words"), REFUSED.values(), ids=REFUSED)
+async def test_a_no_says_where_it_leads_and_what_is_likely_and_no_query(
+    status: int, location: str, words: str
+) -> None:
+    async with app() as (at, by):
+        at.status, at.headers = status, [(b"location", location.encode())]
+        finding = await found(by, "sid=s1")
+        assert words in finding.why
+        assert ("(" in finding.why) == ("(" in words)
+        assert "secret" not in finding.why
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(b"\xe4", "is not UTF-8"), (b"a\xc2\x85b", "is not printable"), (b"a" * 257, "is too long")],
+)
+async def test_a_header_that_names_nobody_says_why(value: bytes, words: str) -> None:
+    async with app() as (at, by):
+        at.headers = [(b"x-user", value)]
+        finding = await found(by, "sid=s1")
+        assert (finding.reason, finding.why) == ("no_subject", f"the app's x-user {words}")
 
 
 async def closes(call: Call) -> None:

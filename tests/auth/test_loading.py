@@ -290,9 +290,13 @@ async def test_a_plain_callable_says_who_calls(value: str, subject: str | None) 
     assert await seen(named("synchronous"), {}, {"who": value}) == subject
 
 
-async def test_a_callable_may_say_that_it_will_pass() -> None:
-    with pytest.raises(Unavailable, match="auth_unavailable"):
-        await seen(named("unable"), {}, {})
+async def test_a_callable_may_say_that_it_will_pass(caplog: pytest.LogCaptureFixture) -> None:
+    by = named("unable")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="auth_unavailable"):
+            await seen(by, {}, {})
+    (line,) = caplog.messages
+    assert line.startswith(f"GATEWAY_AUTH {__name__}:unable: ")
 
 
 def only_alice(headers: Headers, cookies: Headers) -> str | None:

@@ -29,7 +29,7 @@ async def test_each_says_whom_it_sees_or_why_nobody() -> None:
     cookie = f"session={by_flask({'_user_id': 'alice'}, APP)}"
     known, lines = await said(cookie, auth="signed,flask,guest")
     assert known
-    assert lines[0].startswith("signed: bad_cookie: the cookie session: it is no session of")
+    assert lines[0].startswith("signed: bad_cookie: the cookie session: it has not the form")
     assert lines[1] == "flask: alice"
     assert lines[2].startswith("guest: no_cookie")
     assert len(lines) == 3
@@ -118,7 +118,10 @@ async def answering(
     [
         (401, {}, "ok"),
         (302, {"location": "/login"}, "ok"),
-        (200, {}, "ok"),
+        (302, {"location": "/here/?next=1"}, "warning"),
+        (301, {"location": "https://app.test/here"}, "warning"),
+        (400, {}, "warning"),
+        (200, {}, "warning"),
         (200, {"x-user": "admin"}, "fault"),
         (404, {}, "fault"),
         (500, {}, "fault"),
@@ -147,6 +150,7 @@ async def test_the_issuers_keys_are_asked_for(status: int, body: bytes, level: s
     ("given", "level", "words"),
     [
         ({"auth": "flask"}, "warning", "GATEWAY_COOKIE_SECRETS: missing; flask"),
+        ({"auth": "signed"}, "warning", "GATEWAY_COOKIE_SECRETS: missing; signed"),
         ({"auth": "jwt", "cookie_secrets": "x" * 31}, "warning", "shorter than the 32 bytes"),
     ],
 )

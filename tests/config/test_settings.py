@@ -140,11 +140,27 @@ def test_a_list_may_be_one_of_json_where_a_secret_has_a_comma(
     assert again.cookie_secrets == loaded.cookie_secrets
 
 
-@pytest.mark.parametrize("text", ['["a,b", "c"', '["a,b", 5]', '["a,b"],c', '["' + "[" * 100_000])
-def test_what_only_begins_as_a_json_list_is_not_split_into_secrets(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('["a,b", "c"', '["a,b", 5]', '["a,b"],c', '["' + "[" * 50_000),
+        *('[ "a,b"', "['a,b', 'c']", '[\n  "a,b",\n  "c",\n]\n'),
+    ],
+)
+@pytest.mark.parametrize("name", ["secrets", "secrets_file"])
+def test_what_only_begins_as_a_json_list_is_not_split_into_secrets(
+    text: str, name: str, mount: Mount
+) -> None:
     with pytest.raises(SettingsError) as caught:
-        load({"secrets": text})
+        load({name: mount(text) if name == "secrets_file" else text})
     assert str(caught.value) == "GATEWAY_SECRETS: begins as a JSON list of strings, and is none"
+
+
+@pytest.mark.parametrize("text", ['["\\ud800"]', "a,\udcff"])
+def test_what_no_secret_can_be_is_refused_before_it_is_used(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"cookie_secrets": text})
+    assert str(caught.value) == "GATEWAY_COOKIE_SECRETS: has a character that is none in UTF-8"
 
 
 @pytest.mark.parametrize("text", ["[a,b]", "[1,2]", "[", "[[]]"])

@@ -22,6 +22,7 @@ from tests.conformance import (  # noqa: F401 (each adds its promises)
     streams,
     tickets,
     upstreams,
+    usage,
     users,
 )
 from tests.conformance.promise import ALL, Promise, Skip

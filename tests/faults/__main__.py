@@ -33,10 +33,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100, help="of every kind, at least")
     parser.add_argument("--seed", type=int, default=new_seed())
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
+    parser.add_argument("--limit", type=int, help="streams of a user at once; 0: any number")
     parser.add_argument("--world", choices=[*_STEPS, "both"], default="both")
     parser.add_argument("--keep", type=Path, help="folder for the logs, kept")
     given = parser.parse_args()
-    print(f"seed {given.seed}", flush=True)
+    if given.limit is None:
+        given.limit = _LIMIT * (given.seed % 2)
+    print(f"seed {given.seed}, --limit {given.limit}", flush=True)
     report = Report()
     for world in _BOTH if given.world == "both" else [given.world]:
         one = asyncio.run(_one(given, world))
@@ -51,9 +54,9 @@ async def _one(given: argparse.Namespace, world: str) -> Report:
     if given.keep:
         folder = given.keep.resolve() / world
         folder.mkdir(parents=True)
-        return await play(steps, folder, world, lease=given.lease)
+        return await play(steps, folder, world, lease=given.lease, limit=given.limit)
     with tempfile.TemporaryDirectory() as folder:
-        return await play(steps, Path(folder), world, lease=given.lease)
+        return await play(steps, Path(folder), world, lease=given.lease, limit=given.limit)
 
 
 def _single_steps(given: argparse.Namespace) -> list[Step]:
@@ -82,6 +85,7 @@ def _common(given: argparse.Namespace) -> tuple[dict[str, int], int]:
     return dict.fromkeys(kinds, part), max(-(-given.streams // worlds), part * 21)
 
 
+_LIMIT = 3  # Of the worlds that have one.
 _BOTH = ("single", "sentinel")
 _STEPS: dict[str, Callable[[argparse.Namespace], list[Step]]] = {
     "single": _single_steps,

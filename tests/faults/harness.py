@@ -10,12 +10,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tests.faults.oracle import judge
-from tests.faults.pages import Page
-from tests.faults.schedule import Step
+from tests.faults.pages import Page, usage_of
+from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
 from tests.faults.story import KINDS, Facts, Finding, Hit, Loss, Story
 from tests.faults.upstream import Upstream
+from tests.faults.usage import judge_slots, judge_tokens, judge_usage, rows_of
 from tests.faults.world import World
 from tests.nginx import absent
+
+_SLACK = 1.5  # Seconds that a busy machine takes to begin a stream.
+_BOOKED = 15.0  # Seconds after which all that has ended must be booked.
+_LAST = 7_000_000  # From here on streams are numbered that begin when all have ended.
 
 
 @dataclass
@@ -61,15 +66,23 @@ def _counts(counter: Counter[str]) -> str:
 
 
 async def play(
-    steps: Sequence[Step], folder: Path, kind: str = "single", *, lease: float = 2.0
+    steps: Sequence[Step],
+    folder: Path,
+    kind: str = "single",
+    *,
+    lease: float = 2.0,
+    limit: int = 0,
 ) -> Report:
-    """Play a schedule in a new world, with a Redis of a kind, and return the report."""
+    """Play a schedule in a new world, with a Redis of a kind, and return the report.
+
+    With a `limit` a user may run no more streams at once.
+    """
     # Each process that is waited for holds a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     upstream = Upstream()
     await upstream.start()
     proxied = not absent()
-    world = World(folder, upstream.url, kind=kind, lease=lease, proxied=proxied)
+    world = World(folder, upstream.url, kind=kind, lease=lease, proxied=proxied, limit=limit)
     pages: list[Page] = []
     report = Report()
     began = time.monotonic()
@@ -78,6 +91,9 @@ async def play(
         await world.start()
         await _play(steps, world, upstream, pages)
         await world.settle()
+        if limit:
+            pages += await _crowded(world, upstream, lease + _SLACK)
+        await _judge_books(report, world, [page.story for page in pages])
     finally:
         watching.cancel()
         await world.stop()
@@ -97,6 +113,44 @@ async def _play(steps: Sequence[Step], world: World, upstream: Upstream, pages: 
             if step.fault is not None:
                 await world.apply(step.fault.kind, step.fault.where, step.fault.how)
             await asyncio.sleep(step.pause)
+
+
+async def _crowded(world: World, upstream: Upstream, seconds: float) -> list[Page]:
+    """Begin twice as many streams of each user as it may run: half of them must find their slots.
+
+    Nothing goes wrong any more, so here nothing excuses one that runs too much.
+    """
+    answer, asked = Answer(12, 0.1), time.monotonic()
+    numbers = range(_LAST, _LAST + USERS * world.limit * 2)
+    pages = [Page(world, upstream, Stream(each, 0.0, answer, (Watch(),))) for each in numbers]
+    async with asyncio.TaskGroup() as group:
+        for page in pages:
+            group.create_task(page.play())
+    stories = [page.story for page in pages]
+    for user in sorted({story.stream.user for story in stories}):
+        theirs = [story for story in stories if story.stream.user == user]
+        in_time = sum(bool(each.calls) and each.calls[0].at < asked + seconds for each in theirs)
+        if in_time < world.limit:
+            words = f"only {in_time} of its streams began after all had ended"
+            world.findings.append(Finding("overrun", theirs[0].stream.number, words))
+    return pages
+
+
+async def _judge_books(report: Report, world: World, stories: list[Story]) -> None:
+    """Judge what is booked, as soon as all is; what a dead owner left is found after a lease."""
+    facts, deadline = world.facts, time.monotonic() + _BOOKED
+    users = sorted({story.stream.user for story in stories})
+    while True:
+        rows = rows_of({user: await usage_of(world, user) for user in users})
+        findings = list(judge_usage(stories, rows, facts))
+        if not findings or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.5)
+    for story in stories:
+        findings += judge_tokens(story)
+    if world.limit:
+        findings += judge_slots(stories, facts, world.limit)
+    report.findings += findings
 
 
 async def _watch(report: Report) -> None:

@@ -5,12 +5,11 @@ answer only where nobody can ask for the rest: before its first event, which has
 """
 
 import asyncio
-import json
 import random
 import time
 from typing import Any
 
-from tests.faults.plays import NASTY, Call, Play, Sent
+from tests.faults.plays import NASTY, PROMPT_TOKENS, Call, Play, Sent, packed, tokens_of
 from tests.faults.schedule import Answer
 
 _CUTS = 3  # Connections to one answer that are cut.
@@ -62,17 +61,23 @@ class Kept:
             begun = {"id": self.name, "status": "in_progress"}
             return self._event(number, "response.created", response=begun)
         if number < self.last:
-            text = random.Random(f"{self.name} {number}").choice(NASTY) + "x" * self.answer.padding
-            return self._event(number, "response.output_text.delta", delta=text)
+            return self._event(number, "response.output_text.delta", delta=self._text(number))
         if self._fails:
             return self._event(number, "error", message="the model fell over")
-        whole = {"id": self.name, "status": "completed", "usage": {"output_tokens": number}}
+        told = {
+            "input_tokens": PROMPT_TOKENS,
+            "output_tokens": sum(tokens_of(self._text(each)) for each in range(1, number)),
+        }
+        whole = {"id": self.name, "status": "completed", "usage": told}
         return self._event(number, "response.completed", response=whole)
+
+    def _text(self, number: int) -> str:
+        return random.Random(f"{self.name} {number}").choice(NASTY) + "x" * self.answer.padding
 
     def _event(self, number: int, kind: str, **more: Any) -> Sent:
         known = {"ticket": self.call.ticket, "call": self.call.number, "sequence_number": number}
         told = {"type": kind, **known, **more}
-        return kind.encode(), json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+        return kind.encode(), packed(told)
 
 
 class KeptPlay(Play):

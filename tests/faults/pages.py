@@ -4,16 +4,36 @@ import asyncio
 import json
 import random
 import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
+from tests.faults.plays import PROMPT
 from tests.faults.schedule import Stream, Watch
 from tests.faults.story import Deletion, Story
 from tests.faults.upstream import Upstream
 from tests.faults.viewer import Viewer, request
-from tests.faults.world import World, any_port
+from tests.faults.world import SERVICE, World, any_port
 from tests.support import cookie, settings
 
 _PATIENCE = 90.0  # Seconds after which a stream without an end is one.
+
+
+async def usage_of(world: World, user: str) -> dict[str, Any]:
+    """Return what a user's streams took yesterday and today, as any replica tells it."""
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
+    path = f"/users/{quote(user)}/usage?from={yesterday}"
+    headers = {"Authorization": f"Bearer {SERVICE}"}
+    deadline = time.monotonic() + 20
+    while True:
+        with suppress(OSError, EOFError, ValueError):
+            status, answer = await request(random.choice(world.ports), "GET", path, headers)
+            if status == 200:
+                return dict(json.loads(answer))
+            assert status >= 500, (status, answer)
+        assert time.monotonic() < deadline, "nobody tells what was booked"
+        await asyncio.sleep(0.3)
 
 
 class Page:
@@ -25,7 +45,7 @@ class Page:
         self._world = world
         self._upstream = upstream
         self._stream = stream
-        self._cookie = cookie(settings(), f"user {stream.number % 7}")["Cookie"]
+        self._cookie = cookie(settings(), stream.user)["Cookie"]
 
     async def play(self) -> None:
         """POST, watch, and perhaps DELETE, until all viewers are through."""
@@ -40,16 +60,17 @@ class Page:
 
     async def _post(self) -> str | None:
         """Return the stream's URL; a page tries again where nobody answers."""
-        prompt = f"ticket {self._stream.number}"
+        prompt = f"{PROMPT}{self._stream.number}"
         body: dict[str, Any] = {"model": "pretend"}
         if self._stream.kept:
             body["input"] = prompt
         else:
             body["messages"] = [{"role": "user", "content": prompt}]
         headers = {"Cookie": self._cookie, "Content-Type": "application/json"}
-        headers |= {"Idempotency-Key": f"key of {prompt}"} if self._stream.number % 2 else {}
+        if self._stream.number % 2:
+            headers["Idempotency-Key"] = f"key of {self._stream.number}"
         path = f"/tickets/{self._stream.preset}".rstrip("/")
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + _PATIENCE
         status = 0
         while time.monotonic() < deadline:
             self.story.posted = time.monotonic()
@@ -61,7 +82,7 @@ class Page:
                 status = 0
             if status in {200, 201}:
                 return str(json.loads(answer)["stream_url"])
-            if status and status < 500:
+            if status and status < 500 and not (status == 429 and self._world.limit):
                 break
             await asyncio.sleep(0.3)
         self.story.problems.append(f"POST was answered {status}")

@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.upstream.protocols.refusals import SURE
 from tests.faults.schedule import Answer
@@ -19,6 +20,10 @@ from tests.support import until
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n"
 NASTY = ("", "\nid: 5-1", "\u2028", "é\u0301", "🏳️‍🌈", "data: x", ": no comment", " lead", "\\n\\n")
+
+# What is asked, before the ticket's number; here a token is four characters.
+PROMPT = "Say it once more, and as slowly as it was said the last time, if you please: ticket "
+PROMPT_TOKENS = len(PROMPT) // 4
 
 Sent = tuple[bytes, bytes]  # Name and data of an event as a viewer is to get it.
 
@@ -43,6 +48,7 @@ class Call:
     kept: bool = False  # Whether the answer goes on without its connection.
     others: list[str] = field(default_factory=list)  # Replicas that asked for its rest.
     cancels: int = 0
+    tokens: int = 0  # Of what was said so far.
 
     @property
     def paid(self) -> bool:
@@ -115,7 +121,8 @@ class Play:
         await self._event(b"", self._chunk(answer.events, "", "stop"))
         if answer.fault and answer.at >= answer.events and await self._fails():
             return False
-        await self._event(b"", b'{"choices":[],"usage":{"completion_tokens":%d}}' % answer.events)
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": self.call.tokens}
+        await self._event(b"", b'{"choices":[],"usage":%b}' % packed(usage))
         await self._event(b"", b"[DONE]")
         self.call.outcome = "whole"
         return True
@@ -160,6 +167,7 @@ class Play:
     def _text(self, number: int) -> Sent:
         name = self._chance.choice([b"", b"", b"", b"", b"", b"chunk", b"end", b"open"])
         text = self._chance.choice(NASTY) + "x" * self._answer.padding
+        self.call.tokens += tokens_of(text)
         data = self._chunk(number, text)
         if self._chance.random() < 0.1:
             data = data.replace(b',"choices"', b',\n"choices"')
@@ -168,8 +176,7 @@ class Play:
     def _chunk(self, number: int, text: str, finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
         known = {"ticket": self.call.ticket, "call": self.call.number, "n": number}
-        chunk = {**known, "choices": [choice]}
-        return json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
+        return packed({**known, "choices": [choice]})
 
     async def _event(self, name: bytes, data: bytes) -> None:
         shown = b"upstream-" + name if name in {b"end", b"open", b"error"} else name
@@ -204,6 +211,16 @@ class Play:
 def _unacknowledged(sock: socket.socket) -> int:
     size = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(size, sys.byteorder)
+
+
+def tokens_of(text: str) -> int:
+    """Return how many tokens a piece of text is: one, or four letters of what fills it are one."""
+    return max(1, text.count("x") // 4) if text else 0
+
+
+def packed(value: Any) -> bytes:
+    """Return JSON without blanks."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

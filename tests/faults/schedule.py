@@ -18,6 +18,7 @@ VIEWER_FAULTS = (
     *("leave", "away", "page_reload", "delete"),
 )
 
+USERS = 5
 GARBAGE = ("junk", "html", "no_http", "bad_chunk", "error")
 # What a call is answered with, one status an attempt, before it is answered in earnest.
 REFUSALS = ((503,), (429,), (429, 503), (500, 502), (503, 503, 503), (400,), (401,))
@@ -66,6 +67,11 @@ class Stream:
     preset: str = ""
     fault: str = ""  # Of the viewers, or the DELETE.
     kept: bool = False  # Whether the upstream goes on with it while nobody is connected.
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+        return f"user {self.number % USERS}"
 
 
 @dataclass(frozen=True, slots=True)

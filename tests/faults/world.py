@@ -1,5 +1,7 @@
 """World: the replicas, nginx and Redis of one run, and the faults of processes.
 
+`limit` is how many streams a user may run at once, 0 if any number.
+
 Each replica has a place, with a port that a replacement takes over, and its own API key, so that
 the upstream knows who called. A fault waits for its place, or for Redis, to be free of others.
 """
@@ -23,6 +25,7 @@ _KEPT = 'protocol = "responses"\nbackground = true\n'
 _PRESETS = (  # The brief ones are for pages that leave for good.
     f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
 )
+SERVICE = "what-the-harness-itself-asks-with"
 DRAIN = 4.0
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.
@@ -64,8 +67,16 @@ class World:
     """Three replicas on one Redis of a kind; `apply` does what the schedule says."""
 
     def __init__(
-        self, folder: Path, upstream_url: str, *, kind: str, lease: float, proxied: bool
+        self,
+        folder: Path,
+        upstream_url: str,
+        *,
+        kind: str,
+        lease: float,
+        proxied: bool,
+        limit: int = 0,
     ) -> None:
+        self.limit = limit
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
@@ -80,13 +91,16 @@ class World:
         self._tasks: set[asyncio.Future[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._master: object = None
-        (folder / "presets.toml").write_text(_PRESETS)
+        limits = f"[limits]\nstreams = {limit}\n" if limit else ""
+        (folder / "presets.toml").write_text(limits + _PRESETS)
         self._settings = {
             **_SETTINGS,
             "config": str(folder / "presets.toml"),
             "redis_url": self._redis.url,
             "upstream_url": upstream_url,
             "secrets": SECRET,
+            "service_tokens": SERVICE,
+            "start_by": "90",  # Some wait for a slot.
             "lease": str(lease),
         }
 

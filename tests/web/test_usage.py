@@ -3,15 +3,34 @@
 import asyncio
 import json
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
+from click.testing import CliRunner, Result
 
+from gateway.cli import main
+from gateway.config.settings import load
+from gateway.errors import Rejected
 from gateway.limits.permits import Taken
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, subject_keys
-from tests.support import OK, Call, RedisServer, Served, ask, chunk, gateway, running, sse
+from gateway.tasks import in_thread
+from tests.support import (
+    OK,
+    Call,
+    RedisServer,
+    Served,
+    ask,
+    chunk,
+    free_port,
+    gateway,
+    running,
+    sse,
+)
 
 TOKEN = "a-token-of-the-apps-server"
 SERVICE = {"Authorization": f"Bearer {TOKEN}"}
@@ -104,6 +123,19 @@ async def test_the_limits_are_told_and_what_is_left_of_each(redis_url: str) -> N
         assert told["presets"] == {
             "dear": {"limits": here, "remaining": {"posts_per_minute": 4, "cost_per_day": 1.5}}
         }
+
+
+async def test_a_stream_at_once_tells_what_is_left_as_a_ticket_does() -> None:
+    async with gateway(tells, limits={"posts_per_minute": 3, "tokens_per_day": 90}) as (gate, _):
+        made = await gate.post()
+        at_once = await gate.post(Accept="text/event-stream")
+        assert b'"state":"done"' in at_once.content
+        for answer, posts in ((made, 2), (at_once, 1)):
+            policy = '"posts";q=3;w=60, "tokens";q=90;w=86400'
+            assert answer.headers["ratelimit-policy"] == policy
+            assert answer.headers["ratelimit"].startswith(f'"posts";r={posts};t=')
+    async with gateway(tells) as (gate, _):
+        assert "ratelimit" not in (await gate.post(Accept="text/event-stream")).headers
 
 
 async def test_days_are_told_from_one_to_another(redis_url: str) -> None:
@@ -208,3 +240,90 @@ async def test_who_looks_with_another_lease_takes_nobodys_slot(shared_redis: Red
         await usage(other, user)
         assert await store.call("ZCARD", leases) == 1
         assert (await usage(owner, user)).json()["remaining"] == {"streams": 1}
+
+
+# The command
+
+
+def command(*arguments: str, redis_url: str = "", config: str = "") -> Result:
+    """Run `gateway usage` in this process."""
+    given = {"GATEWAY_REDIS_URL": redis_url, "GATEWAY_CONFIG": config}
+    return CliRunner().invoke(main, ["usage", *arguments], env=given)
+
+
+async def test_an_operator_reads_the_same_at_the_terminal(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        'upstream_url = "http://127.0.0.1:9/v1"\n'
+        "[limits]\ntokens_per_day = 100\n"
+        "[presets.default]\nprice = {prompt = 2.0, completion = 4.0}\n"
+        "limits = {cost_per_day = 0.5}\n"
+    )
+    redis, (user, evil) = shared_redis.url, (somebody(), "evil\x1b[2J " + "x" * 40)
+    given = load({"config": str(config)})
+    limits = {"limits": given.limits, "presets": given.presets}
+    async with gateway(tells, redis_url=redis, **limits) as (gate, _):
+        for model in ("small", evil):
+            url = await gate.ticket(ask(model=model), subject=user)
+            await gate.http.get(url, headers=gate.cookie(user))
+        shown = (await usage(gate, user)).json()
+
+    def run(*arguments: str) -> Result:
+        return command(user, *arguments, redis_url=redis, config=str(config))
+
+    assert json.loads((await in_thread(partial(run, "--json"))).stdout) == shown
+    day = shown["days"][0]["day"]
+    lines = (await in_thread(partial(run, "--from", day, "--to", day))).stdout.splitlines()
+    head = "DAY PRESET MODEL STREAMS PROMPT COMPLETION CACHED ESTIMATED COST"
+    assert " ".join(lines[0].split()) == head
+    assert " ".join(lines[2].split()) == f"{day} default small 1 11 5 0 0 0.000042"
+    assert "x… " in lines[1]
+    assert all(line.isprintable() for line in lines)
+    assert [" ".join(line.split()) for line in lines[3:]] == [
+        *("", "PRESET LIMIT OF LEFT", "(all) tokens_per_day 100 68"),
+        "default cost_per_day 0.5 0.499916",
+    ]
+
+
+def test_what_is_asked_wrongly_at_the_terminal_is_said() -> None:
+    gone = f"redis://127.0.0.1:{free_port()}/0"
+    ten_years = ["--from", "2016-01-01", "--to", "2026-01-01"]
+    for code, words, arguments in (
+        (2, "GATEWAY_REDIS_URL: missing; an embedded store", ["alice"]),
+        (1, "gateway: Redis: ", ["alice", "--redis-url", gone]),
+        (2, "Write a day as", ["alice", "--from", "yesterday"]),
+        (
+            2,
+            "at most 35",
+            ["alice", *ten_years, "--redis-url", gone],
+        ),
+        (2, "printable", ["a\n", "--redis-url", gone]),
+        (2, "SUBJECT", []),
+    ):
+        result = command(*arguments)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+# In the application
+
+
+async def test_an_application_asks_without_a_request(redis_url: str) -> None:
+    limits = {"streams": 3}
+    async with gateway(tells, redis_url=redis_url, limits=limits) as (gate, _):
+        user, now = somebody(), await today(gate.gateway.store)
+        await gate.http.get(await gate.ticket(subject=user), headers=gate.cookie(user))
+        told = await gate.gateway.usage(user)
+        assert told.told() == (await usage(gate, user)).json()
+        assert (told.days[0].day, told.days[0].prompt_tokens, told.remaining) == (now, 11, limits)
+        assert (await gate.gateway.usage(user, now - timedelta(2), now - timedelta(1))).days == []
+        for subject, first, code in (
+            (user, date(1999, 1, 1), "bad_range"),
+            ("", now, "bad_subject"),
+        ):
+            with pytest.raises(Rejected) as caught:
+                await gate.gateway.usage(subject, first)
+            assert caught.value.code == code

@@ -1,6 +1,6 @@
 /** The demo page: one answer, its raw events, and a second viewer. Text is only ever text here. */
 
-import { ask, completion, delta, follow, Refusal, stop } from "./gateway.js";
+import { ask, completion, delta, follow, Refusal, stop, usage } from "./gateway.js";
 
 const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
@@ -10,10 +10,12 @@ const VOID = {
   reset: "The replica died, the model is asked again",
   gap: "The log began anew",
 }; // Events after which the text so far is void, and why.
-const TICKETS = `${document.documentElement.dataset.gateway}/tickets`; // It may be under a path.
+const GATEWAY = document.documentElement.dataset.gateway; // It may be under a path.
+const TICKETS = `${GATEWAY}/tickets`;
 const $ = (id) => document.getElementById(id);
 
 let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
+let account = null; // What the user has spent today and has left, as it was told last.
 let second = null; // The second viewer's EventSource.
 
 function setState(state) {
@@ -34,6 +36,33 @@ function words(error) {
   if (!(error instanceof Refusal)) return "The gateway does not answer.";
   if (error.status === 401) return "This stream is of an earlier session. Ask again.";
   return `${error.message} (${error.code})`;
+}
+
+function showAccount() {
+  $("account").hidden = !account;
+  if (!account) return;
+  const sum = (name) => account.days.reduce((all, day) => all + day[name], 0);
+  const tokens = sum("prompt_tokens") + sum("completion_tokens");
+  const { tokens_per_day, posts_per_minute } = account.remaining;
+  const left = [];
+  if (tokens_per_day !== undefined) left.push(`${tokens_per_day.toLocaleString("en")} tokens`);
+  if (posts_per_minute !== undefined) left.push(`${posts_per_minute} requests this minute`);
+  const spent = `Streams today: ${sum("streams")}, tokens: ${tokens.toLocaleString("en")}.`;
+  $("account").textContent = left.length ? `${spent} Left: ${left.join(", ")}.` : spent;
+}
+
+/** Ask what is spent and left: what has ended is booked. */
+async function balance() {
+  account = await usage(`${GATEWAY}/usage`).catch(() => null);
+  showAccount();
+}
+
+/** Show what the answer to a request has told of it. */
+function spend({ posts, tokens }) {
+  if (!account) return;
+  if (posts !== undefined) account.remaining.posts_per_minute = posts;
+  if (tokens !== undefined) account.remaining.tokens_per_day = tokens;
+  showAccount();
 }
 
 function row(name, data, id) {
@@ -91,6 +120,7 @@ function watch(url) {
     mine.ended = true;
     setState(end.state);
     facts(end);
+    balance();
     const logged = await completion(url).catch(() => null);
     if (late() || mine.failed || !logged) return;
     const same = logged.text === mine.text;
@@ -162,7 +192,8 @@ async function submit(event) {
   if ($("fault").value) body.pretend = { fault: $("fault").value };
   $("ask").disabled = true;
   try {
-    const { stream_url } = await ticketFor(body);
+    const { stream_url, left } = await ticketFor(body);
+    spend(left);
     sessionStorage.setItem("stream_url", stream_url);
     sessionStorage.setItem("prompt", $("prompt").value);
     notice(TIP);
@@ -240,4 +271,5 @@ $("stop").addEventListener("click", cancel);
 $("cut").addEventListener("click", cut);
 $("second").addEventListener("click", () => (second ? closeSecond() : openSecond()));
 notice(TIP);
+balance();
 restore();

@@ -16,17 +16,28 @@ export class Refusal extends Error {
   }
 }
 
-async function call(url, options) {
+async function call(url, options, also = () => ({})) {
   const response = await fetch(url, { credentials: "include", ...options }); // Another origin too.
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Refusal(response.status, answer);
-  return answer;
+  return { ...answer, ...also(response) };
 }
 
-/** Cache a completion request; returns `{ticket, stream_url, expires_in}`. Costs nothing yet. */
+/** Read what is left where the gateway has limits: `{posts, tokens}`, or one of them, or none. */
+function left({ headers }) {
+  const told = (headers.get("RateLimit") ?? "").matchAll(/"(\w+)";r=(\d+)/g);
+  return { left: Object.fromEntries(Array.from(told, ([, name, rest]) => [name, Number(rest)])) };
+}
+
+/** Cache a completion request; returns `{ticket, stream_url, expires_in, left}`. Costs nothing yet. */
 export function ask(body, url = "/tickets") {
   const headers = { "Content-Type": "application/json" };
-  return call(url, { method: "POST", headers, body: JSON.stringify(body) });
+  return call(url, { method: "POST", headers, body: JSON.stringify(body) }, left);
+}
+
+/** Return what the user has spent today and has left: `{days, limits, remaining}`. */
+export function usage(url = "/usage") {
+  return call(url);
 }
 
 /** Cancel a stream; returns `{state}`. */
