@@ -14,9 +14,11 @@ from gateway.store.keys import (
     control_channel,
     log_key,
     message_key,
+    new_id,
     watchers_key,
 )
 
+_AGAIN = 60_000  # Milliseconds after which no command is sent again by itself.
 _AROUND = 512  # Bytes that a message takes beside its own, about.
 
 
@@ -67,12 +69,14 @@ class Publisher:
         kept = self._kept
         shown = max(1, int(message.ttl * 1000))
         limits = [shown, kept.messages, kept.size, int(kept.ttl * 1000)]
-        return [message.lines, *limits, message.digest, DAY]
+        return [message.lines, *limits, message.digest, DAY if message.message_id else _AGAIN]
 
 
 def _keys(channel: str, message_id: str) -> list[str]:
+    # A command may be sent twice, after a reply that was lost: no message is without a name.
+    name = message_id or f"\n{new_id()}"
     keys = [log_key(channel), channel_key(channel), watchers_key(channel)]
-    return [*keys, message_key(channel, message_id)] if message_id else keys
+    return [*keys, message_key(channel, name)]
 
 
 def publisher(settings: Settings, store: RedisClient) -> Publisher:

@@ -16,7 +16,7 @@ from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Source
 from gateway.eventlog.channel import ChannelTail
-from gateway.eventlog.entries import END, EntryBatch, EventId
+from gateway.eventlog.entries import END, NOTHING, EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
@@ -122,13 +122,8 @@ class Fanout:
         `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is, and
         `issued` when it was asked for, in milliseconds of Redis's clock.
         """
-        tail = await self._brought_up(stream_id, owner, subject)
-        if is_channel(stream_id):
-            if tail.last and event_id and tail.last < event_id < END:
-                await self._rest(tail)  # What it knows may be older than what was shown elsewhere.
-            viewer: Viewer = ChannelViewer(tail, event_id)
-        else:
-            viewer = Viewer(tail, event_id)
+        tail = await self._brought_up(stream_id, owner, event_id, subject)
+        viewer = (ChannelViewer if is_channel(stream_id) else Viewer)(tail, event_id)
         tail.viewers.add(viewer)
         tail.subject = tail.subject or subject
         tail.issued = tail.issued or issued
@@ -138,7 +133,9 @@ class Fanout:
             viewer.leave()
         return viewer
 
-    async def _brought_up(self, stream_id: str, owner: str, subject: str) -> Tail:
+    async def _brought_up(
+        self, stream_id: str, owner: str, event_id: EventId | None, subject: str
+    ) -> Tail:
         """Return a tail that knows where the log ends: an event id is judged by it."""
         while True:
             kind = ChannelTail if is_channel(stream_id) else Tail
@@ -149,6 +146,9 @@ class Fanout:
                 if tail.announced:  # Before the first byte: the owner may be waiting.
                     await self._fetcher_of(stream_id).show_presence([tail])
                 await self._load(tail)
+                seen = event_id if is_channel(stream_id) else None
+                if (tail.last or NOTHING) < (seen or NOTHING) < END:
+                    await self._rest(tail)  # It was shown more, since the look that it shared.
             # Meanwhile the sweep may have dropped it, or a run begun another.
             if self._tails.setdefault(stream_id, tail) is tail:
                 return tail

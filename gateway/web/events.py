@@ -24,7 +24,7 @@ from gateway.web.users import named
 
 _MOST = 1000  # Subjects of one request.
 _AT_ONCE = 64
-_BESIDE = 64 * 1024  # Bytes of a body beside its data, which may be escaped.
+_BESIDE = 1 << 20  # Bytes of a body beside its data, which may be escaped.
 
 
 class ChannelEndpoints:

@@ -100,7 +100,7 @@ async def test_a_body_is_refused_by_what_is_wrong_with_it() -> None:
         b'{"data":"x","ttl":-0.0}': "bad_ttl",
         json.dumps({"data": "x" * 2000}).encode(): "event_too_large",
         json.dumps({"data": ["x" * 2000]}).encode(): "event_too_large",
-        json.dumps({"data": "x" * 200_000}).encode(): "body_too_large",
+        json.dumps({"data": "x" * 2_000_000}).encode(): "body_too_large",
     }
     headers = {**SERVICE, "Content-Type": "application/json"}
     async with running(service_tokens=TOKEN, max_event=1024) as gate:

@@ -2,7 +2,7 @@
 -- much. Ids go on without a hole as long as the same server writes them; another one may lack what
 -- the one before had shown, and one that forgot all may have a clock that was set back. So each
 -- begins an epoch of its own, above all that it knows.
--- KEYS: 1 log, 2 channel, 3 watchers, and if there is a message id 4 its key
+-- KEYS: 1 log, 2 channel, 3 watchers, 4 that of the message id
 -- ARGV: 1 lines of the event, 2 for how long it is shown (ms), 3 most messages, 4 most bytes, 5 for
 --       how long the log is kept (ms), 6 digest of the message, 7 for how long its id is known (ms)
 -- Returns {1, id, the replicas that watch...}, or {0, id} if the message id has another message
@@ -10,11 +10,9 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 local watchers = redis.call('ZRANGE', KEYS[3], 0, -1)
-if KEYS[4] then
-  local id, digest = string.match(redis.call('GET', KEYS[4]) or '', '^(%S+) (%S+)$')
-  if id and digest ~= ARGV[6] then return {0, id} end
-  if id then return {1, id, unpack(watchers)} end
-end
+local id, digest = string.match(redis.call('GET', KEYS[4]) or '', '^(%S+) (%S+)$')
+if id and digest ~= ARGV[6] then return {0, id} end
+if id then return {1, id, unpack(watchers)} end
 local info = redis.pcall('INFO', 'replication')
 local server = type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '-'
 local was = redis.call('HMGET', KEYS[2], 'id', 'server', 'bytes')
@@ -28,7 +26,7 @@ else
   local known = math.max(tonumber(epoch), tonumber(string.match(last, '^%d+')))
   epoch, seq = string.format('%.0f', math.max(now, known + 1)), 1
 end
-local id = epoch .. '-' .. string.format('%.0f', seq)
+id = epoch .. '-' .. string.format('%.0f', seq)
 local frames = ARGV[1] .. 'id: ' .. id .. '\n\n'
 redis.call('XADD', KEYS[1], id, '1', frames, 'until', string.format('%.0f', now + ARGV[2]))
 count, bytes = count + 1, bytes + #frames
@@ -43,5 +41,5 @@ redis.call('HSET', KEYS[2], 'id', id, 'server', server, 'bytes', string.format('
 -- Longer than the log: who comes back after all has run out has missed nothing else.
 redis.call('PEXPIRE', KEYS[2], 2592000000 + ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-if KEYS[4] then redis.call('SET', KEYS[4], id .. ' ' .. ARGV[6], 'PX', ARGV[7]) end
+redis.call('SET', KEYS[4], id .. ' ' .. ARGV[6], 'PX', ARGV[7])
 return {1, id, unpack(watchers)}
