@@ -5,9 +5,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 BILLION = 1_000_000_000
+MOST_TOKENS = 1 << 50  # As much as any bound: so thousands of them are still a number to Redis.
+MOST_COST = 1_000_000
 
-Many = Annotated[int, Field(strict=True, ge=0, le=1 << 50)]
-Cost = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False, strict=True)]
+Many = Annotated[int, Field(strict=True, ge=0, le=MOST_TOKENS)]
+Cost = Annotated[float, Field(ge=0, le=MOST_COST, allow_inf_nan=False, strict=True)]
 
 
 class UserLimits(BaseModel):

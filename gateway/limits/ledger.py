@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gateway import clock
-from gateway.errors import Unavailable
+from gateway.errors import Unavailable, one_line
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import DAY, record_key, subject_keys
 
@@ -125,12 +125,17 @@ class Ledger:
         replies = await self._store.chain(steps)
         check(replies[0], steps[0])
 
-    async def book_left(self, stream_id: str) -> None:
-        """Book what a dead owner has sealed, and perhaps did not book; raises Unavailable."""
+    async def book_left(self, stream_id: str) -> bool:
+        """Book what a dead owner has sealed, and perhaps did not book; return whether it is booked.
+
+        Raises Unavailable where the stream's own server is away. A subject's that is away must hold
+        up no takeover: then it is owed, and who calls keeps the stream's name on its list.
+        """
         if self._store.cluster is None:
-            return
+            return True
         if bill := await self._store.call("HGET", record_key(stream_id), "bill"):
-            await self._book([of_bill(bill)])
+            await self.book(stream_id, [of_bill(bill)])
+        return stream_id not in self._owed
 
     async def booked(self, stream_id: str) -> None:
         """Return when a stream is booked that ended here."""
@@ -160,15 +165,18 @@ class Ledger:
         """Return what a subject's streams took on these days; raises Unavailable."""
         wanted, keys = list(days), subject_keys(subject)
         found = await self._store.read([["HGETALL", keys.usage(day)] for day in wanted])
-        return [
-            row for day, fields in zip(wanted, found, strict=True) for row in _rows(day, fields)
-        ]
+        rows: list[Row] = []
+        for day, fields in zip(wanted, found, strict=True):
+            rows += _rows(day, fields)
+            await asyncio.sleep(0)  # A day may have hundreds; streams must not wait for a month.
+        return rows
 
 
 def check(reply: Any, script: Script) -> None:
     """Say in the log what Redis refused to book."""
     if reply[0] == -1:
-        logger.error("%s: what it took cannot be booked", script.args[0])
+        words = "%s: what it took cannot be booked: %s"
+        logger.error(words, script.args[0], one_line(reply[1].decode(errors="replace")))
 
 
 def _rows(day: int, fields: list[bytes]) -> Iterable[Row]:

@@ -200,9 +200,10 @@ class Limits:
             return [books]
         return [books, self.permits.held(spent.subject, [Slot(stream_id)])]
 
-    def ended(self, subject: str, stream_id: str, preset: str) -> None:
-        """Count a stream no more, soon: its request is gone, or it was never claimed."""
-        self._note(Held(subject, stream_id, -RECORD, preset), 0)
+    def ended(self, subject: str, stream_id: str, *presets: str) -> None:
+        """Count a stream no more, soon, in any of its presets: it is over, or was never claimed."""
+        bounded = (each for each in presets if self.permits.bounds(each).of_runs)
+        self._note(Held(subject, stream_id, -RECORD, next(bounded, presets[0])), 0)
 
     def cancelled(self, subject: str, stream_id: str) -> None:
         """Count of a stream that nobody redeemed what is kept: making those costs nothing."""

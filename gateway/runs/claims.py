@@ -22,6 +22,7 @@ logger = logging.getLogger("gateway.runs.claims")
 
 _WAIT = 3.0  # Seconds a request waits for its claim; the claim itself goes on.
 _PAUSE = 0.3
+_IN_VAIN = {ClaimVerdict.ATTACH, ClaimVerdict.EXPIRED, ClaimVerdict.MISSING}
 
 
 class Claims:
@@ -119,7 +120,16 @@ class Claims:
         elif record.stream_id not in self._registry:
             with suppress(Unavailable):
                 await self._heartbeat.unregister(record.stream_id)
+                if claim.verdict in _IN_VAIN:
+                    await self._give_back(record)
         return claim
+
+    async def _give_back(self, record: Record) -> None:
+        """Free what a claim took that came after the end: nobody else would, for a lease."""
+        if self._limits.permits.bounds(record.preset).of_runs:
+            found = await self._records.read(record.stream_id)
+            if found is None or not found.running:
+                self._limits.ended(record.subject, record.stream_id, record.preset)
 
     async def _asked_for(
         self, record: Record, preset: Preset, nonce: str, again: bool

@@ -128,7 +128,8 @@ class RunRegistry(Mapping[str, Run]):
         self._limits.streams.give(run.subject)
         self._telemetry.run_ended(run.log.fields["preset"], state)
         if not run.log.fenced:  # Else it counts as another's.
-            self._limits.ended(run.subject, run.log.stream_id, run.log.fields["preset"])
+            presets = {run.preset_at_first, run.log.fields["preset"]}
+            self._limits.ended(run.subject, run.log.stream_id, *presets)
 
     def let_go(self, run: Run) -> None:
         """Forget a run whose stream is another one's; its viewers follow the log."""

@@ -70,6 +70,7 @@ class Run:
         now = clock.now()
         self.log = log
         self.tail = tail
+        self.preset_at_first = str(log.fields["preset"])  # In which it has its slot.
         self.preset = preset
         self.attempts = before + 1  # The one at hand; it counts as sent when it is.
         self._before = before  # Sent by owners that died.

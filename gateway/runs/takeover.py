@@ -145,9 +145,8 @@ class Takeover:
             # one took it from this replica, which does not know yet.
             record = await self._records.read(stream_id)
             if dead != self._heartbeat.replica and _is_of(record, dead):
-                raise Unavailable(
-                    "store_unavailable", "This replica has yet to hear that it lost it"
-                )
+                words = "This replica has yet to hear that it lost it"
+                raise Unavailable("store_unavailable", words)
             return
         if stream_id in self._taking_over:
             # In the name of another one who is dead: only Redis can tell whose it was.
@@ -161,9 +160,8 @@ class Takeover:
             record = await self._records.read(stream_id)
             if epoch is None or record is None:
                 self._follow(stream_id, record)
-            await self._ledger.book_left(stream_id)
             if epoch is None or record is None or not await self._goes_on(record, epoch, dead):
-                await self._heartbeat.unregister(stream_id)
+                await self._leave(stream_id)
             self._broken_off.pop(stream_id, None)
         finally:
             self._taking_over.discard(stream_id)
@@ -201,8 +199,14 @@ class Takeover:
             elif _is_of(record, me):
                 await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
-                await self._ledger.book_left(stream_id)
-                await self._heartbeat.unregister(stream_id)  # As of a claim that was given up.
+                await self._leave(stream_id)  # As of a claim that was given up.
+
+    async def _leave(self, stream_id: str) -> None:
+        """Take a stream off this replica's list, once what it took is booked."""
+        if await self._ledger.book_left(stream_id):
+            await self._heartbeat.unregister(stream_id)
+        else:
+            self.orphan(stream_id)
 
     async def follow(self, stream_id: str) -> None:
         """Let the viewers of a stream that another replica took away follow it there."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.limits.ledger import Row, Spent, as_bill, booking
+from gateway.limits.ledger import Ledger, Row, Spent, as_bill, booking
 from gateway.membership.heartbeat import Heartbeat
 from gateway.runs.records import Records
+from gateway.store.client import RedisClient
 from gateway.store.keys import log_key, new_id, record_key, subject_keys
 from tests.clusters import redis_cluster
 from tests.support import (
@@ -85,6 +86,31 @@ async def until_sound(run: Any) -> None:
     await until(lambda: not run.log.unsure)
 
 
+async def test_what_a_full_redis_refuses_to_book_is_not_taken_for_booked(
+    own_redis: RedisServer,
+) -> None:
+    store = RedisClient(own_redis.url)
+    ledger, booked = Ledger(store, 10), booking("s", Spent("bob", 0, "p", "m", prompt=7), 90_000)
+    await store.call("CONFIG", "SET", "maxmemory", "100kb")
+    await ledger.book("s", [booked])
+    assert ledger.owes
+    await store.call("CONFIG", "SET", "maxmemory", 0)
+    await ledger.settle()
+    assert not ledger.owes
+    assert await store.call("HGET", subject_keys("bob").today, "tokens") == b"7"
+    await store.close()
+
+
+async def test_keys_of_another_kind_lose_no_booking(own_redis: RedisServer) -> None:
+    store, keys = RedisClient(own_redis.url), subject_keys("bob")
+    for name in (keys.booked, keys.today, keys.usage(0), keys.usage(2)):
+        await store.call("SET", name, "of whoever")
+    script = booking("s", Spent("bob", 0, "p", "m", prompt=7), 90_000)
+    assert [await store.script(*script) for _ in range(2)] == [[1], [0]]
+    assert await store.call("HGET", keys.today, "tokens") == b"7"
+    await store.close()
+
+
 async def test_the_days_of_a_user_expire(shared_redis: RedisServer) -> None:
     async with (
         scripted(tells) as upstream,
@@ -122,34 +148,36 @@ async def test_what_a_dead_owner_sealed_and_did_not_book_is_booked_by_who_finds_
     cluster_url: str,
 ) -> None:
     async with running(redis_url=cluster_url, lease=1) as served:
-        stream_id = await sealed_and_not_booked(served)
+        await sealed_and_not_booked(served, [new_id() for _ in range(3)])
 
-        async def is_booked() -> bool:
-            return [row[1:5] for row in await rows(served)] == [("default", "m", 1, 7)]
+        async def are_booked() -> bool:
+            found = {row.model: row[3:5] for row in await rows(served)}
+            return found == {"m": (2, 14), "": (1, 1)}  # And a prompt that may have been read.
 
-        await until(is_booked, "another replica books it", 15)
-        key = record_key(stream_id)
-        assert await served.gateway.store.call("HGET", key, "state") == b"done"
+        await until(are_booked, "another replica books them", 15)
 
 
-async def sealed_and_not_booked(served: Served) -> str:
-    """Do what a replica does up to the seal of a stream, and no more: as if it died then."""
-    store, stream_id = served.gateway.store, new_id()
-    times: dict[str, Any] = {"start_by": 60.0, "log_ttl": 60.0, "lease": 1.0}
-    dead = Records(store, new_id(), **times, max_run=lambda: 60.0)
-    heartbeat = Heartbeat(store, dead.replica, 1)
-    await dead.create(stream_id, "alice", "default", b"{}", "digest")
-    await heartbeat.renew([stream_id])
-    claim = await dead.claim(stream_id, "nonce")
-    record = await dead.read(stream_id)
-    assert record is not None
-    spent = Spent("alice", record.issued, "default", "m", prompt=7)
-    bill = as_bill(booking(stream_id, spent, dead.longest))
-    end = ["done", f"{claim.epoch}-1", 1, b"data: x\n\n"]
-    args = [dead.replica, claim.epoch, f"{claim.epoch}-0", 60_000, b"{}", *end, *end, bill]
-    keys = [record_key(stream_id), log_key(stream_id)]
-    assert (await store.script("seal", keys, args))[1] == b"sealed"
-    return stream_id
+async def sealed_and_not_booked(served: Served, ids: list[str], without_end: int = 1) -> None:
+    """Do what a replica does up to the seals of these streams, and no more: as if it died then.
+
+    The last ones are left without an end.
+    """
+    store, times = served.gateway.store, {"start_by": 60.0, "log_ttl": 60.0, "lease": 1.0}
+    dead = Records(store, new_id(), **times, max_run=lambda: 60.0)  # type: ignore[arg-type]
+    for stream_id in ids:
+        await dead.create(stream_id, "alice", "default", b"{}", "digest")
+    await Heartbeat(store, dead.replica, 1).renew(ids)
+    for stream_id in ids:
+        claim, record = await dead.claim(stream_id, "nonce"), await dead.read(stream_id)
+        assert record is not None
+        if stream_id in ids[-without_end:]:
+            continue
+        spent = Spent("alice", record.issued, "default", "m", prompt=7)
+        bill = as_bill(booking(stream_id, spent, dead.longest))
+        end = ["done", f"{claim.epoch}-1", 1, b"data: x\n\n"]
+        args = [dead.replica, claim.epoch, f"{claim.epoch}-0", 60_000, b"{}", *end, *end, bill]
+        keys = [record_key(stream_id), log_key(stream_id)]
+        assert (await store.script("seal", keys, args))[1] == b"sealed"
 
 
 async def test_a_booking_that_a_failover_loses_is_made_again(tmp_path: Path) -> None:
@@ -173,3 +201,49 @@ async def test_a_booking_that_a_failover_loses_is_made_again(tmp_path: Path) -> 
                 return [row.streams for row in await rows(served)] == [1]
 
             await until(is_booked, "it is booked again", 20)
+
+
+async def test_a_subjects_server_that_is_away_holds_up_no_takeover(tmp_path: Path) -> None:
+    """What a dead replica ran on other servers ends, and all is booked when it is there again."""
+    with redis_cluster(tmp_path) as cluster:
+        async with (
+            scripted(tells) as upstream,
+            running(redis_url=cluster.url, upstream_url=upstream.url, lease=1) as served,
+        ):
+            shard = cluster.shard_of(subject_keys("alice").booked)
+            ids = [new_id() for _ in range(400)]
+            away = [each for each in ids if cluster.shard_of(record_key(each)) != shard][:150]
+            await sealed_and_not_booked(served, away, 20)
+            cluster.masters[shard].pause()
+            try:
+
+                async def have_ended() -> bool:
+                    states = await served.gateway.records.states(away[-20:])
+                    return {state for state, _ in states} == {"interrupted"}
+
+                await until(have_ended, "the others end", 15)
+            finally:
+                cluster.masters[shard].resume()
+
+            async def are_booked() -> bool:
+                return sum(row.streams for row in await rows(served)) == 150
+
+            await until(are_booked, "all are booked", 20)
+
+
+async def test_what_cannot_be_booked_keeps_no_stream_from_its_end(
+    shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        scripted(tells) as upstream,
+        running(redis_url=shared_redis.url, upstream_url=upstream.url) as served,
+    ):
+        user, store = new_id(), served.gateway.store
+        ((seconds, _),) = await store.calls([["TIME"]])
+        odd = {"day": int(seconds) // 86400, "tokens": "no number"}
+        pairs = [part for pair in odd.items() for part in pair]
+        await store.call("HSET", subject_keys(user).today, *pairs)
+        url = await served.ticket(subject=user)
+        got = await served.http.get(url, headers=served.cookie(user))
+        assert b'"state":"done"' in got.content
+        assert "cannot be booked: ERR hash value is not an integer" in caplog.text

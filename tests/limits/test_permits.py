@@ -7,14 +7,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
 from gateway.config import settings as settings_
+from gateway.config.presets import Preset
 from gateway.config.user_limits import UNBOUNDED, Bounds, UserLimits
-from gateway.errors import SettingsError
+from gateway.errors import SettingsError, Unavailable
 from gateway.limits.permits import Permits, Slot, Taken
+from gateway.runs.booking import taken as expected_of
+from gateway.runs.record import ClaimVerdict
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, subject_keys
 from tests.support import (
@@ -340,6 +344,110 @@ async def test_a_cost_is_bounded_too(shared_redis: RedisServer) -> None:
         url = await a.ticket(subject=user)
         assert b'"cost":0.003' in (await opened(a, url, user)).content
         refused(await a.post(subject=user), "quota_exhausted")
+
+
+async def test_no_number_of_tokens_is_too_large_to_be_reserved(shared_redis: RedisServer) -> None:
+    script = Held()
+    presets = {"default": {"price": {"prompt": 1e9, "completion": 1e9}}}
+    async with replicas(shared_redis, script, 1, limits={"cost_per_day": 1e6}, presets=presets) as (
+        _,
+        (a,),
+    ):
+        user = somebody()
+        url = await a.ticket(ask(max_tokens=10**15), subject=user)
+        await read(a.http, url, headers=a.cookie(user), enough=at_least(1))
+        refused(await a.post(subject=user), "quota_exhausted")
+        script.go.set()
+        assert b'"state":"done"' in (await opened(a, url, user)).content
+        fields = await a.gateway.store.call("HGETALL", subject_keys(user).slots)
+        assert {*fields[1::2]} <= {b"0"}
+
+
+def test_what_was_asked_for_before_it_was_bounded_reserves_something_too() -> None:
+    price = {"prompt": 1.0, "completion": 1.0}
+    assert expected_of("", Preset.model_validate({"price": price})) == (4096, 4_096_000)
+    assert expected_of("", Preset.model_validate({"max_output_tokens": 7})).tokens == 7
+
+
+async def test_a_claim_that_comes_after_the_end_leaves_no_slot(shared_redis: RedisServer) -> None:
+    script = Held()
+    script.go.set()
+    async with replicas(shared_redis, script, limits={"streams": 1}, lease=30) as (_, (a, b)):
+        user = somebody()
+        url = await a.ticket(subject=user)
+        ticket = b.gateway.tickets.verify(parse_qs(urlsplit(url).query)["ticket"][0])
+        stale = await b.gateway.records.read(ticket.stream_id)
+        assert b'"state":"done"' in (await opened(a, url, user)).content
+        await a.gateway.records.limits._tell_all()  # All that its owner has to say of it.
+        preset = b.gateway.presets.get("default")
+        assert stale
+        assert preset
+        verdict = await b.gateway.supervisor._claims.claim(stale, preset)
+        assert verdict is ClaimVerdict.ATTACH
+
+        async def is_free() -> bool:
+            return (await a.post(subject=user)).status_code == 201
+
+        await until(is_free, "the slot is free long before its lease is over", 3)
+
+
+async def test_a_stream_that_a_fallback_answered_leaves_no_slot(shared_redis: RedisServer) -> None:
+    script = Held()
+    script.go.set()
+    async with scripted(script) as upstream:
+        given = {"redis_url": shared_redis.url, "upstream_url": upstream.url, "lease": 30}
+        scarce = {"url": "http://127.0.0.1:9", "fallback": ["spare"], "limits": {"streams": 1}}
+        presets = {"default": {}, "scarce": scarce, "spare": {"retries": 0}}
+        async with running(**given, presets=presets) as served:
+            user = somebody()
+
+            async def post() -> httpx.Response:
+                headers = served.cookie(user)
+                return await served.http.post("/tickets/scarce", json=ask(), headers=headers)
+
+            got = await opened(served, (await post()).json()["stream_url"], user)
+            assert b'"preset":"spare"' in got.content
+
+            async def is_free() -> bool:
+                return (await post()).status_code == 201
+
+            await until(is_free, "the slot is free long before its lease is over", 3)
+
+
+async def test_the_wait_that_is_told_is_that_of_the_limit_that_is_met(store: RedisClient) -> None:
+    every, here = UserLimits(posts_per_minute=2), UserLimits(posts_per_minute=5)
+    permits, user = Permits(store, lambda _: Bounds(every, here), lease=60), somebody()
+    keys = subject_keys(user)
+    for stream, preset, ago in (("s", "other", 50_000), ("t", "this", 1_000)):
+        await store.script(*permits.to_ask(user, stream, preset))
+        for key in (keys.posts, keys.posts_of(preset)):
+            await store.call("ZINCRBY", key, -ago, stream)
+    answer = await store.script(*permits.to_ask(user, "u", "this"))
+    assert answer[:2] == [0, b"rate_limited"]
+    assert 9_000 < answer[2] == answer[3] <= 10_000
+
+
+@pytest.mark.parametrize("kind", ["slots", "leases", "today", "posts"])
+async def test_keys_of_another_kind_keep_nobody_out(store: RedisClient, kind: str) -> None:
+    most = UserLimits(posts_per_minute=5, streams=1, tokens_per_day=9)
+    permits, user = Permits(store, lambda _: Bounds(most), lease=60), somebody()
+    await store.call("SET", getattr(subject_keys(user), kind), "of whoever")
+    for script in (permits.to_ask(user, "s", "p"), permits.to_run(user, "s", "p", Taken(1))):
+        assert (await store.script(*script))[0] == 1
+    await store.script(*permits.held(user, [Slot("s")]))
+    assert {*(await store.call("HVALS", subject_keys(user).slots))} <= {b"0"}
+
+
+async def test_a_full_redis_gives_no_free_pass(own_redis: RedisServer) -> None:
+    store = RedisClient(own_redis.url)
+    most = UserLimits(posts_per_minute=5, streams=1)
+    permits, user = Permits(store, lambda _: Bounds(most), lease=60), somebody()
+    await store.call("CONFIG", "SET", "maxmemory", "100kb")
+    for script in (permits.to_ask(user, "s", "p"), permits.to_run(user, "s", "p", Taken(1))):
+        with pytest.raises(Unavailable, match="OOM"):
+            await store.script(*script)
+    await store.script(*permits.held(user, [Slot("s")]))
+    await store.close()
 
 
 async def test_a_redis_that_is_away_gives_no_free_pass(own_redis: RedisServer) -> None:

@@ -5,15 +5,20 @@
 -- ARGV: 1 stream, 2 when it was made, 3 for how long it is known as booked (ms), 4 TTL of a day's
 --       usage (ms), 5 preset, 6 model, 7 tokens of prompts, 8 completions, 9 caches, 10 estimated,
 --       11 cost (billionths), 12 the first of these days since 1970
--- Returns {1}, {0} if it was booked before, {-1} if it cannot be: a stream must end all the same
+-- Returns {1}, {0} if it was booked before, {-1, why} if it cannot be: a stream must end all the same
 local KINDS = {'prompt', 'completion', 'cached', 'estimated', 'cost'}
 local ROWS = 200 * 6  -- Fields of a day: whoever makes up models must not fill Redis with them.
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+-- A key of another kind, whoever wrote it, would take no booking ever.
+for i, key in ipairs(KEYS) do
+  if type(redis.pcall(i == 1 and 'ZCARD' or 'HLEN', key)) == 'table' then redis.call('DEL', key) end
+end
+local keep, born = tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2]
+if redis.call('ZSCORE', KEYS[1], born) then return {0} end
+-- A Redis that is full, or may not write, says so here: then it is not booked yet.
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), born)
 local function book()
-  local t = redis.call('TIME')
-  local now = t[1] * 1000 + math.floor(t[2] / 1000)
-  local keep, born = tonumber(ARGV[3]), ARGV[1] .. ':' .. ARGV[2]
-  if redis.call('ZSCORE', KEYS[1], born) then return {0} end
-  redis.call('ZADD', KEYS[1], string.format('%.0f', now), born)
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - keep))
   redis.call('PEXPIRE', KEYS[1], keep)
   local today = math.floor(now / 86400000)
@@ -43,4 +48,5 @@ local function book()
   return {1}
 end
 local sound, reply = pcall(book)
-return sound and reply or {-1}
+if sound then return reply end
+return {-1, type(reply) == 'table' and reply.err or tostring(reply)}

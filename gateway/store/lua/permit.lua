@@ -18,6 +18,15 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local kind, lease = ARGV[1], tonumber(ARGV[2])
 local function text(number) return string.format('%.0f', number) end
 
+-- A key of another kind, whoever wrote it, would keep its subject out for good.
+for i, size in ipairs({'HLEN', 'ZCARD', 'HLEN', 'ZCARD', 'ZCARD'}) do
+  if KEYS[i] and type(redis.pcall(size, KEYS[i])) == 'table' then
+    redis.call('DEL', KEYS[i], i < 3 and KEYS[3 - i] or KEYS[i])  -- Slots go with their leases.
+  end
+end
+-- A full Redis refuses a script's first write only, and not one that frees: this one writes nothing.
+if kind == 'post' or kind == 'run' then redis.call('ZADD', KEYS[2], 'XX', 0, '') end
+
 -- A sum's field has a character that is in no stream's name.
 local function sum(what, preset) return '\n' .. SUMS[what] .. '\n' .. preset end
 local function add(preset, amounts)
@@ -98,7 +107,10 @@ for scope = 1, 2 do
     counts[scope][POSTS] = redis.call('ZSCORE', key, stream) and count - 1 or count
     local nth = math.max(0, count - most)  -- When that one is forgotten there is room.
     local first = redis.call('ZRANGE', key, nth, nth, 'WITHSCORES')[2]
-    if first then soon = math.max(soon, tonumber(first) + MINUTE - now) end
+    local wait = first and tonumber(first) + MINUTE - now or 0
+    local rest = math.max(0, most - counts[scope][POSTS])
+    if left[POSTS] < 0 or rest < left[POSTS] then soon = wait end  -- That of the tighter one.
+    if rest == left[POSTS] then soon = math.max(soon, wait) end
   end
   for what = POSTS, COST do
     local most = bound(scope, what)
