@@ -31,9 +31,11 @@ NAMES = {
     "jwt": "a JWT",
 }
 EACH = [(kind, cookie) for kind, cookies in COOKIES.items() for cookie in cookies]
+# Not by what is in them, which tells the time: each process would have tests of its own.
+IDS = [f"{kind}-{number}" for kind, cookies in COOKIES.items() for number in range(len(cookies))]
 
 
-@pytest.mark.parametrize(("kind", "cookie"), EACH)
+@pytest.mark.parametrize(("kind", "cookie"), EACH, ids=IDS)
 def test_the_form_of_each_kind_is_seen_without_its_secret(kind: str, cookie: str) -> None:
     words = refused(kind, cookie, "2 were tried")
     form = f"it has the form of {NAMES[kind]}, signed with another secret (2 were tried)"

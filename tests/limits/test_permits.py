@@ -162,7 +162,10 @@ async def test_racing_redemptions_never_run_more_than_the_limit(
     shared_redis: RedisServer,
 ) -> None:
     script = Held()
-    async with replicas(shared_redis, script, limits={"streams": 3}) as (upstream, (a, b)):
+    async with replicas(shared_redis, script, limits={"streams": 3}, lease=10) as (
+        upstream,
+        (a, b),
+    ):
         user = somebody()
         urls = [await a.ticket(subject=user) for _ in range(20)]
 
@@ -331,6 +334,57 @@ async def test_what_runs_has_its_share_reserved(shared_redis: RedisServer) -> No
             return b'"state":"done"' in (await opened(b, late, user)).content
 
         await until(takes_it, "what was not taken is free again")
+
+
+async def test_two_hundred_racers_never_run_nor_spend_more_than_they_may(
+    shared_redis: RedisServer,
+) -> None:
+    """Each stream takes the 31 tokens that are expected of it: ten of them begin, no eleventh."""
+    running_now, most = 0, 0
+
+    async def script(call: Call) -> None:
+        nonlocal running_now, most
+        running_now += 1
+        most = max(most, running_now)
+        await call.send(OK, sse(chunk("Hel")))
+        await asyncio.sleep(0.05)  # Not for a state: so that they meet.
+        usage = json.dumps({"choices": [], "usage": USAGE}).encode()
+        running_now -= 1  # Before the end is told: from then on another may begin.
+        await call.send(sse(chunk("lo", finish="stop"), usage, b"[DONE]"))
+
+    limits = {"streams": 4, "tokens_per_day": 10 * sum(USAGE.values())}
+    # A lease that no pause of this busy process outlasts: what lapses is free, as it must be.
+    async with replicas(shared_redis, script, limits=limits, lease=10) as (upstream, (a, b)):
+        user, body = somebody(), ask(max_tokens=USAGE["completion_tokens"])
+
+        async def race(number: int) -> str:
+            served = (a, b)[number % 2]
+            while True:
+                answer = await served.post(body, subject=user)
+                if answer.status_code == 201:
+                    break
+                if answer.json()["code"] == "quota_exhausted" and spent_all(answer):
+                    return "refused"
+                await asyncio.sleep(0.05)
+            url = answer.json()["stream_url"]
+            while True:
+                seen = (await opened((a, b)[number // 2 % 2], url, user)).content
+                if b"event: end" in seen:
+                    return "failed" if b"quota_exhausted" in seen else "done"
+                await asyncio.sleep(0.05)
+
+        ends = await asyncio.gather(*map(race, range(200)))
+        assert most <= 4
+        assert ends.count("done") == len(upstream.calls) == 10
+        assert ends.count("refused") + ends.count("failed") == 190
+
+
+USAGE = {"prompt_tokens": 1, "completion_tokens": 30}
+
+
+def spent_all(answer: httpx.Response) -> bool:
+    """Whether nothing is left for the day, not only reserved."""
+    return int(answer.headers["retry-after"]) > 2
 
 
 async def test_a_cost_is_bounded_too(shared_redis: RedisServer) -> None:
