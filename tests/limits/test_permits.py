@@ -116,6 +116,13 @@ async def test_posts_beyond_the_limit_are_refused_on_all_replicas(
         assert not upstream.calls
 
 
+async def test_the_first_post_of_a_minute_tells_when_there_are_more(
+    shared_redis: RedisServer,
+) -> None:
+    async with replicas(shared_redis, Held(), 1, limits={"posts_per_minute": 1}) as (_, (a,)):
+        assert (await a.post(subject=somebody())).headers["ratelimit"] == '"posts";r=0;t=60'
+
+
 async def test_a_repeated_key_costs_no_post(shared_redis: RedisServer) -> None:
     async with replicas(shared_redis, Held(), limits={"posts_per_minute": 2}) as (_, (a, b)):
         user, key = somebody(), {"Idempotency-Key": new_id()}

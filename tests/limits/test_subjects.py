@@ -234,6 +234,26 @@ async def test_a_full_redis_still_learns_what_is_free(own_redis: RedisServer) ->
     await store.close()
 
 
+async def test_what_ran_out_lets_no_request_into_a_full_redis(own_redis: RedisServer) -> None:
+    store = RedisClient(own_redis.url)
+    records = replica(store)
+    first = await kept(records, "alice", 6 * KIB)
+    await store.call("ZADD", subject_keys("alice").until, 1, first)
+    await store.call("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(Unavailable, match="OOM"):
+        await kept(records, "alice", 2 * KIB)
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["sizes", "until"])
+async def test_bytes_of_another_kind_keep_nobody_out(store: RedisClient, kind: str) -> None:
+    records, alice = replica(store), somebody()
+    await kept(records, alice, 2 * KIB)
+    await store.call("SET", getattr(subject_keys(alice), kind), "of whoever")
+    await kept(records, alice, 3 * KIB)
+    assert await counted(store, alice) == 3 * KIB
+
+
 @pytest.mark.parametrize("megabyte", [b"x" * (MIB - 200), "😀".encode() * 262_000])
 async def test_a_megabyte_takes_no_more_than_a_third_more_of_redis(
     own_redis: RedisServer, megabyte: bytes

@@ -107,7 +107,8 @@ for scope = 1, 2 do
     counts[scope][POSTS] = redis.call('ZSCORE', key, stream) and count - 1 or count
     local nth = math.max(0, count - most)  -- When that one is forgotten there is room.
     local first = redis.call('ZRANGE', key, nth, nth, 'WITHSCORES')[2]
-    local wait = first and tonumber(first) + MINUTE - now or 0
+    local wait = kind == 'post' and MINUTE or 0  -- Else this one is the first to be forgotten.
+    if first then wait = tonumber(first) + MINUTE - now end
     local rest = math.max(0, most - counts[scope][POSTS])
     if left[POSTS] < 0 or rest < left[POSTS] then soon = wait end  -- That of the tighter one.
     if rest == left[POSTS] then soon = math.max(soon, wait) end
