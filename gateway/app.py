@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth.loading import authenticators, given
 from gateway.auth.tickets import Tickets
+from gateway.channels.message import Message, text_of
+from gateway.channels.source import ChannelSource, Sources
 from gateway.config import settings as settings_
 from gateway.config.preset_book import PresetBook
 from gateway.config.settings import Settings
@@ -120,7 +122,7 @@ class Gateway:
         )
         self.fanout = Fanout(
             self.store,
-            RecordSource(self.records),
+            Sources(RecordSource(self.records), ChannelSource(self.store, self.name)),
             grace=lambda: self.presets.shortest_grace,  # The soonest that an owner may miss them.
             heartbeat=settings.heartbeat,
             write_timeout=settings.write_timeout,
@@ -197,6 +199,25 @@ class Gateway:
         issue = self.routes.tickets.issue
         told = {"key": key, "ref": checked_ref(ref)}
         return await issue(named(subject), preset, written(body), self._path, **told)
+
+    async def push(
+        self,
+        subject: str | int,
+        event: str | None,
+        data: Any,
+        *,
+        message_id: str | None = None,
+        ttl: float | None = None,
+    ) -> str:
+        """Store a message in a user's channel, and return its id; `data` is a string, or JSON.
+
+        It does what `POST /users/{subject}/events` does. Raises Rejected and Unavailable, whose
+        `code` is the URL's.
+        """
+        self.routes.life.check()
+        publisher = self.routes.publisher
+        message = Message.of(event, text_of(data), message_id, ttl, publisher.bounds)
+        return await publisher.push(named(subject), message)
 
     async def log_out(self, subject: str | int) -> int:
         """Cancel all streams of a user on all replicas, and return how many; raises Unavailable."""

@@ -1,4 +1,4 @@
-"""The command `gateway`: serve, demo, check, streams, usage, cookie, whois, upstream, page."""
+"""The command `gateway`: what it takes from its line, and what it says."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ import click
 from starlette.routing import Mount, Router
 from starlette.types import ASGIApp
 
-from gateway import __version__, check, streams, usage
+from gateway import __version__, check, options, push, streams, usage
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
@@ -37,21 +37,6 @@ _OF_THE_DEMO = UserLimits(posts_per_minute=30, tokens_per_day=100_000)  # What i
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
 logger = logging.getLogger("gateway")
-
-
-def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option per setting, with the same table as everywhere."""
-    for row in reversed(list(settings.table())):
-        name = row.name.removeprefix(settings.PREFIX).lower()
-        default = f"  [{row.default}]" if row.default else ""
-        option = click.option(
-            "--" + name.replace("_", "-"),
-            name,
-            metavar="VALUE",
-            help=f"{row.help}{default}  ({row.name})",
-        )
-        command = option(command)
-    return command
 
 
 _host = click.option(
@@ -101,10 +86,10 @@ def main() -> None:
     show_default=True,
     help="processes; needs Redis",
 )
-@_flags
+@options.of_settings
 def serve(host: str, port: int, count: int, **flags: str | None) -> None:
     """Run the gateway. Every setting is an option here, a variable or a line of the TOML file."""
-    loaded = _load(flags)
+    loaded = options.load(flags)
     if not loaded.upstream_url and not loaded.presets:
         raise SettingsError("GATEWAY_UPSTREAM_URL: missing; the full URL of a completion endpoint")
     if loaded.embedded and count > 1:
@@ -134,7 +119,7 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
 
 @main.command("demo")
 @click.option("--port", default=8000, show_default=True, help="port of the page; taken = any free")
-@_flags
+@options.of_settings
 def demo_(port: int, **flags: str | None) -> None:
     """Show it: a page, a pretend upstream and an embedded store, in one process, loopback only."""
     with _preferred(port) as listener:
@@ -144,7 +129,7 @@ def demo_(port: int, **flags: str | None) -> None:
             "upstream_url": f"{url_of(listener)}/pretend/v1/chat/completions",
         }
         asked = {"log_level": "warning", **made_up, **given}
-        loaded = _load(asked)
+        loaded = options.load(asked)
         if loaded.limits == NONE:
             loaded = loaded.model_copy(update={"limits": _OF_THE_DEMO})
         gateway = Gateway(loaded)
@@ -188,10 +173,10 @@ def _preferred(port: int) -> socket.socket:
 
 
 @main.command("check")
-@_flags
+@options.of_settings
 def check_(**flags: str | None) -> None:
     """Say whether settings, Redis and upstream will do; exit 1 on a fault."""
-    verdicts = asyncio.run(check.verdicts(_load(flags)))
+    verdicts = asyncio.run(check.verdicts(options.load(flags)))
     for verdict in verdicts:
         click.echo(str(verdict))
     sys.exit(1 if any(verdict.fault for verdict in verdicts) else 0)
@@ -201,7 +186,7 @@ def check_(**flags: str | None) -> None:
 @click.option("--subject", metavar="S", help="list only this user's")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object a line, for scripts")
 @click.option("--cancel", metavar="ID", help="cancel this stream, whoever runs it, and list none")
-@_flags
+@options.of_settings
 def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: str | None) -> None:
     """List what runs now on all replicas, the oldest first; or cancel one.
 
@@ -217,7 +202,7 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
         raise click.UsageError("--cancel: which stream? It takes an ID of the list")
     if cancel is not None and (as_json or subject is not None):
         raise click.UsageError("--cancel goes with neither --subject nor --json")
-    loaded = _load(flags)
+    loaded = options.load(flags)
     if cancel is not None:
         report = asyncio.run(streams.cancelled(loaded, cancel))
     else:
@@ -230,7 +215,7 @@ def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: st
 @click.option("--from", "first", metavar="DAY", help="the first day, as 2026-11-28  [today]")
 @click.option("--to", "last", metavar="DAY", help="the last one  [today]")
 @click.option("--json", "as_json", is_flag=True, help="print the JSON of GET /usage")
-@_flags
+@options.of_settings
 def usage_(
     subject: str, first: str | None, last: str | None, as_json: bool, **flags: str | None
 ) -> None:
@@ -240,12 +225,42 @@ def usage_(
     are those of the file that is named. Exit code 1: Redis does not answer; 2: it is asked
     wrongly, or without GATEWAY_REDIS_URL, as nothing can be seen from outside then.
     """
-    loaded = _load(flags)
+    loaded = options.load(flags)
     try:
         days = [day_of(each) if each is not None else None for each in (first, last)]
         report = asyncio.run(usage.told(loaded, named(subject), *days, as_json=as_json))
     except Rejected as error:
         raise click.UsageError(str(error)) from None
+    _print(report)
+
+
+@main.command("push")
+@click.argument("subject")
+@click.option("--event", metavar="NAME", help="its name; else an EventSource's onmessage has it")
+@click.option("--data", required=True, metavar="TEXT", help="what it says; - reads stdin")
+@click.option("--message-id", metavar="ID", help="the same again within 24 h is stored once")
+@click.option("--ttl", type=float, metavar="S", help="seconds after which nobody is shown it")
+@options.of_settings
+def push_(
+    subject: str,
+    event: str | None,
+    data: str,
+    message_id: str | None,
+    ttl: float | None,
+    **flags: str | None,
+) -> None:
+    """Store a message in the channel of SUBJECT, and print its id.
+
+    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says. Exit code 1: Redis
+    does not answer, or has no room; 2: it is no message, or without GATEWAY_REDIS_URL no channel
+    can be reached from outside.
+    """
+    loaded = options.load(flags)
+    draft = push.Draft(event, sys.stdin.read() if data == "-" else data, message_id, ttl)
+    try:
+        report = asyncio.run(push.pushed(loaded, subject, draft))
+    except Rejected as error:
+        raise click.UsageError(f"{error.code}: {error}") from None
     _print(report)
 
 
@@ -259,10 +274,10 @@ def _print(report: Report) -> None:
 
 @main.command("cookie")
 @click.argument("subject")
-@_flags
+@options.of_settings
 def cookie_(subject: str, **flags: str | None) -> None:
     """Print NAME=VALUE of a valid `signed` cookie of SUBJECT, for curl."""
-    signer = signed_cookie(_load(flags))
+    signer = signed_cookie(options.load(flags))
     if usable(subject) is None:
         raise SettingsError("SUBJECT: 1 to 256 printable characters")
     click.echo(f"{signer.cookie}={signer.sign(subject)}")
@@ -270,10 +285,10 @@ def cookie_(subject: str, **flags: str | None) -> None:
 
 @main.command("whois")
 @click.argument("cookie", metavar="NAME=VALUE")
-@_flags
+@options.of_settings
 def whois_(cookie: str, **flags: str | None) -> None:
     """Say whom each authenticator sees in a cookie, or why nobody; exit 1 if none sees anybody."""
-    known, lines = asyncio.run(whois(_load(flags), cookie))
+    known, lines = asyncio.run(whois(options.load(flags), cookie))
     for line in lines:
         click.echo(one_line(line))
     sys.exit(0 if known else 1)
@@ -315,29 +330,14 @@ def upstream_(host: str, port: int, **given: Any) -> None:
 @main.command("page")
 @_host
 @click.option("--port", default=8002, show_default=True, help="port to listen on; 0 = any free")
-@_flags
+@options.of_settings
 def page_(host: str, port: int, **flags: str | None) -> None:
     """Run the demo page alone, for a proxy that has the gateway beside it. Lets anybody in."""
-    loaded = _load(flags)
+    loaded = options.load(flags)
     app = Router(page(_sessions(loaded), prefix=loaded.prefix))
     with bind(host, port) as listener:
         ready = f"demo page listening on {url_of(listener)}"
         run(app, listener, level=loaded.log_level, ready=ready)
-
-
-def _load(flags: dict[str, Any]) -> Settings:
-    loaded = settings.load(flags)
-    logging.basicConfig(
-        level=loaded.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs every request with its URL.
-    typed = click.get_current_context().params  # Not what the demo makes up.
-    secret = {name: value for name, value in typed.items() if name in Settings.model_fields}
-    for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
-        logger.warning("%s", hint)
-    return loaded
 
 
 def _self() -> Sequence[str]:

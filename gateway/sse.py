@@ -52,6 +52,11 @@ def after(frames: bytes, event_id: bytes) -> bytes:
     return frames.partition(b"\nid: %s\n\n" % event_id)[2]
 
 
+def position(event_id: bytes) -> bytes:
+    """Return a block that is no event, and from which a browser has the id to go on from."""
+    return b"id: %s\n\n" % event_id
+
+
 def comment(words: bytes) -> bytes:
     """Return a line that nobody takes for an event's."""
     return b": %s\n" % words

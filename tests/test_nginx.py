@@ -294,7 +294,7 @@ async def test_while_no_replica_answers_an_eventsource_is_told_to_come_back(
 ) -> None:
     with nginx(tmp_path, REFUSED) as server:
         async with server.client() as http:
-            for path in ("/stream?ticket=t", "/stream"):
+            for path in ("/stream?ticket=t", "/stream", "/events"):
                 answers = [await http.get(path, headers=STREAM) for _ in range(40)]
                 assert {each.status_code for each in answers} == {200}
                 assert {each.headers["content-type"] for each in answers} == {
@@ -608,6 +608,7 @@ OURS = [
     "/stream",
     "/stream/cancel",
     "/completion",
+    "/events",
     "/usage",
     "/healthz",
     "/readyz",
@@ -616,7 +617,7 @@ THEIRS = [
     *(
         "/",
         "/metrics",
-        "/events",
+        "/events/",
         "/usage/",
         "/usages",
         "/users/bob",
@@ -659,6 +660,23 @@ async def test_only_the_gateways_own_urls_are_taken_from_the_app(
                 for path in theirs:
                     assert (await http.get(f"{path}?ticket=t")).text == "of the app", path
     assert taken == [prefix + each for each in OURS]
+
+
+async def test_a_channel_is_watched_through_nginx_and_written_to_from_inside_alone(
+    shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    token, user = "a-token-of-the-tests", new_id()
+    pushed, headers = {"data": "from inside"}, {"Authorization": f"Bearer {token}"}
+    async with running(redis_url=shared_redis.url, service_tokens=token) as gate:
+        with nginx(tmp_path, httpx.URL(gate.url).port or 0) as server:
+            async with server.client() as http:
+                for path in ("/events", f"/users/{user}/events"):
+                    answer = await http.post(path, json=pushed, headers=headers)
+                    assert problem(answer) == (404, "not_found")
+                answer = await gate.http.post(f"/users/{user}/events", json=pushed, headers=headers)
+                own, enough = gate.cookie(user), at_least(1)
+                got = await read(http, "/events?from=start", headers=own, enough=enough)
+    assert (got.data, got.ids) == ([b"from inside"], [answer.json()["id"]])
 
 
 async def test_no_spelling_of_a_path_reaches_what_is_kept_closed(tmp_path: Path) -> None:

@@ -146,6 +146,10 @@ class Settings(BaseModel):
     subject_viewers: Count = Field(
         5000, description="open streams of one user in one process; 0 = no bound"
     )
+    events_keep: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        1000, description="messages kept in the channel of one user"
+    )
+    events_ttl: Seconds = Field(86400, description="and for how long")
     store_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="part of Redis's maxmemory that new tickets may fill; 1 = all"
     )

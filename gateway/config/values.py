@@ -67,6 +67,8 @@ class Values(TypedDict, total=False):
     subject_bytes: int
     subject_streams: int
     subject_viewers: int
+    events_keep: int
+    events_ttl: float
     store_share: float
     upstream_connect: float
     upstream_first_byte: float

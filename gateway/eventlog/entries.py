@@ -37,6 +37,10 @@ class EventId(NamedTuple):
         return f"{self.epoch}-{self.seq}"
 
 
+NOTHING = EventId(0, 0)  # Before anything was ever logged.
+END = EventId(_MAX_ID - 1, _MAX_ID - 1)  # After all that is logged now.
+
+
 class EntryBatch(NamedTuple):
     """A number of events that arrived together; `state` is the end, in the last entry only."""
 

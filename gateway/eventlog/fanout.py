@@ -15,14 +15,16 @@ from contextlib import suppress
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Source
-from gateway.eventlog.entries import EntryBatch, EventId
+from gateway.eventlog.channel import ChannelTail
+from gateway.eventlog.entries import END, NOTHING, EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
 from gateway.eventlog.reader import Page, likely, read
 from gateway.eventlog.tail import Tail
-from gateway.eventlog.viewer import Viewer
+from gateway.eventlog.viewer import ChannelViewer, Viewer
 from gateway.sse import Event, parse
 from gateway.store.client import RedisClient
+from gateway.store.keys import is_channel
 from gateway.store.node import Node
 from gateway.store.per_node import PerNodeTasks
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
@@ -120,8 +122,8 @@ class Fanout:
         `owner` is the replica that runs the stream, "" if it has ended; `subject` whose it is, and
         `issued` when it was asked for, in milliseconds of Redis's clock.
         """
-        tail = await self._brought_up(stream_id, owner, subject)
-        viewer = Viewer(tail, event_id)
+        tail = await self._brought_up(stream_id, owner, event_id, subject)
+        viewer = (ChannelViewer if is_channel(stream_id) else Viewer)(tail, event_id)
         tail.viewers.add(viewer)
         tail.subject = tail.subject or subject
         tail.issued = tail.issued or issued
@@ -131,16 +133,22 @@ class Fanout:
             viewer.leave()
         return viewer
 
-    async def _brought_up(self, stream_id: str, owner: str, subject: str) -> Tail:
+    async def _brought_up(
+        self, stream_id: str, owner: str, event_id: EventId | None, subject: str
+    ) -> Tail:
         """Return a tail that knows where the log ends: an event id is judged by it."""
         while True:
-            new = Tail(stream_id, local=False, subject=subject, pages=self._pages)
+            kind = ChannelTail if is_channel(stream_id) else Tail
+            new = kind(stream_id, local=False, subject=subject, pages=self._pages)
             tail = self._tails.get(stream_id) or new
             if not tail.local and not tail.ended:
                 tail.owner = owner or tail.owner
-                if tail.owner:  # Before the first byte: the owner may be waiting.
+                if tail.announced:  # Before the first byte: the owner may be waiting.
                     await self._fetcher_of(stream_id).show_presence([tail])
                 await self._load(tail)
+                seen = event_id if is_channel(stream_id) else None
+                if (tail.last or NOTHING) < (seen or NOTHING) < END:
+                    await self._rest(tail)  # It was shown more, since the look that it shared.
             # Meanwhile the sweep may have dropped it, or a run begun another.
             if self._tails.setdefault(stream_id, tail) is tail:
                 return tail
@@ -152,7 +160,7 @@ class Fanout:
         tail.idle_since = clock.now()
         self.viewers -= 1
         self._telemetry.viewer_closed()
-        if tail.owner and not tail.local and not tail.viewers:
+        if tail.announced and not tail.local and not tail.viewers:
             self._fetcher_of(tail.stream_id).leave(tail.stream_id)
 
     def mark(self, stream_ids: Iterable[str]) -> None:
@@ -169,7 +177,8 @@ class Fanout:
 
     def watched(self) -> dict[str, int]:
         """Return how many viewers each stream has here, of those that have any."""
-        return {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+        watched = {name: len(tail.viewers) for name, tail in self._tails.items() if tail.viewers}
+        return {name: count for name, count in watched.items() if not is_channel(name)}
 
     def owners(self) -> dict[str, list[str]]:
         """Return the replicas that run what is watched here, with the streams."""
@@ -223,7 +232,7 @@ class Fanout:
     async def _load(self, tail: Tail) -> None:
         """Bring a tail up to the end of its log; viewers who come at once read it once."""
         if tail.last is None:
-            page = await self._page(tail, None, _PATIENCE)
+            page = await self._page(tail, tail.start, _PATIENCE)
             if page is None:
                 raise Unavailable("overloaded")
             if not tail.local and tail.last is None:

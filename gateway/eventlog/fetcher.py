@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Fate, Source
-from gateway.eventlog.entries import EntryBatch
+from gateway.eventlog.entries import NOTHING, EntryBatch
 from gateway.eventlog.reader import likely, read, read_page
 from gateway.eventlog.tail import Tail
 from gateway.store.client import RedisClient
@@ -121,7 +121,8 @@ class Fetcher:
 
     async def compare(self, tail: Tail, news: Sequence[EntryBatch]) -> None:
         """Look, where its owner is a new one, at the whole log before `news` of it are shown."""
-        if news and tail.last and news[-1].last.epoch != tail.last.epoch:
+        known = tail.last if tail.last != NOTHING else None
+        if news and known and news[-1].last.epoch != known.epoch:
             await self._look_at_all(tail)
 
     async def _look_at_all(self, tail: Tail) -> None:

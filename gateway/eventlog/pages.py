@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.eventlog.entries import EventId
-from gateway.eventlog.reader import Page, read_page
+from gateway.eventlog.reader import Page, read_channel, read_page
 from gateway.store.client import RedisClient
+from gateway.store.keys import is_channel
 from gateway.tasks import Tasks
 
 _AT_ONCE = 4  # Pages read at the same time, of all streams.
@@ -79,6 +80,8 @@ class Pages:
 
     async def _load(self, key: Key, subject: str) -> Page:
         async with self._turns.of(subject):
+            if is_channel(key[0]):  # What it has runs out: who comes later reads it anew.
+                return await read_channel(self._store, *key)
             page = await read_page(self._store, *key)
         if page.more or key[1] is not None:  # A whole log is what its tail begins with.
             self._keep(key, page)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gateway.errors import Unavailable
-from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.eventlog.entries import END, NOTHING, EntryBatch, EntryBatches, EventId
 from gateway.store.client import RedisClient
-from gateway.store.keys import log_key
+from gateway.store.keys import channel_key, log_key
 
 PAGE = 128 * 1024  # Bytes read at once, or one entry if that is larger.
 WEIGHT = 200  # Of an entry beside its frames, once it is in memory here.
 
+_OF_CHANNEL = 32 * 1024  # Bytes of a channel read at once: its viewers hold what they read.
 _MOST = 500  # Entries fetched at once.
 
 
@@ -59,15 +60,39 @@ async def read(
     return [[_entry(*item) for item in reply] for reply in replies]
 
 
-async def read_page(store: RedisClient, stream_id: str, at: EventId | None) -> Page:
+async def read_page(
+    store: RedisClient, stream_id: str, at: EventId | None, size: int = PAGE
+) -> Page:
     """Return a log from an event id on, or from its start; raises Unavailable."""
-    args = [str(at) if at else "", PAGE, WEIGHT]
+    args = [str(at) if at else "", size, WEIGHT]
     entries, more, *rest = await store.script("read", [log_key(stream_id)], args, large=True)
     page = Page(EntryBatches(_entry(*each) for each in entries), bool(more))
     if not rest:
         return page
     last, *before = (_entry(*each) for each in rest[0])
     return page._replace(last=last, base=before[0].last if before else None)
+
+
+async def read_channel(store: RedisClient, channel: str, at: EventId | None) -> Page:
+    """Return a channel's log from an event id on, or only where it ends; raises Unavailable.
+
+    The `base` of a page without entries is where the channel ended before that was read.
+    """
+    if at != END:
+        page = await read_page(store, channel, at, _OF_CHANNEL)
+        if page.entries:
+            return page
+    (last,) = await last_of(store, [channel])
+    if at == END:
+        return Page(EntryBatches([EntryBatch(last or NOTHING, 0, b"")]), more=False)
+    page = await read_page(store, channel, at, _OF_CHANNEL)
+    return page if page.entries else page._replace(base=last)
+
+
+async def last_of(store: RedisClient, channels: Sequence[str]) -> list[EventId | None]:
+    """Return the ids of the last messages of channels, None where none is known."""
+    replies = await store.calls(["HGET", channel_key(each), "id"] for each in channels)
+    return [EventId.parse(reply.decode()) if reply else None for reply in replies]
 
 
 async def read_all(store: RedisClient, stream_id: str) -> list[EntryBatch]:
@@ -85,5 +110,5 @@ async def read_all(store: RedisClient, stream_id: str) -> list[EntryBatch]:
 def _entry(entry_id: bytes, fields: list[bytes]) -> EntryBatch:
     epoch, _, seq = entry_id.partition(b"-")
     number, frames, *end = fields
-    state = end[1].decode() if end else ""
+    state = end[1].decode() if end and end[0] == b"end" else ""
     return EntryBatch(EventId(int(epoch), int(seq)), int(number), frames, state)

@@ -20,6 +20,10 @@ class Watcher(Protocol):
     """Who looks at a tail."""
 
     @property
+    def behind(self) -> bool:
+        """Whether they read pages instead."""
+
+    @property
     def passed(self) -> int:
         """How many of its entries they need no more."""
 
@@ -48,6 +52,8 @@ class Tail:
     `base` is the event id before the first entry that is here, None if that begins the log.
     """
 
+    start: EventId | None = None  # From where on a log is read first.
+
     def __init__(
         self,
         stream_id: str,
@@ -75,6 +81,11 @@ class Tail:
     def last(self) -> EventId | None:
         """The id of the last event that is known."""
         return self.entries[-1].last if self.entries else None
+
+    @property
+    def announced(self) -> bool:
+        """Whether somebody elsewhere is to know that it is watched."""
+        return bool(self.owner)
 
     @property
     def ended(self) -> bool:

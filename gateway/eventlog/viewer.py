@@ -12,7 +12,16 @@ import json
 from collections.abc import Callable, Sequence
 
 from gateway import clock
-from gateway.eventlog.entries import Cursor, EntryBatch, EntryBatches, EventId, seek, start_of
+from gateway.eventlog.entries import (
+    END,
+    NOTHING,
+    Cursor,
+    EntryBatch,
+    EntryBatches,
+    EventId,
+    seek,
+    start_of,
+)
 from gateway.eventlog.reader import Page
 from gateway.eventlog.tail import Tail
 from gateway.sse import HEARTBEAT, encode
@@ -86,6 +95,11 @@ class Viewer:
         if self._behind:
             return not self.lagging
         return self._index < len(self.tail.entries)
+
+    @property
+    def behind(self) -> bool:
+        """Whether it reads pages instead of the tail."""
+        return self._behind
 
     @property
     def lagging(self) -> bool:
@@ -281,6 +295,48 @@ class Viewer:
         elif now - self._heard >= heartbeat:
             self._heartbeat_due = True
             self.wake()
+
+
+class ChannelViewer(Viewer):
+    """A viewer of a channel, from an event on, or from where the channel ends now."""
+
+    __slots__ = ()
+
+    def __init__(self, tail: Tail, event_id: EventId | None) -> None:
+        super().__init__(tail, tail.last if event_id == END else event_id)
+        if event_id is not None and tail.last is not None and tail.last < event_id < END:
+            self.miss(event_id)  # The log is another: to wait for it to get there misses messages.
+
+    def sending(self) -> None:
+        """Note that bytes are on their way; a page read again may begin elsewhere, so it stays."""
+        self.sending_since = clock.now()
+
+    def _judge(self) -> None:
+        page = self._page
+        end = (page.base if page else None) or NOTHING
+        if self._judged or page is None or page.entries or end == NOTHING != self.tail.base:
+            super()._judge()
+            self._check_rest()
+            return
+        missed = self._wanted if self._gap else self._at
+        self._go_on(end)  # All there was before has run out.
+        if missed is not None:
+            self._gap, self._wanted = True, missed
+
+    def _check_rest(self) -> None:
+        """Go if the message that it is in the midst of ran out: its rest is not to be had."""
+        source = self._source()
+        if not self._offset or source is None:
+            return
+        if self._index >= len(source) or len(source.frames(self._index)) < self._offset:
+            self.break_off()
+            self._go_on(self._at)
+
+    def _take_gap(self, entries: Sequence[EntryBatch]) -> bytes:
+        if self._wanted == NOTHING and entries and start_of(entries).seq == 0:
+            self._gap = False  # What came first is all there.
+            return b""
+        return super()._take_gap(entries)
 
 
 def _end(frames: bytes, start: int, room: int) -> int:

@@ -67,17 +67,21 @@ class Redemption:
         record = await self._record(ticket, subject, wanted)
         if record is None or (wanted and wanted == record.end_id):
             return NothingMore()
-        if self._draining():
-            raise Unavailable("draining")
-        if self._fanout.viewers >= self._registry.most:
-            raise Unavailable("overloaded")  # Before anything is paid for that it could not show.
-        seat, viewer = self._limits.seat(subject), None
+        seat, viewer = self.seat(subject), None  # Before anything is paid for that none could show.
         try:
             viewer = await self._viewer(record, wanted)
         finally:
             if viewer is None:
                 seat()
         return Opened(viewer, seat, record.protocol) if viewer else NothingMore()
+
+    def seat(self, subject: str) -> Seat:
+        """Return a subject's place for one more viewer; raises Unavailable."""
+        if self._draining():
+            raise Unavailable("draining")
+        if self._fanout.viewers >= self._registry.most:
+            raise Unavailable("overloaded")
+        return self._limits.seat(subject)
 
     async def record(self, ticket: Ticket, subject: str) -> Record:
         """Return a ticket's record.

@@ -12,6 +12,7 @@ DATASET_ID = "gw:marker"  # With the tag of a server.
 HEARTBEATS = "gw:beats"  # With the tag of a quorum copy.
 
 DAY = 86_400_000  # In milliseconds, as all times here.
+_CHANNEL = "channel."
 _NAMED = 1 << 32  # More than any count of heartbeats.
 
 
@@ -33,6 +34,33 @@ def log_key(stream_id: str) -> str:
 def presence_key(stream_id: str) -> str:
     """Return the key that says that somebody on another replica watches a stream."""
     return f"gw:{{{stream_id}}}:presence"
+
+
+def channel_id(subject: str) -> str:
+    """Return the id of a subject's channel, which is that of no stream."""
+    tag = hashlib.sha256(f"channel {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return _CHANNEL + tag
+
+
+def is_channel(stream_id: str) -> bool:
+    """Whether an id is that of a channel."""
+    return stream_id.startswith(_CHANNEL)
+
+
+def channel_key(channel: str) -> str:
+    """Return the key of what is known of a channel beside its messages: where it ends."""
+    return f"gw:{{{channel}}}:channel"
+
+
+def watchers_key(channel: str) -> str:
+    """Return the key of the replicas that watch a channel."""
+    return f"gw:{{{channel}}}:watchers"
+
+
+def message_key(channel: str, message_id: str) -> str:
+    """Return the key that says that a message is stored."""
+    name = hashlib.sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"gw:{{{channel}}}:message:{name}"
 
 
 def asked_key(name: str) -> str:

@@ -64,6 +64,13 @@ class RequestBody:
             _utf8(f"{{{','.join(parts)}}}"), hashlib.sha256(same).hexdigest()[:32]
         )
 
+    def text_of(self, name: str) -> str:
+        """Return a member as it was written, without half surrogate pairs; raises Rejected."""
+        try:
+            return _utf8(self._text(name, self.values[name])).decode()
+        except (ValueError, RecursionError) as error:
+            raise _no_json(error) from None
+
     def instead(self, preset: Preset) -> PreparedRequest:
         """Return the request that a fallback makes of it: of its own model, if it must."""
         if preset.models and self.values.get("model") not in preset.models:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from gateway.auth.chain import Chain
 from gateway.auth.service import ServiceTokens
 from gateway.auth.tickets import Tickets
+from gateway.channels.publisher import publisher
 from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
@@ -23,6 +24,7 @@ from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
+from gateway.web.events import ChannelEndpoints
 from gateway.web.health import HealthEndpoints
 from gateway.web.life import Life
 from gateway.web.mount import Mount
@@ -70,6 +72,10 @@ class Routes:
         self.statements = Statements(limits.ledger, limits.permits, presets)
         self._usage = UsageEndpoints(guards, self.statements)
         self._users = UserEndpoints(service, self.tickets, self._usage, supervisor.logout)
+        self.publisher = publisher(settings, records.store)
+        self._channels = ChannelEndpoints(
+            guards, redemption, fanout, self._retry, service, self.publisher
+        )
         self._health = HealthEndpoints(records, self.life)
 
     def exact(self) -> dict[str, ASGIApp]:
@@ -79,6 +85,7 @@ class Routes:
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
             "/completion": self._methods(GET=self._completion.get),
+            "/events": self._methods(GET=self._channels.watch, POST=self._channels.push_all),
             "/usage": self._methods(GET=self._usage.own),
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),
             "/readyz": self._methods(GET=self._health.ready, HEAD=self._health.ready),
@@ -93,6 +100,7 @@ class Routes:
             "tickets": self._methods(POST=self._users.create),
             "streams": self._methods(DELETE=self._users.log_out),
             "usage": self._methods(GET=self._users.usage),
+            "events": self._methods(POST=self._channels.push),
         }
         users = UserPaths(self._mount.paths(""), of_users, self.fallback())
         return [

@@ -4,7 +4,18 @@
 -- ARGV: 1 position, '' for the start, 2 bytes, 3 bytes that count for each entry beside its own
 -- Returns {entries, 0}, or {entries, 1, the log's last two entries, the former without frames} if
 -- there may be more. First, without frames, comes the last entry that is not after the position, if
--- there is one: it tells whether the log knows the position.
+-- there is one: it tells whether the log knows the position. Of a message that has run out only the
+-- id is told.
+local now
+local function shown(each)
+  if each[2][3] ~= 'until' then return each end
+  if not now then
+    local t = redis.call('TIME')
+    now = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  if tonumber(each[2][4]) <= now then each[2][2] = '' end
+  return each
+end
 local limit, extra = tonumber(ARGV[2]), tonumber(ARGV[3])
 local entries, size, from, count = {}, 0, '-', 1
 if ARGV[1] ~= '' then
@@ -19,7 +30,7 @@ while size < limit do
   local before, taken = size, 0
   for _, each in ipairs(batch) do
     if size >= limit then break end
-    entries[#entries + 1] = each
+    entries[#entries + 1] = shown(each)
     size, taken = size + #each[2][2] + extra, taken + 1
   end
   if taken == #batch and taken < count then return {entries, 0} end
@@ -29,5 +40,6 @@ while size < limit do
   count = math.max(1, math.min(16, math.floor((limit - size) * taken / (size - before))))
 end
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 2)
+shown(last[1])
 if last[2] then last[2][2][2] = '' end
 return {entries, 1, last}
