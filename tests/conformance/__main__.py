@@ -16,6 +16,7 @@ import httpx
 from tests.conformance import (  # noqa: F401 (each adds its promises)
     answers,
     callers,
+    channels,
     pages,
     reconnects,
     repeats,
