@@ -54,11 +54,12 @@ async def test_an_end_is_booked_as_the_upstream_told_it_once_it_is_seen(
         scripted(tells) as upstream,
         running(redis_url=shared_redis.url, upstream_url=upstream.url, presets=PRICED) as served,
     ):
+        user = new_id()
         for _ in range(3):
-            url = await served.ticket(ask(model="small"), subject="bob")
-            got = await served.http.get(url, headers=served.cookie("bob"))
+            url = await served.ticket(ask(model="small"), subject=user)
+            got = await served.http.get(url, headers=served.cookie(user))
             assert b'"state":"done"' in got.content
-        (row,) = await rows(served, "bob")
+        (row,) = await rows(served, user)
         assert row[1:] == ("default", "small", 3, 33, 15, 0, 0, 3 * (22_000 + 20_000))
 
 
@@ -116,9 +117,11 @@ async def test_the_days_of_a_user_expire(shared_redis: RedisServer) -> None:
         scripted(tells) as upstream,
         running(redis_url=shared_redis.url, upstream_url=upstream.url) as served,
     ):
-        await served.read(await served.ticket(subject="alice"))
-        (row,) = await rows(served)
-        keys = subject_keys("alice")
+        user = new_id()
+        url = await served.ticket(subject=user)
+        await served.http.get(url, headers=served.cookie(user))
+        (row,) = await rows(served, user)
+        keys = subject_keys(user)
         for key in (keys.usage(row.day), keys.today, keys.booked):
             assert 0 < await served.gateway.store.call("PTTL", key) <= 36 * 86_400_000
 

@@ -154,7 +154,7 @@ def test_thoughts_that_are_counted_in_the_total_alone_are_of_the_completion() ->
 def test_tokens_that_were_not_told_are_estimated() -> None:
     words = chunk("Hel"), chunk("lo")
     assert told_by(*words).tokens == (None, 2, None, 2)
-    assert told_by(*words, of(usage={"prompt_tokens": 7})).tokens == (7, 2, None, True)
+    assert told_by(*words, of(usage={"prompt_tokens": 7})).tokens == (7, 2, None, 2)
     assert told_by(*words, of(usage={"completion_tokens": 9})).tokens == (None, 9, None, False)
     assert not told_by().tokens.known
 
