@@ -75,7 +75,7 @@ UNAVAILABLE = {
     "too_many_streams": "Too many of your streams are running",
     "too_many_viewers": "Too many of your streams are open",
     "rate_limited": "You ask too often",
-    "quota_exhausted": "You have nothing left for today",
+    "quota_exhausted": "What you may spend today is spent, or taken by what runs",
 }
 
 # What passes when the caller has less of it: 429, not 503.

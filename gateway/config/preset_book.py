@@ -70,18 +70,20 @@ class PresetBook:
 
     def _replace(self, new: Settings) -> None:
         before, after = self._presets, _filled(self.settings, new.presets)
+        limits = "; [limits] changed" if new.limits != self._limits else ""
         for name in new.presets:
             if not after[name].url:
                 why = "no url, and a new upstream_url needs a restart"
                 raise SettingsError(f"presets.{name}: {why}")
         self._take(after, new.limits)
         self._reach()
-        logger.warning("SIGHUP: the presets were read again: %s", _difference(before, after))
+        changes = _difference(before, after) + limits
+        logger.warning("SIGHUP: the presets were read again: %s", changes)
         if fixed := _others(self.settings, new):
             logger.warning("SIGHUP: changed too, and needs a restart: %s", ", ".join(fixed))
 
     def _take(self, presets: dict[str, Preset], limits: UserLimits) -> None:
-        self._presets = presets
+        self._presets, self._limits = presets, limits
         self._bounds = {name: Bounds(limits, each.limits) for name, each in presets.items()}
         self._unnamed = Bounds(limits)  # Of a preset that went while its streams ran.
 

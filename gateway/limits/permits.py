@@ -128,21 +128,21 @@ def refused(reply: list[Any], bounds: Bounds) -> Unavailable | None:
     """Return why the script refused, None if it did not."""
     if reply[0]:
         return None
+    left = left_of(reply)
     error = _REFUSALS[reply[1]]()
-    error.headers = {"Retry-After": str(_seconds(reply[2])), **left_of(reply).headers(bounds)}
+    spent = [name for name, value in left.told().items() if not value and name in _OF_A_DAY]
+    if error.code == "quota_exhausted" and spent:
+        error.detail += f" ({', '.join(spent)})"
+    error.headers = {"Retry-After": str(_seconds(reply[2])), **left.headers(bounds)}
     return error
 
 
-def _reserved() -> Unavailable:
-    words = "All that may be spent today is taken by what runs."
-    return Unavailable("quota_exhausted", words)
-
-
+_OF_A_DAY = frozenset(("tokens_per_day", "cost_per_day"))
 _REFUSALS: dict[bytes, Callable[[], Unavailable]] = {
     b"rate_limited": lambda: Unavailable("rate_limited", "Too many within a minute."),
     b"too_many_streams": lambda: Unavailable("too_many_streams", "Wait for one, or cancel one."),
-    b"quota_exhausted": lambda: Unavailable("quota_exhausted", "What a day allows is spent."),
-    b"quota_reserved": _reserved,
+    b"quota_exhausted": lambda: Unavailable("quota_exhausted", "What a day allows is spent"),
+    b"quota_reserved": lambda: Unavailable("quota_exhausted", "What runs may take all the rest"),
 }
 
 

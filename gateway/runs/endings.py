@@ -104,7 +104,8 @@ def ending_events(
     if ending.failure is not None:
         last.insert(0, Event(_json(ending.failure), b"failure"))
     cancelled = Event(_json({"state": "cancelled", **result}), b"end")
-    return last, cancelled, _json(result)
+    kept = result if ending.failure is None else {**result, "failure": ending.failure}
+    return last, cancelled, _json(kept)  # For who asks for the answer and never sees events.
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -94,6 +94,11 @@ class Run:
         log.on_fence = self._fenced
 
     @property
+    def made(self) -> int:
+        """The requests that were sent for it, or may have been."""
+        return self._before + self.sent
+
+    @property
     def active(self) -> bool:
         """Whether its end is not stored yet."""
         return self.finished_at is None
@@ -172,8 +177,7 @@ class Run:
         broken = None  # It points at this frame, and this at the run: a circle.
         if self.log.fenced:
             raise Fenced(self.log.stream_id)
-        attempts = self._before + self.sent
-        events, cancelled, result = ending_events(ending, self._completion, attempts, bill)
+        events, cancelled, result = ending_events(ending, self._completion, self.made, bill)
         ends = (ending.of(self.log), events, cancelled, result)
         state = await self.log.seal(*ends, spent(self.log.fields, bill))
         if not self.intake.whole and protocol_of(self.preset).keeps(self.preset):

@@ -147,7 +147,7 @@ class RunSupervisor:
             state = await run.main(source, permit, self._plan(run), self._abandon)
             self._registry.ended(run, state)  # Before any wait: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
-            logger.log(level, "%s: %s after %d %s", stream_id, state, run.attempts, run.why)
+            logger.log(level, "%s: %s after %d %s", stream_id, state, run.made, run.why)
             await self._limits.ledger.booked(stream_id)  # Until then its list has to name it.
             await self._leave(stream_id)
         except Fenced:

@@ -61,6 +61,7 @@ class CompletionEndpoint:
             "preset": result.get("preset", record.preset),
             "last_event_id": answer.last_id,
             "attempts": result.get("attempts", record.attempts),
+            **_failure(record, result),
             **({"ref": record.ref} if record.ref else {}),
         }
         return LongReply(LongText(data, "text", answer.text), self._write_timeout)
@@ -97,6 +98,12 @@ class CompletionEndpoint:
             pass
         finally:
             leaving.cancel()
+
+
+def _failure(record: Record, result: dict[str, Any]) -> dict[str, Any]:
+    """Return what went wrong; a cancel that came first has the last word."""
+    wrong = record.state not in ("done", "cancelled")
+    return {"failure": result["failure"]} if wrong and "failure" in result else {}
 
 
 async def _left(request: Request, viewer: Viewer) -> None:

@@ -311,7 +311,9 @@ async def test_who_has_spent_all_asks_no_further_one(shared_redis: RedisServer) 
         late = (await opened(b, second, user)).content
         assert b'event: failure\ndata: {"code":"quota_exhausted"' in late
         assert b'"state":"failed"' in late
-        assert 1 <= refused(await b.post(subject=user), "quota_exhausted") <= 86_400
+        told = await b.post(subject=user)
+        assert 1 <= refused(told, "quota_exhausted") <= 86_400
+        assert told.json()["detail"] == "What a day allows is spent (tokens_per_day)"
         assert len(upstream.calls) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import Rejected
 from tests.limits.test_permits import Held, replicas
-from tests.support import RedisServer, Served, ask, running, scripted, until, whole
+from tests.support import Call, RedisServer, Served, ask, running, scripted, until, whole
 
 REF = "chat 7, answer 3"
 
@@ -96,3 +96,14 @@ async def test_a_name_that_is_none_stores_nothing(ref: str) -> None:
     async with scripted(whole) as upstream, running(upstream_url=upstream.url) as served:
         answer = await served.post(**{"X-Stream-Ref": ref})
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_ref")
+
+
+async def test_who_never_sees_events_is_told_why_an_answer_failed(
+    shared_redis: RedisServer,
+) -> None:
+    async def refuses(call: Call) -> None:
+        await call.send(b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n")
+
+    async with replicas(shared_redis, refuses, 1) as (_, (a,)):
+        got = await completion(a, await a.ticket(), "&wait=20&start=1")
+        assert (got["state"], got["failure"]["code"]) == ("failed", "upstream_refused")
