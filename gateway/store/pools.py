@@ -13,6 +13,7 @@ What is wrong is said without what was given, as that may be a part of a passwor
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -80,7 +81,7 @@ class Address:
             return ConnectionPool(connection_class=fake, server=FakeServer(), protocol=2)
         if self.kind != "sentinel":
             return ConnectionPool(**_ours(self.options))
-        manager = Sentinel([])  # type: ignore[no-untyped-call]
+        manager = SentinelManager([])  # type: ignore[no-untyped-call]
         manager.sentinels = [Redis.from_pool(self._asked(*each)) for each in self.hosts]
         given = _ours(self.options)
         given["ssl"] = given.pop("connection_class") is SSLConnection
@@ -99,6 +100,22 @@ class Address:
     def sentinel(self, host: str, port: int) -> ConnectionPool:
         """Return the connections to one of the Sentinels."""
         return ConnectionPool(**_ours({**self.asking, "host": host, "port": port}))
+
+
+class SentinelManager(Sentinel):
+    """Those who know the master; each question goes through a list of its own.
+
+    redis-py moves who answered to the front of one list for all: two questions at once leave it
+    twice there, and another one never asked again, nor closed.
+    """
+
+    async def discover_master(self, service_name: str) -> Any:
+        """Return host and port of the master; raises MasterNotFoundError."""
+        asking = copy(self)
+        asking.sentinels = list(self.sentinels)
+        found = await super(SentinelManager, asking).discover_master(service_name)
+        self.sentinels = asking.sentinels
+        return found
 
 
 def _ours(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """A master that dies, hangs or is replaced costs no stream anything: real nodes, real Sentinels."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.check import verdicts
 from gateway.errors import Unavailable
 from gateway.store.client import RedisClient
+from gateway.store.pools import SentinelManager
 from tests.sentinels import NAME, Sentinels, Tls, Watcher, ask, sentinels
 from tests.support import (
     RedisServer,
@@ -190,3 +194,28 @@ async def _answers(url: str) -> bool:
         return False  # It has not seen the master yet.
     finally:
         await store.close()
+
+
+class Asked:
+    """A Sentinel of redis-py's, as far as a discovery asks it."""
+
+    def __init__(self, knows: bool) -> None:
+        self._knows = knows
+
+    async def sentinel_masters(self) -> dict[str, Any]:
+        """Tell of the masters, after others had their turn."""
+        await asyncio.sleep(0)
+        if not self._knows:
+            raise RedisConnectionError("away")
+        flags = {"is_master": True, "is_sdown": False, "is_odown": False, "num-other-sentinels": 2}
+        return {"main": {"ip": "10.0.0.1", "port": 6379, **flags}}
+
+
+async def test_questions_at_once_lose_no_sentinel() -> None:
+    manager: Any = SentinelManager([])  # type: ignore[no-untyped-call]
+    all_of_them = [Asked(False), Asked(True), Asked(True)]
+    manager.sentinels = list(all_of_them)
+    found = await asyncio.gather(*(manager.discover_master("main") for _ in range(3)))
+    assert found == [("10.0.0.1", 6379)] * 3
+    assert manager.sentinels[0] is all_of_them[1]
+    assert {*manager.sentinels} == {*all_of_them}
