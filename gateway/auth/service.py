@@ -23,6 +23,13 @@ class ServiceTokens:
             reason = "bad_cookie" if any(lines) else "no_cookie"
             raise Rejected("not_authenticated", told, more, reason=reason)
 
+    def owner(self, headers: Mapping[str, str]) -> str:
+        """Return a name for who has the token that is sent, "" where none of them is."""
+        lines = different_lines(headers, "authorization")
+        if len(lines) != 1 or not self._takes(lines[0]):
+            return ""
+        return f"service:{_digest(lines[0].partition(' ')[2].strip()).hex()[:12]}"
+
     def _takes(self, line: str) -> bool:
         scheme, _, given = line.partition(" ")
         asked = _digest(given.strip())

@@ -44,6 +44,12 @@ class PresetBook:
         """Return what holds for each user of a preset."""
         return self._bounds.get(name) or self._unnamed
 
+    def names(self, *, all_: bool) -> list[str]:
+        """Return those that can be asked, by pages alone or by everybody."""
+        return [
+            name for name, each in self._presets.items() if self.get(name) and (all_ or each.public)
+        ]
+
     def limited(self) -> dict[str, UserLimits]:
         """Return the limits that pages' presets have for each user, beside those over all."""
         own = {name: each.limits for name, each in self._presets.items() if each.public}

@@ -16,7 +16,9 @@ from typing import Any
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.runs.records import Records
-from gateway.store.keys import asked_key, log_key
+from gateway.store.keys import asked_key, given_key, log_key
+
+_SOON = 15  # Seconds: SDKs wait for eight before they send a request again.
 
 KEPT = 32  # Streams of one request; who asked for so many more lately gets 410 for the oldest.
 
@@ -52,6 +54,23 @@ class Repeats:
         """Let go of a stream that will not begin: what is refused must not fill the store."""
         with suppress(Unavailable):
             await self._store.call("ZREM", asked_key(name), stream_id)
+
+    async def given(self, name: str, stream_id: str) -> None:
+        """Note that a request has its answer: only who lost it on the way asks again, and soon."""
+        with suppress(Unavailable):
+            await self._store.calls(
+                [
+                    ["ZREM", asked_key(name), stream_id],
+                    ["SET", given_key(name), stream_id, "EX", _SOON],
+                ]
+            )
+
+    async def latest(self, name: str) -> str:
+        """Return the last stream that a request has begun and had no answer of, "" for none."""
+        last, given = await self._store.calls(
+            [["ZREVRANGE", asked_key(name), 0, 0], ["GET", given_key(name)]]
+        )
+        return (last[0] if last else given or b"").decode()
 
     async def find(self, name: str, position: EventId) -> str:
         """Return the one stream of a request whose log knows an epoch, "" if there is none."""

@@ -68,6 +68,16 @@ def asked_key(name: str) -> str:
     return f"gw:{{{name}}}:asked"
 
 
+def given_key(name: str) -> str:
+    """Return the key of the stream that a request was answered with a moment ago."""
+    return f"gw:{{{name}}}:given"
+
+
+def alias_key(name: str) -> str:
+    """Return the key of the stream that another name leads to."""
+    return f"gw:{{{name}}}:alias"
+
+
 def runs_key(replica: str, copy: str = "") -> str:
     """Return the key of the set of streams that a replica runs."""
     return f"gw:runs:{replica}{copy}"

@@ -9,7 +9,7 @@ do not go on: an upstream that takes the first would be asked for what no preset
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from gateway.config.presets import Preset
@@ -70,6 +70,15 @@ class RequestBody:
             return _utf8(self._text(name, self.values[name])).decode()
         except (ValueError, RecursionError) as error:
             raise _no_json(error) from None
+
+    def changed(self, put: Mapping[str, Any], drop: Collection[str] = ()) -> "RequestBody":
+        """Return the same with other members in the place of these, and without some."""
+        kept = {name: self.values[name] for name in self.values if name not in drop} | {**put}
+        try:
+            parts = [f"{_ENCODER.encode(name)}:{self._text(name, kept[name])}" for name in kept]
+        except (ValueError, RecursionError) as error:
+            raise _no_json(error) from None
+        return RequestBody(_utf8(f"{{{','.join(parts)}}}"))
 
     def instead(self, preset: Preset) -> PreparedRequest:
         """Return the request that a fallback makes of it: of its own model, if it must."""

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -12,23 +13,33 @@ from gateway.auth.base import Caller
 from gateway.auth.chain import Chain
 from gateway.errors import Rejected, Unavailable
 from gateway.telemetry.base import Telemetry
-from gateway.web.event_stream import EventStream
 from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
 from gateway.web.requests import accepts, cookies_of
-from gateway.web.responses import LongReply, Retry, rejected, unavailable
+from gateway.web.responses import Headers, Retry, rejected, unavailable
 
 logger = logging.getLogger("gateway.web.endpoint")
 
-AnyResponse = Response | LongReply | EventStream
+
+class AnyResponse(Protocol):
+    """What answers a request: an ASGI callable, whose headers can be added to until it is sent."""
+
+    raw_headers: Headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+
+
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _COOKIE = "gateway.cookie"  # In a request's scope: what is to be set in its answer.
 _ALLOWED_HEADERS = (
     "Content-Type, Idempotency-Key, Last-Event-ID, Accept, Authorization, X-Stream-Ref"
 )
-_OF_SDKS = re.compile(r"x-stainless-[a-z0-9-]{1,40}", re.IGNORECASE)  # They tell of themselves.
+_OF_SDKS = re.compile(  # They tell of themselves.
+    r"x-api-key|(?:x-stainless|anthropic|openai)-[a-z0-9-]{1,40}", re.IGNORECASE
+)
 _MOST_HEADERS = 32  # Of those that one preflight may have.
 
 
@@ -90,18 +101,17 @@ class Methods:
 
     async def _answer(self, request: Request) -> AnyResponse | None:
         try:
-            answer = await self._dispatch(request)
+            answer: AnyResponse = await self._dispatch(request)
         except ClientDisconnect:
             return None
         except Rejected as error:
-            answer = self._rejected(error)
+            answer = self._rejected(error, request)
         except Unavailable as error:
-            names_stream = request.method == "GET" and accepts(request)[0]
             self._telemetry.refused(error.code)
-            answer = unavailable(error, self._retry, names_stream)
+            answer = self.unavailable(error, request)
         except Exception:
             logger.exception("%s %s broke", request.method, request.url.path)
-            answer = self._rejected(Rejected("internal"))
+            answer = self._rejected(Rejected("internal"), request)
         answer.raw_headers += self._origins.cors(request.headers)
         if cookie := request.scope.get(_COOKIE):
             answer.raw_headers.append((b"set-cookie", cookie.encode("latin-1")))
@@ -109,9 +119,18 @@ class Methods:
             answer.raw_headers.append((b"connection", b"close"))
         return answer
 
-    def _rejected(self, error: Rejected) -> Response:
+    def _rejected(self, error: Rejected, request: Request) -> Response:
         self._telemetry.refused(error.code)
+        return self.rejected(error, request)
+
+    def rejected(self, error: Rejected, request: Request) -> Response:
+        """Return a refusal as this URL's callers read it."""
         return rejected(error)
+
+    def unavailable(self, error: Unavailable, request: Request) -> Response:
+        """Return what will pass as they read it."""
+        names_stream = request.method == "GET" and accepts(request)[0]
+        return unavailable(error, self._retry, names_stream)
 
     async def _dispatch(self, request: Request) -> AnyResponse:
         self._life.check()

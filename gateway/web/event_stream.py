@@ -58,7 +58,7 @@ class EventStream:
         extensions = scope.get("extensions", {})
         viewer.abort = extensions.get("gateway.abort")
         closed = extensions.get("gateway.closed")
-        leaving = None if closed else asyncio.create_task(_left(receive, viewer))
+        leaving = None if closed else asyncio.create_task(left(receive, viewer))
         if closed:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
@@ -133,7 +133,8 @@ class SnapshotEvent:
         yield tail
 
 
-async def _left(receive: Receive, viewer: Viewer) -> None:
+async def left(receive: Receive, viewer: Viewer) -> None:
+    """Let a viewer leave once its connection is closed."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -62,11 +62,16 @@ def checked_key(key: object) -> str:
 
 def stream_ref(request: Request) -> str:
     """Return what the app calls the stream, "" for nothing; raises Rejected if it is not usable."""
-    sent = request.headers.get("x-stream-ref", "").encode("latin-1")
+    return checked_ref(words_in(request, "x-stream-ref"))
+
+
+def words_in(request: Request, name: str) -> str:
+    """Return the text of a header, "" where it is not there."""
+    sent = request.headers.get(name, "").encode("latin-1")
     try:
-        return checked_ref(sent.decode())  # As servers send it; browsers, in Latin-1.
+        return sent.decode()  # As servers send it; browsers, in Latin-1.
     except UnicodeDecodeError:
-        return checked_ref(sent.decode("latin-1"))
+        return sent.decode("latin-1")
 
 
 def checked_ref(ref: object) -> str:
@@ -86,6 +91,12 @@ def seconds_to_wait(request: Request) -> float:
     if not 0 <= seconds <= _LONGEST_WAIT:
         raise Rejected("bad_request", f"wait: seconds from 0 to {_LONGEST_WAIT}.")
     return seconds
+
+
+def is_retry(request: Request) -> bool:
+    """Whether an SDK says that it sends its request again."""
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isascii() and count.isdecimal() and count.strip("0") != ""
 
 
 def idempotent_stream_id(subject: str, preset: str, key: str) -> str:

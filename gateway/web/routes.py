@@ -22,6 +22,7 @@ from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
+from gateway.upstream.protocols.api import Api
 from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
 from gateway.web.events import ChannelEndpoints
@@ -30,6 +31,9 @@ from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
 from gateway.web.responses import Retry
+from gateway.web.sdk.callers import SdkCallers
+from gateway.web.sdk.errors import SdkMethods
+from gateway.web.sdk.urls import SdkUrls
 from gateway.web.streams import StreamEndpoints
 from gateway.web.tickets import TicketEndpoints
 from gateway.web.usage import UsageEndpoints
@@ -77,6 +81,8 @@ class Routes:
             guards, redemption, fanout, self._retry, service, self.publisher
         )
         self._health = HealthEndpoints(records, self.life)
+        callers = SdkCallers(service, guards)
+        self._sdk = SdkUrls(presets, callers, self.tickets, tickets, records, fanout, supervisor)
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
@@ -90,6 +96,7 @@ class Routes:
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),
             "/readyz": self._methods(GET=self._health.ready, HEAD=self._health.ready),
         }
+        own |= self._sdk.exact(self._sdk_methods)
         return {path: own[each] for each in own for path in self._mount.paths(each)}
 
     def all(self) -> list[BaseRoute]:
@@ -107,6 +114,11 @@ class Routes:
             *exact,
             *(Route(path, named) for path in self._mount.paths("/tickets/{preset}")),
             *(Route(path, users) for path in self._mount.paths("/users/{rest:path}")),
+            *(
+                Route(path, each)
+                for named, each in self._sdk.named(self._sdk_methods).items()
+                for path in self._mount.paths(named)
+            ),
         ]
 
     def fallback(self) -> ASGIApp:
@@ -117,6 +129,9 @@ class Routes:
 
         methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
         return self._methods(**dict.fromkeys(methods, nowhere))
+
+    def _sdk_methods(self, *, api: Api | None, **calls: Call) -> SdkMethods:
+        return SdkMethods(self._origins, self._retry, self.life, self._telemetry, api=api, **calls)
 
     def _methods(self, **calls: Call) -> ASGIApp:
         return Methods(self._origins, self._retry, self.life, self._telemetry, **calls)

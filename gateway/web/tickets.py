@@ -4,6 +4,7 @@ What a caller sends again must begin nothing anew: a key names the stream, and a
 that the same request has begun.
 """
 
+import json
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,11 +14,12 @@ from gateway.config.preset_book import PresetBook
 from gateway.config.presets import Preset
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
-from gateway.runs.record import Created, dialect_fields
+from gateway.runs.record import Created, Record, dialect_fields
 from gateway.runs.records import Records
 from gateway.runs.redemption import Redemption
 from gateway.runs.repeats import Repeats, asked
 from gateway.upstream.protocols.demand import expected
+from gateway.upstream.protocols.problems import asked_nobody
 from gateway.upstream.request_body import PreparedRequest, RequestBody
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.life import Life
@@ -27,12 +29,15 @@ from gateway.web.requests import (
     body_of,
     idempotency_key,
     idempotent_stream_id,
+    is_retry,
     last_event_id,
     stream_ref,
     too_large,
 )
 from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
+
+_FIRST_TRY = 15 * 60_000  # Milliseconds: SDKs wait for ten minutes.
 
 
 class Issued(NamedTuple):
@@ -41,6 +46,15 @@ class Issued(NamedTuple):
     ticket: str
     stream_url: str
     expires_in: int
+
+
+class Begun(NamedTuple):
+    """A stream that an SDK's request has begun, or begins with who opens it."""
+
+    stream_id: str
+    ticket: str
+    repeat: str  # By which the SDK's own repeats find it, "" where a key does.
+    left: dict[str, str]  # Headers that tell what is left of the caller's limits.
 
 
 class TicketEndpoints:
@@ -96,7 +110,8 @@ class TicketEndpoints:
             begun = stream_id if key else await self._repeats.find(request_name, position)
             return await self._repeat(request, begun, subject, made.digest)
         if at_once and not key:
-            created = await self._begun(request, stream_id, subject, name, made)
+            repeat = asked(subject, name, made.digest)
+            created = await self._begun(request, stream_id, subject, name, made, repeat)
         else:
             created = await self._created(stream_id, subject, name, made, known=bool(key))
         ticket = self._tickets.issue(stream_id, subject, created.issued)
@@ -109,6 +124,43 @@ class TicketEndpoints:
             opened.raw_headers += [(each.lower().encode(), left[each].encode()) for each in left]
             return opened
         return issued(ticket, url, created, self._presets.bounds(name))
+
+    async def begin(
+        self, request: Request, subject: str, name: str, preset: Preset, body: RequestBody
+    ) -> Begun:
+        """Store a request that begins at once; or find what its key, or its first try, has begun.
+
+        SDKs send a request again by themselves, without a key, and say so.
+        """
+        self._life.check_stays()
+        key, again = idempotency_key(request), is_retry(request)
+        self._limits.check(subject, claims=not (key or again))
+        made = self._made(name, preset, body, stream_ref(request))
+        repeat = "" if key else asked(subject, f"sdk {name}", made.digest)
+        if again and repeat and (first := await self._first_try(repeat)):
+            ticket = self._tickets.issue(first.stream_id, subject, first.issued)
+            return Begun(first.stream_id, ticket, repeat, {})
+        if key:
+            stream_id = idempotent_stream_id(subject, name, key)
+            created = await self._created(stream_id, subject, name, made, known=True)
+        else:
+            stream_id = self._records.new_stream()
+            created = await self._begun(request, stream_id, subject, name, made, repeat)
+        ticket = self._tickets.issue(stream_id, subject, created.issued)
+        return Begun(stream_id, ticket, repeat, left_headers(created, self._presets.bounds(name)))
+
+    async def _first_try(self, repeat: str) -> Record | None:
+        """Return what a request has begun that is sent again, unless nobody was asked for it."""
+        stream_id = await self._repeats.latest(repeat)
+        record = await self._records.read(stream_id) if stream_id else None
+        if record is None:
+            if stream_id and await self._records.may_be_forgotten(stream_id, 0):
+                raise Unavailable("not_yet")
+            return None
+        if record.expired or record.now - record.issued > _FIRST_TRY:
+            return None
+        result = json.loads(record.result) if record.result else {}
+        return None if asked_nobody(result.get("failure", {})) else record
 
     async def issue(
         self, subject: str, name: str, data: bytes, root_path: str, *, key: str, ref: str
@@ -159,10 +211,15 @@ class TicketEndpoints:
             return known
 
     async def _begun(
-        self, request: Request, stream_id: str, subject: str, preset: str, made: PreparedRequest
+        self,
+        request: Request,
+        stream_id: str,
+        subject: str,
+        preset: str,
+        made: PreparedRequest,
+        name: str,
     ) -> Created:
-        """Store a request that begins at once, so that a repeat of it finds the stream."""
-        name = asked(subject, preset, made.digest)
+        """Store a request that begins at once, so that a repeat of it, by `name`, finds it."""
         more = {**made.more, **await self._repeats.remember(name, stream_id)}
         try:
             created = await self._records.create(stream_id, subject, preset, *made[:2], more)

@@ -64,6 +64,11 @@ def end_of(chunk: dict[str, Any]) -> End | None:
     return End("completed" if kind == "done" else kind, response)
 
 
+def snapshot_in(data: bytes) -> bool:
+    """Whether an event has the response as it is by then."""
+    return bool(_has_snapshot(data)) and bool(_type.search(data))
+
+
 def closes(data: bytes) -> bool:
     """Whether nothing after this event is of the answer."""
     return data.strip() == DONE or (may_end(data) and end_of(decoded(data)) is not None)

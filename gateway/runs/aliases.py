@@ -1,0 +1,41 @@
+"""Aliases: streams by the id that an upstream gave to their answer.
+
+Who asks by such an id is its caller's subject, or an app's server, which need not say for whom.
+"""
+
+import asyncio
+import hashlib
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable
+
+from gateway.errors import Unavailable
+from gateway.runs.records import Records
+from gateway.store.keys import alias_key
+
+
+class Aliases:
+    """What ids lead to; every method may raise Unavailable."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._store = records.store
+
+    async def remember(self, whose: Iterable[str], answer_id: str, stream_id: str) -> None:
+        """Let each of these find a stream by its answer's id, as long as it is known."""
+        ttl = self._records.longest
+        names = [_name(each, answer_id) for each in whose]
+        sets = (self._store.call("SET", alias_key(each), stream_id, "PX", ttl) for each in names)
+        await asyncio.gather(*sets)
+
+    async def find(self, whose: str, answer_id: str) -> str:
+        """Return the stream, "" if there is none."""
+        name = _name(whose, answer_id)
+        found = await self._store.call("GET", alias_key(name))
+        if not found and await self._records.may_be_forgotten(name, 0):
+            raise Unavailable("not_yet")
+        return (found or b"").decode()
+
+
+def _name(whose: str, answer_id: str) -> str:
+    words = "\0".join(["answer", whose, answer_id]).encode("utf-8", "surrogatepass")
+    return urlsafe_b64encode(hashlib.sha256(words).digest()[:16]).decode().rstrip("=")

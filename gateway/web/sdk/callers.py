@@ -1,0 +1,54 @@
+"""Callers: who asks, by the key that an SDK was given.
+
+It is a service token, and then the request says for whom it is; or a JWT, where logins are such. A
+page on our own origin has its cookie, and any key.
+"""
+
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+
+from gateway.auth.service import ServiceTokens
+from gateway.web.endpoint import Guards
+from gateway.web.requests import words_in
+from gateway.web.users import named
+
+SERVICE = ""  # Whose the aliases are that an app's server looks up without saying for whom.
+
+
+class SdkCaller(NamedTuple):
+    """Who asks: a subject, or an app's server that may say for whom."""
+
+    subject: str  # "" where it has not said so yet.
+    server: str = ""  # What the server itself is called, "" for a user.
+
+    def acting_for(self, told: Any) -> str:
+        """Return the subject, by what a request tells; raises Rejected if that names nobody."""
+        if self.subject or not self.server:
+            return self.subject
+        return named(told) if isinstance(told, str) and told else self.server
+
+    @property
+    def lookup(self) -> str:
+        """Whose aliases are looked up."""
+        return self.subject or SERVICE
+
+
+class SdkCallers:
+    """Judges keys."""
+
+    def __init__(self, service: ServiceTokens, guards: Guards) -> None:
+        self._service = service
+        self._guards = guards
+
+    async def of(self, request: Request, *, watches: bool = False) -> SdkCaller:
+        """Return who asks; raises Rejected and Unavailable. `watches`: it opens a stream."""
+        key = request.headers.get("x-api-key")
+        if key is not None:  # Anthropic's SDKs; who sends another bearer beside it is nobody.
+            request.scope["headers"].append((b"authorization", f"Bearer {key}".encode("latin-1")))
+        server = self._service.owner(request.headers)
+        if server:
+            told = words_in(request, "x-subject") or request.query_params.get("user", "")
+            return SdkCaller(named(told) if told else "", server)
+        guard = self._guards.viewer if watches else self._guards.caller
+        return SdkCaller(await guard(request))

@@ -1,0 +1,214 @@
+"""Replies: a stream as an SDK reads it: as events, as one object, or as far as it has come.
+
+The head waits: for the first event, or for what went wrong, so that an upstream's status arrives as
+a status. Of a stream it waits no longer than for the first heartbeat, as a proxy would take a long
+silence for a dead server; of an object there is nothing to send before it is whole.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from starlette.types import Receive, Scope, Send
+
+from gateway.eventlog.fanout import Fanout
+from gateway.runs.redemption import Opened
+from gateway.sse import HEARTBEAT, Event, encode, lines
+from gateway.upstream.protocols.api import Api, json_of
+from gateway.upstream.protocols.problems import CANCELLED, Problem
+from gateway.web.event_stream import left
+from gateway.web.responses import STREAM_HEADERS, Headers
+from gateway.web.sdk.errors import failed
+from gateway.web.sdk.reading import NO_PLACE, Position, Reading
+
+SENT_AWAY = Problem(503, "sent_away", "The connection ends here; the stream goes on.", again=True)
+
+_MUCH = 8 * 1024  # Bytes after which others have their turn.
+_SLICE = 64 * 1024  # Bytes of an object that are sent at once.
+_OBJECT_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+
+
+class Shown(NamedTuple):
+    """What is told of a stream that is shown to somebody, and to whom it matters."""
+
+    first: Callable[[Event], Awaitable[None]]  # Called with its first event, before it is sent.
+    head: Callable[[], Awaitable[None]]  # Called before a good head is.
+
+
+class Reply:
+    """One caller's response; who inherits says what is sent."""
+
+    status_code = 200
+
+    def __init__(self, fanout: Fanout, opened: Opened, api: Api, reading: Reading) -> None:
+        self.raw_headers: Headers = []
+        self._fanout = fanout
+        self._viewer, self._seat, _ = opened
+        self._api = api
+        self._reading = reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a caller who leaves or does not read ends it."""
+        viewer, extensions = self._viewer, scope.get("extensions", {})
+        viewer.abort = extensions.get("gateway.abort")
+        leaving = asyncio.create_task(left(receive, viewer))
+        try:
+            problem = await self._tell(send)
+            if problem is not None:
+                answer = failed(self._api, problem)
+                answer.raw_headers += self.raw_headers
+                await answer(scope, receive, send)
+        finally:
+            leaving.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the stream."""
+        self._fanout.detach(self._viewer)
+        self._seat()
+
+    async def _tell(self, send: Send) -> Problem | None:
+        """Send the answer; or return what went wrong before anything was sent."""
+        raise NotImplementedError
+
+    async def _next(self, *, waits: bool = True) -> list[Event] | None:
+        """Return what comes next, nothing for a heartbeat; None where no more will, or is there."""
+        viewer, reading = self._viewer, self._reading
+        while not (viewer.finished or reading.over):
+            chunk = viewer.take()
+            if chunk == HEARTBEAT:
+                return []
+            if chunk:
+                events = await self._read(chunk)
+                if events or reading.over:
+                    return events
+            elif viewer.lagging:
+                await self._fanout.turn(viewer)
+            elif not viewer.has_more:
+                if not waits:
+                    return None
+                await viewer.wait()
+        return None
+
+    async def _read(self, chunk: bytes) -> list[Event]:
+        if len(chunk) < _MUCH:
+            return self._reading.feed(chunk)
+        async with self._fanout.work:  # One at a time, however many read a whole log at once.
+            await asyncio.sleep(0)
+            return self._reading.feed(chunk)
+
+    @property
+    def _problem(self) -> Problem | None:
+        return self._reading.problem if self._reading.over else SENT_AWAY
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        self._viewer.sending()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._viewer.sent()
+
+
+class StreamReply(Reply):
+    """The events, from where the caller is; one that is not whole ends with an error."""
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        opened: Opened,
+        api: Api,
+        reading: Reading,
+        position: Position,
+        shown: Shown,
+    ) -> None:
+        super().__init__(fanout, opened, api, reading)
+        self._position = position
+        self._shown = shown
+        self._begun = self._headed = False
+
+    async def _tell(self, send: Send) -> Problem | None:
+        while (events := await self._next()) is not None:
+            if events and not self._begun:
+                self._begun = True
+                await self._shown.first(events[0])
+            shown = b"".join([_framed(each) for each in self._position.shown(events)])
+            if shown or not events:
+                await self._head(send)
+                await self._send(send, shown or HEARTBEAT)
+        problem = self._problem
+        if self._reading.over and self._position.missed:
+            problem = NO_PLACE
+        if problem is not None and not self._headed:
+            return problem
+        await self._head(send)
+        if problem is not None and not self._reading.raised:
+            event = self._api.error_event(problem, self._position.next)
+            await self._send(send, _framed(event))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
+
+    async def _head(self, send: Send) -> None:
+        if not self._headed:
+            await self._shown.head()
+            self._headed = True
+            headers = [*STREAM_HEADERS, *self.raw_headers]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+class ObjectReply(Reply):
+    """The whole answer, as if it had never been streamed."""
+
+    def __init__(
+        self, fanout: Fanout, opened: Opened, api: Api, reading: Reading, shown: Shown
+    ) -> None:
+        super().__init__(fanout, opened, api, reading)
+        self._shown = shown
+        self._whole = api.whole()
+        self._begun = False
+
+    async def _tell(self, send: Send) -> Problem | None:
+        while (events := await self._next()) is not None:
+            if self._reading.anew:
+                self._reading.anew, self._whole = False, self._api.whole()
+            if events and not self._begun:
+                self._begun = True
+                await self._shown.first(events[0])
+            for event in events:
+                self._whole.see(event)
+            self._viewer.sent()  # Nothing is, but the next heartbeat is to wake us again.
+        if self._problem is not None:
+            return self._problem
+        await self._shown.head()
+        await self._send_object(send, json_of(self._whole.answer()))
+        return None
+
+    async def _send_object(self, send: Send, body: bytes) -> None:
+        length = [(b"content-length", b"%d" % len(body))]
+        headers = [*_OBJECT_HEADERS, *length, *self.raw_headers]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for start in range(0, len(body), _SLICE):
+            await self._send(send, body[start : start + _SLICE])
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class StateReply(ObjectReply):
+    """The answer as far as it has come, or as it ended; `cancelled`: its log may not say so yet."""
+
+    cancelled = False
+
+    async def _tell(self, send: Send) -> Problem | None:
+        while (events := await self._next(waits=False)) is not None:
+            for event in events:
+                self._whole.see(event)
+            self._viewer.sent()
+        problem = CANCELLED if self.cancelled else self._reading.problem
+        answer = self._api.ended(self._whole.answer(), problem)
+        if not answer:
+            return problem or SENT_AWAY
+        await self._send_object(send, json_of(answer))
+        return None
+
+
+def _framed(event: Event) -> bytes:
+    """Return an event as it is sent; one of ours has no id, so that nobody goes on from there."""
+    if event.id:
+        return encode(event.data, event.id, event.name)
+    return lines(event.data, event.name) + b"\n"
