@@ -60,6 +60,8 @@ FENCES: dict[str, set[str]] = {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
         *("web.health", "web.streams", "web.tickets", "web.completion", "web.usage"),
         *("web.users", "web.mount", "web.events"),
+        *("web.sdk.answers", "web.sdk.callers", "web.sdk.completions", "web.sdk.errors"),
+        *("web.sdk.kept_responses", "web.sdk.models", "web.sdk.replies"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
@@ -74,12 +76,14 @@ BEHIND: dict[str, set[str]] = {
     "auth.jwt": {"auth.loading"},
     "auth.signed": {"auth.loading"},
     "upstream.protocols.anthropic": {"upstream.protocols.table"},
+    "upstream.protocols.anthropic_api": {"upstream.protocols.apis"},
     "upstream.protocols.chat": {"upstream.protocols.table"},
     "upstream.protocols.gemini": {"upstream.protocols.table"},
     "upstream.protocols.ollama": {"upstream.protocols.table"},
     "upstream.protocols.sse": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
+OF_APIS = ("api", "apis", "problems")  # What those who serve an API's own clients know of it.
 STANDARD = sys.stdlib_module_names
 
 # Modules whose promises are kept by a test of another name.
@@ -126,6 +130,7 @@ TESTED_IN = {
     "membership.suspects": "runs.takeover",
     "report": "streams",
     "options": "cli",
+    "runs.aliases": "web.sdk.kept_responses",
     "runs.answer": "runs.attempts",
     "runs.booking": "limits.ledger",
     "runs.claims": "runs.supervisor",
@@ -157,7 +162,12 @@ TESTED_IN = {
     "upstream.failures": "upstream.client",
     "upstream.heads": "upstream.transport",
     "upstream.lookup": "auth.forward",
+    "upstream.protocols.anthropic_api": "upstream.protocols.apis",
+    "upstream.protocols.anthropic_whole": "upstream.protocols.apis",
+    "upstream.protocols.api": "upstream.protocols.apis",
     "upstream.protocols.base": "upstream.protocols.table",
+    "upstream.protocols.chat_api": "upstream.protocols.apis",
+    "upstream.protocols.chat_whole": "upstream.protocols.apis",
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
@@ -165,10 +175,12 @@ TESTED_IN = {
     "upstream.protocols.refusals": "upstream.client",
     "upstream.protocols.gemini_state": "upstream.protocols.gemini",
     "upstream.protocols.gemini_text": "upstream.protocols.gemini",
+    "upstream.protocols.problems": "web.sdk.completions",
     "upstream.protocols.reasons": "upstream.protocols.chat_shapes",
     "upstream.protocols.requests": "upstream.protocols.chat",
     "upstream.protocols.sse_paths": "upstream.protocols.sse",
     "upstream.protocols.sse_state": "upstream.protocols.sse",
+    "upstream.protocols.responses_api": "upstream.protocols.apis",
     "upstream.protocols.responses_events": "upstream.protocols.responses",
     "upstream.protocols.responses_frames": "upstream.protocols.responses",
     "upstream.protocols.responses_text": "upstream.protocols.responses_state",
@@ -178,6 +190,12 @@ TESTED_IN = {
     "web.endpoint": "web.routes",
     "web.health": "web.routes",
     "web.life": "web.routes",
+    "web.sdk.answers": "web.sdk.completions",
+    "web.sdk.callers": "web.sdk.completions",
+    "web.sdk.errors": "web.sdk.completions",
+    "web.sdk.models": "web.sdk.completions",
+    "web.sdk.replies": "web.sdk.completions",
+    "web.sdk.urls": "web.sdk.completions",
     "web.streams": "web.routes",
     "web.tickets": "web.routes",
     "web.event_stream": "web.responses",
@@ -330,7 +348,7 @@ def test_what_a_provider_sends_is_known_to_its_protocol_alone(name: str) -> None
     if not name.startswith("upstream.protocols."):
         assert protocols <= {
             f"upstream.protocols.{each}"
-            for each in ("base", "table", "demand", "error_text", "volume")
+            for each in (*OF_APIS, "base", "table", "demand", "error_text", "volume")
         }
 
 

@@ -1,6 +1,7 @@
 """Aliases: streams by the id that an upstream gave to their answer.
 
 Who asks by such an id is its caller's subject, or an app's server, which need not say for whom.
+What a Redis that came back empty has forgotten nobody writes again: then its ticket finds it alone.
 """
 
 import asyncio
@@ -8,7 +9,6 @@ import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 
-from gateway.errors import Unavailable
 from gateway.runs.records import Records
 from gateway.store.keys import alias_key
 
@@ -29,10 +29,7 @@ class Aliases:
 
     async def find(self, whose: str, answer_id: str) -> str:
         """Return the stream, "" if there is none."""
-        name = _name(whose, answer_id)
-        found = await self._store.call("GET", alias_key(name))
-        if not found and await self._records.may_be_forgotten(name, 0):
-            raise Unavailable("not_yet")
+        found = await self._store.call("GET", alias_key(_name(whose, answer_id)))
         return (found or b"").decode()
 
 

@@ -129,8 +129,11 @@ class Methods:
 
     def unavailable(self, error: Unavailable, request: Request) -> Response:
         """Return what will pass as they read it."""
-        names_stream = request.method == "GET" and accepts(request)[0]
-        return unavailable(error, self._retry, names_stream)
+        return unavailable(error, self._retry, self.opens_stream(request))
+
+    def opens_stream(self, request: Request) -> bool:
+        """Whether a caller gives up for ever on anything but a stream."""
+        return request.method == "GET" and accepts(request)[0]
 
     async def _dispatch(self, request: Request) -> AnyResponse:
         self._life.check()

@@ -46,6 +46,8 @@ class AnthropicWhole:
 
     def _add(self, index: int, delta: dict[str, Any]) -> None:
         kind, block = delta.get("type"), self._blocks[index]
+        if not isinstance(kind, str):
+            return
         if kind in _TEXTS:
             source, target = _TEXTS[kind]
             self._texts.setdefault((index, target), []).append(str(delta.get(source) or ""))

@@ -13,7 +13,7 @@ from gateway.upstream.protocols.problems import Problem
 from gateway.web.endpoint import Call, Methods
 from gateway.web.life import Life
 from gateway.web.origins import Origins
-from gateway.web.responses import Retry, rejected, unavailable
+from gateway.web.responses import Retry
 
 _LENGTH = "content-length"
 _NO_RETRY = {"X-Should-Retry": "false"}  # All SDKs of these providers obey it.
@@ -37,15 +37,18 @@ class SdkMethods(Methods):
 
     def rejected(self, error: Rejected, request: Request) -> Response:
         """Return a refusal; a mistake of ours may have been paid for."""
-        answer = rejected(error)
+        answer = super().rejected(error, request)
         if error.code == "internal":
             answer.headers.update(_NO_RETRY)
         return self._shaped(answer, error, request)
 
     def unavailable(self, error: Unavailable, request: Request) -> Response:
-        """Return what will pass: never as an empty stream, which is a good end to an SDK."""
-        answer = unavailable(error, self._retry, names_stream=False)
-        return self._shaped(answer, error, request)
+        """Return what will pass."""
+        return self._shaped(super().unavailable(error, request), error, request)
+
+    def opens_stream(self, request: Request) -> bool:
+        """Return False: an empty stream is a good end to an SDK."""
+        return False
 
     def _shaped(
         self, answer: Response, error: Rejected | Unavailable, request: Request

@@ -52,6 +52,8 @@ class Reading:
                 told += self._end(json.loads(event.data)["state"])
             else:
                 self._void(event.name, told)
+            if self.over:
+                break
         self._unseen = self._unseen and not told
         return told
 

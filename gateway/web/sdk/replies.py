@@ -79,8 +79,7 @@ class Reply:
             if chunk == HEARTBEAT:
                 return []
             if chunk:
-                events = await self._read(chunk)
-                if events or reading.over:
+                if events := await self._read(chunk):
                     return events
             elif viewer.lagging:
                 await self._fanout.turn(viewer)
