@@ -70,12 +70,16 @@ SDKS = {each.protocol: each for each in (CHAT, RESPONSES, MESSAGES)}
 
 
 def bare(value: Any) -> Any:
-    """Return what an SDK made of an answer without ids, times and the model's name."""
+    """Return what an SDK made of an answer without ids, times and the model's name.
+
+    Nor has it what is null: a usage is, in each chunk, where one was asked for.
+    """
     if isinstance(value, list):
         return [bare(each) for each in value]
     if not isinstance(value, dict):
         return value
-    return {k: bare(v) for k, v in value.items() if k not in _RANDOM | _OWN}
+    told = {k: v for k, v in value.items() if v is not None}
+    return {k: bare(v) for k, v in told.items() if k not in _RANDOM | _OWN}
 
 
 def presets(base: str, **more: Any) -> dict[str, dict[str, Any]]:

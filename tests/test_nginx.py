@@ -574,6 +574,7 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             "/tickets/fast",
             "/completion?ticket=t",
             "/usage",
+            "/v1/messages",
         ):
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
@@ -610,6 +611,13 @@ OURS = [
     "/completion",
     "/events",
     "/usage",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/responses/resp_1",
+    "/v1/responses/resp_1/cancel",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/models/a/b",
     "/healthz",
     "/readyz",
 ]
@@ -632,7 +640,8 @@ THEIRS = [
         "/users/a%2Fb/streams",
     ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
-    *("/healthz/", "/v1/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
+    *("/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/v1/responses/a/b", "/v1/messages/batches"),
+    *("/healthz/", "/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
     *("/tickets%0A", "/stream%0A", "/healthz%0A"),
 ]
 
@@ -851,7 +860,8 @@ def spellings(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/tickets", "/tickets/fast", "/stream", "/completion", "/usage", "/readyz"]
+    "path",
+    ["/tickets", "/tickets/fast", "/stream", "/completion", "/usage", "/v1/messages", "/readyz"],
 )
 async def test_no_header_that_a_proxy_would_name_the_user_by_comes_from_a_caller(
     tmp_path: Path, path: str
@@ -882,6 +892,8 @@ async def test_what_the_gateway_reads_comes_from_the_caller_as_it_was_sent(tmp_p
         "Purpose": "prefetch",
         "User-Agent": "somebody",
         "X-Request-ID": "r1",
+        "X-Api-Key": "k",
+        "X-Stainless-Retry-Count": "1",
         "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     async with noted(tmp_path) as (server, seen):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from gateway.errors import Rejected
 
 _PORTS = {"http": 80, "https": 443}
-_EXPOSED = b"Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy"
+_EXPOSED = b"Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy, X-Should-Retry"
 
 
 class Origins:

@@ -20,14 +20,16 @@ from gateway.web.mount import Mount
 from gateway.web.requests import last_event_id
 from gateway.web.sdk.callers import SERVICE, SdkCaller
 from gateway.web.sdk.reading import Position, Reading
-from gateway.web.sdk.replies import ObjectReply, Reply, Shown, StateReply, StreamReply
+from gateway.web.sdk.replies import UNNOTED, ObjectReply, Reply, Shown, StateReply, StreamReply
 from gateway.web.tickets import Begun
 
 
 class Wanted(NamedTuple):
-    """How a caller wants a stream: as events after a position, or as one object."""
+    """How a caller wants a stream: as events after a position, as one object, or as it is now."""
 
     streams: bool
+    now: bool = False
+    cancelled: bool = False  # What it is now: its log may not say so yet.
     usage: bool = True  # Whether with the event that tells only what it took.
     after: str = ""  # The id of the last event that it has.
     had: int = 0  # Or how many it has,
@@ -81,23 +83,22 @@ class Answers:
         )
         if isinstance(opened, NothingMore):
             raise Rejected("log_expired", "There is nothing after this event.")
-        return self._reply(api, opened, wanted, Shown(_nothing_to_note, _nothing_to_do))
-
-    async def state_of(self, api: Api, record: Record, *, cancelled: bool = False) -> StateReply:
-        """Return a reply of how a stream is now; raises Rejected and Unavailable."""
-        ticket = self._tickets.issue(record.stream_id, record.subject, record.issued)
-        opened = await self._redemption.open(self._tickets.verify(ticket), record.subject, "")
-        if isinstance(opened, NothingMore):
-            raise Rejected("log_expired")
-        reading = Reading(api, opened.dialect, restarts=True)
-        shown = Shown(_nothing_to_note, _nothing_to_do)
-        reply = StateReply(self._fanout, opened, api, reading, shown)
-        reply.cancelled = cancelled
-        return reply
+        return self._reply(api, opened, wanted, UNNOTED)
 
     def _reply(self, api: Api, opened: Opened, wanted: Wanted, shown: Shown) -> Reply:
+        """Return the reply; lets go of the viewer where this replica cannot read the log."""
+        try:
+            return self._made(api, opened, wanted, shown)
+        except Unavailable:
+            self._fanout.detach(opened.viewer)
+            opened.seat()
+            raise
+
+    def _made(self, api: Api, opened: Opened, wanted: Wanted, shown: Shown) -> Reply:
         if not wanted.streams:
             reading = Reading(api, opened.dialect, restarts=True)
+            if wanted.now:
+                return StateReply(self._fanout, opened, api, reading, cancelled=wanted.cancelled)
             return ObjectReply(self._fanout, opened, api, reading, shown)
         fresh = not (wanted.after or wanted.had) and wanted.beyond < 0
         reading = Reading(api, opened.dialect, restarts=False, fresh=fresh)
@@ -124,14 +125,6 @@ class Answers:
         told += "" if wanted.usage else "&usage=0"
         root = request.scope.get("root_path", "")
         return self._mount.url(root, f"{api.path}?ticket={ticket}{told}")
-
-
-async def _nothing_to_note(_: Event) -> None:
-    """Its first event was noted before."""
-
-
-async def _nothing_to_do() -> None:
-    """Nobody repeats a GET at a price."""
 
 
 def wanted_of(request: Request, *, streams: bool) -> Wanted:

@@ -8,7 +8,7 @@ from gateway.runs.cancellation import Cancellation
 from gateway.runs.record import Record
 from gateway.upstream.protocols.apis import RESPONSES
 from gateway.web.endpoint import AnyResponse
-from gateway.web.sdk.answers import Answers, wanted_of
+from gateway.web.sdk.answers import Answers, Wanted, wanted_of
 from gateway.web.sdk.callers import SdkCallers
 from gateway.web.sdk.completions import Owned
 
@@ -36,15 +36,15 @@ class KeptResponses:
         """GET /v1/responses/{id}: how it is; with `stream=true` what follows `starting_after`."""
         wanted = wanted_of(request, streams=False)
         record = await self._record(request, watches=wanted.streams)
-        if wanted.streams:
-            return await self._answers.of_record(RESPONSES, record, wanted)
-        return await self._answers.state_of(RESPONSES, record)
+        wanted = wanted._replace(now=not wanted.streams)
+        return await self._answers.of_record(RESPONSES, record, wanted)
 
     async def cancel(self, request: Request) -> AnyResponse:
         """POST /v1/responses/{id}/cancel: stop it, for all who watch it."""
         record = await self._record(request)
         state = await self._cancellation.cancel(record)
-        return await self._answers.state_of(RESPONSES, record, cancelled=state == "cancelled")
+        wanted = Wanted(streams=False, now=True, cancelled=state == "cancelled")
+        return await self._answers.of_record(RESPONSES, record, wanted)
 
     async def _record(self, request: Request, *, watches: bool = False) -> Record:
         caller = await self._callers.of(request, watches=watches)

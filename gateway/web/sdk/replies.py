@@ -35,10 +35,19 @@ class Shown(NamedTuple):
     head: Callable[[], Awaitable[None]]  # Called before a good head is.
 
 
+async def _noted(_: Event) -> None:
+    """Its first event was noted as it was asked for."""
+
+
+async def _free() -> None:
+    """Nothing is paid for by who asks again."""
+
+
+UNNOTED = Shown(_noted, _free)  # Of what was begun before.
+
+
 class Reply:
     """One caller's response; who inherits says what is sent."""
-
-    status_code = 200
 
     def __init__(self, fanout: Fanout, opened: Opened, api: Api, reading: Reading) -> None:
         self.raw_headers: Headers = []
@@ -191,14 +200,18 @@ class ObjectReply(Reply):
 class StateReply(ObjectReply):
     """The answer as far as it has come, or as it ended; `cancelled`: its log may not say so yet."""
 
-    cancelled = False
+    def __init__(
+        self, fanout: Fanout, opened: Opened, api: Api, reading: Reading, *, cancelled: bool
+    ) -> None:
+        super().__init__(fanout, opened, api, reading, UNNOTED)
+        self._cancelled = cancelled
 
     async def _tell(self, send: Send) -> Problem | None:
         while (events := await self._next(waits=False)) is not None:
             for event in events:
                 self._whole.see(event)
             self._viewer.sent()
-        problem = CANCELLED if self.cancelled else self._reading.problem
+        problem = CANCELLED if self._cancelled else self._reading.problem
         answer = self._api.ended(self._whole.answer(), problem)
         if not answer:
             return problem or SENT_AWAY

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import httpx
+import jwt
 import openai
 import pytest
 
@@ -23,7 +24,7 @@ from tests.sdk_clients import (
     pretended,
 )
 from tests.sdks import sdk as module_of
-from tests.support import OK, Call, RedisServer, Served, chunk, gateway, sse, until
+from tests.support import OK, SECRET, Call, RedisServer, Served, chunk, gateway, sse, until
 from tests.test_clients import cutting, paused
 
 every_sdk = pytest.mark.parametrize("sdk", SDKS.values(), ids=SDKS.keys())
@@ -436,6 +437,22 @@ async def test_the_models_are_listed_for_both_sdks() -> None:
             async with sdk.client(gate.url) as client:
                 names = [each.id async for each in client.models.list()]
                 assert names == ["default", "m", "m2", "resp", "claude"]
+
+
+@pytest.mark.parametrize("sdk", [CHAT, MESSAGES], ids=["bearer", "x-api-key"])
+async def test_a_users_token_is_a_key_where_logins_are_tokens(sdk: Sdk) -> None:
+    token = jwt.encode({"sub": "alice"}, SECRET)
+    async with pretended() as base, before(base, auth="jwt") as gate:
+        async with sdk.client(gate.url, token) as client:
+            assert await sdk.stream(client)
+        body = {**sdk.body, "stream": True, "metadata": {"user_id": "bob"}, "user": "bob"}
+        body = {name: body[name] for name in body if name != "user" or sdk is CHAT}
+        headers = {"X-Api-Key": token, "X-Subject": "bob"}
+        began = await gate.http.post(sdk.path, json=body, headers=headers)
+        there = began.headers["Content-Location"]
+        for subject, status in (("alice", 200), ("bob", 404)):
+            headers = bearer(jwt.encode({"sub": subject}, SECRET))
+            assert (await gate.http.get(there, headers=headers)).status_code == status
 
 
 async def test_two_keys_that_differ_are_nobodys() -> None:
