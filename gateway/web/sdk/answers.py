@@ -28,12 +28,12 @@ class Wanted(NamedTuple):
     """How a caller wants a stream: as events after a position, as one object, or as it is now."""
 
     streams: bool
-    now: bool = False
-    cancelled: bool = False  # What it is now: its log may not say so yet.
     usage: bool = True  # Whether with the event that tells only what it took.
     after: str = ""  # The id of the last event that it has.
     had: int = 0  # Or how many it has,
     beyond: int = -1  # or the number of the last.
+    now: bool = False
+    cancelled: bool = False  # What it is now: its log may not say so yet.
 
 
 class Answers:
