@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
@@ -439,9 +440,14 @@ async def test_the_models_are_listed_for_both_sdks() -> None:
                 assert names == ["default", "m", "m2", "resp", "claude"]
 
 
+def token_of(subject: str) -> str:
+    """Return a login of an hour."""
+    return jwt.encode({"sub": subject, "exp": time.time() + 3600}, SECRET)
+
+
 @pytest.mark.parametrize("sdk", [CHAT, MESSAGES], ids=["bearer", "x-api-key"])
 async def test_a_users_token_is_a_key_where_logins_are_tokens(sdk: Sdk) -> None:
-    token = jwt.encode({"sub": "alice"}, SECRET)
+    token = token_of("alice")
     async with pretended() as base, before(base, auth="jwt") as gate:
         async with sdk.client(gate.url, token) as client:
             assert await sdk.stream(client)
@@ -451,7 +457,7 @@ async def test_a_users_token_is_a_key_where_logins_are_tokens(sdk: Sdk) -> None:
         began = await gate.http.post(sdk.path, json=body, headers=headers)
         there = began.headers["Content-Location"]
         for subject, status in (("alice", 200), ("bob", 404)):
-            headers = bearer(jwt.encode({"sub": subject}, SECRET))
+            headers = bearer(token_of(subject))
             assert (await gate.http.get(there, headers=headers)).status_code == status
 
 
