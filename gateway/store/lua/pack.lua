@@ -11,16 +11,19 @@ if redis.call('HGET', KEYS[1], 'end_id') ~= ARGV[1] then return 0 end
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if not last or last[1] ~= ARGV[1] or last[2][3] ~= 'end' then return 0 end
 if redis.call('XLEN', KEYS[2]) ~= tonumber(ARGV[2]) then return 0 end
-local ttl = redis.call('PTTL', KEYS[2])
-redis.call('DEL', KEYS[3])  -- First: after it a full Redis takes the rest, which frees more.
+local packs = {}
 for i = 4, #ARGV, 3 do
+  local pack = {'packed', ARGV[i + 1], 'size', ARGV[i + 2]}
   if ARGV[i + 1] == '' then
     local same = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i], 'COUNT', 1)[1]
-    redis.call('XADD', KEYS[3], ARGV[i], unpack(same[2]))
-  else
-    redis.call('XADD', KEYS[3], ARGV[i], 'packed', ARGV[i + 1], 'size', ARGV[i + 2])
+    if not same then return 0 end
+    pack = same[2]
   end
+  packs[#packs + 1] = {ARGV[i], pack}
 end
+local ttl = redis.call('PTTL', KEYS[2])
+redis.call('DEL', KEYS[3])  -- First: after it a full Redis takes the rest, which frees more.
+for _, each in ipairs(packs) do redis.call('XADD', KEYS[3], each[1], unpack(each[2])) end
 redis.call('PEXPIRE', KEYS[3], ttl)
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[1], 'version', ARGV[3])
