@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from gateway.errors import Unavailable
-from gateway.eventlog import reader
+from gateway.eventlog import packs, reader
 from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
 from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
@@ -212,7 +212,7 @@ def slots_are_not_prolonged() -> Patches:
 
 def packs_lack_an_entry() -> Patches:
     """Of each pack the last entry but one is lost."""
-    opened = reader.unpacked
+    opened = packs.unpacked
 
     def lossy(last: EventId, data: bytes, size: int) -> list[EntryBatch]:
         entries = opened(last, data, size)

@@ -36,7 +36,7 @@ def _opened(number: Id, fields: Args) -> list[tuple[Id, Args]]:
     if fields[0] != PACKED:
         return [(number, fields)]
     held = unpacked(EventId(*number), fields[1], int(fields[3]))
-    return [(tuple(each.last), [b"%d" % each.number, each.frames]) for each in held]
+    return [((each.last.epoch, each.last.seq), [b"%d" % each.number, each.frames]) for each in held]
 
 
 @dataclass

@@ -574,8 +574,10 @@ def _surroundings(world: World) -> Iterator[None]:
     logger.propagate = False
     try:
         with ExitStack() as stack:
-            for each in (*hashes, *_SMALLER):
+            for each in hashes:
                 stack.enter_context(each)
+            for smaller in _SMALLER:
+                stack.enter_context(smaller)
             yield
     finally:
         secrets.token_urlsafe = urandom
