@@ -2,7 +2,7 @@
 -- large an entry is, nobody knows before.
 -- KEYS: 1 log, 2 the same once it was packed
 -- ARGV: 1 position, '' for the start, 2 bytes, 3 bytes that count for each entry beside its own
--- Of a pack, what it holds counts.
+-- Of a pack, what it holds counts, which is that of one page at most.
 -- Returns {entries, 0}, or {entries, 1, the log's last two entries, the former without frames} if
 -- there may be more. First, without frames, comes the last entry that is not after the position, if
 -- there is one: it tells whether the log knows the position. Of a message that has run out only the
@@ -32,9 +32,10 @@ while size < limit do
   local before, taken = size, 0
   for _, each in ipairs(batch) do
     if size >= limit then break end
+    local held = each[2][3] == 'size' and tonumber(each[2][4])
+    if held and size > 0 and size + held > limit then break end
     entries[#entries + 1] = shown(each)
-    local own = each[2][3] == 'size' and tonumber(each[2][4]) or #each[2][2]
-    size, taken = size + own + extra, taken + 1
+    size, taken = size + (held or #each[2][2] + extra), taken + 1
   end
   if taken == #batch and taken < count then return {entries, 0} end
   if taken < #batch then break end
