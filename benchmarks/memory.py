@@ -93,8 +93,8 @@ class Store:
 
     def streams(self) -> list[str]:
         """Return the ids of all streams."""
-        keys = self.client.keys("gw:{*}:record")
-        return [key.decode().split("{")[1].split("}")[0] for key in keys]
+        keys = map(str, self.client.keys("gw:{*}:record"))
+        return [key.split("{")[1].split("}")[0] for key in keys]
 
     def of_keys(self) -> int:
         """Return the bytes of all keys of all streams."""
