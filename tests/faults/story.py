@@ -16,6 +16,10 @@ KINDS = (
 )
 
 
+DRAIN = 4.0  # Seconds.
+_RETURN = 2.5  # Seconds of a Redis that answers, in which an owner writes again what it forgot.
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A fault of one replica that may end its streams, from the first to the last moment of it."""
@@ -24,6 +28,11 @@ class Hit:
     replica: str
     at: float
     until: float
+
+    @property
+    def leaves(self) -> float:
+        """From when on it may be gone: who drains may have nothing that runs any more."""
+        return self.at - DRAIN if self.kind == "term" else self.at
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Story:
     transcripts: list[Transcript] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    path: str = ""
 
     @property
     def ended(self) -> float:
@@ -77,6 +87,14 @@ class Facts:
     outages: Sequence[Outage] = ()
     lease: float = 1.0
 
+    def due(self, loss: Loss) -> float:
+        """Return when a living owner must have written again what was lost."""
+        due = loss.until + _RETURN
+        for outage in sorted(self.outages):
+            if outage.until > loss.until and outage.at < due:
+                due = max(due, outage.until + _RETURN)
+        return due
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -85,6 +103,7 @@ class Finding:
     kind: str
     ticket: int
     text: str
+    others: Sequence[int] = ()  # Tickets that it is about as well.
 
 
 @dataclass

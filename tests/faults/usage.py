@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tests.faults.plays import PROMPT_TOKENS, Call, tokens_of
-from tests.faults.story import Facts, Finding, Hit, Story
+from tests.faults.story import Facts, Finding, Hit, Loss, Story
 from tests.faults.viewer import Got
 
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
-_LATE = 3.0  # Seconds until a viewer is told 204, after the end.
+_LATE = 3.0  # Seconds until a viewer sees the end, and its booking may be lost with it.
 _UNSEEN = 0.3  # Seconds until the upstream sees that a call is left.
 
 Place = tuple[str, str]  # User and preset.
@@ -67,7 +67,7 @@ def judge_usage(
         dues = [_due(story, facts) for story in told]
         if words := _wrong(dues, rows.get(place, Row())):
             numbers = [story.stream.number for story in told]
-            yield Finding("booked", -1, f"{place}: {words}; the streams: {numbers}")
+            yield Finding("booked", -1, f"{place}: {words}; the streams: {numbers}", numbers)
 
 
 def _wrong(dues: list[Due], booked: Row) -> str:
@@ -86,16 +86,41 @@ def _due(story: Story, facts: Facts) -> Due:
         return Due(Row(), _all(story))
     end = json.loads(ends.pop())
     row, begun = _told(end), end["attempts"] > 0 or bool(story.calls)
-    told = min(each.ended for each in story.transcripts if _end(each.events))
-    past = [each for each in facts.losses if each.at - _LAG <= told]
+    seen = min(each.over for each in story.transcripts if _end(each.events))
+    past = [each for each in facts.losses if each.at - _LAG <= seen]
     # Of a Cluster's servers one may forget an end and another one keep what was booked for it.
     least, most = row, row
     if any(each.until >= story.posted for each in past):
         least, most = Row(1), row.most(_all(story))
-    wiped = any(each.kind == "empty" and each.until >= told - _LATE for each in facts.losses)
-    if not begun or wiped or any(each.until >= told - _LATE for each in past):
-        least = Row()
-    return Due(least, most)
+    lost = any(
+        _is_emptied(story, seen, each, facts) if each.kind == "empty" else _is_cut(seen, each)
+        for each in facts.losses
+    )
+    return Due(Row() if lost or not begun else least, most)
+
+
+def _is_cut(seen: float, loss: Loss) -> bool:
+    """Whether a failover may have lost an end, or its booking."""
+    return loss.at - _LAG <= seen <= loss.until + _LATE
+
+
+def _is_emptied(story: Story, seen: float, loss: Loss, facts: Facts) -> bool:
+    """Whether a Redis that came back empty may have forgotten an end that nobody wrote again.
+
+    Who saw it later saw what Redis had, or what a living owner did, who knows it for two leases.
+    """
+    due = facts.due(loss)
+    if seen > due:
+        return False
+    calls = story.calls
+    ended = max((each.ended or each.at for each in calls), default=story.posted)
+    owners = {name for each in calls[-1:] for name in (each.replica, *each.others)}
+    hit = any(
+        (not owners or each.replica in owners) and each.leaves <= due and each.until >= ended - 1
+        for each in facts.hits
+    )
+    known_until = min(ended - _UNSEEN, seen) + 2 * facts.lease
+    return hit or (seen <= loss.until and due > known_until)
 
 
 def _all(story: Story) -> Row:
@@ -178,7 +203,7 @@ def judge_slots(stories: Sequence[Story], facts: Facts, most: int) -> Iterable[F
             others = {each.ticket for each in calls if _runs(each, call, facts)}
             if len(others) >= most and call.number == 0 and not _excused(call.at, facts):
                 words = f"{user} ran {sorted(others)} of {most} when it began on {call.replica}"
-                yield Finding("overrun", call.ticket, words)
+                yield Finding("overrun", call.ticket, words, [call.ticket, *sorted(others)])
 
 
 def _runs(other: Call, call: Call, facts: Facts) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.faults.cluster import Cluster
 from tests.faults.redis import Sentinels, Single, fixed_port
-from tests.faults.story import Facts, Finding, Hit, Loss, Outage
+from tests.faults.story import DRAIN, Facts, Finding, Hit, Loss, Outage
 from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
@@ -26,7 +26,6 @@ _PRESETS = (  # The brief ones are for pages that leave for good.
     f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
 )
 SERVICE = "what-the-harness-itself-asks-with"
-DRAIN = 4.0
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.
 _STORM = 5
