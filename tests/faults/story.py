@@ -1,6 +1,6 @@
 """Story: all that is known of one stream, of what was injected, and what is said of both. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +51,15 @@ class Outage(NamedTuple):
     until: float
 
 
+def answered(outages: Iterable[Outage], since: float, seconds: float) -> float:
+    """Return when Redis has answered for so long at a stretch, after a moment."""
+    due = since + seconds
+    for outage in sorted(outages):
+        if outage.until > since and outage.at < due:
+            due = max(due, outage.until + seconds)
+    return due
+
+
 @dataclass(slots=True)
 class Deletion:
     """A DELETE, and its answer."""
@@ -86,14 +95,11 @@ class Facts:
     losses: Sequence[Loss] = ()
     outages: Sequence[Outage] = ()
     lease: float = 1.0
+    stalls: Sequence[Hit] = ()  # Pauses of replicas that are too short to end anything.
 
     def due(self, loss: Loss) -> float:
         """Return when a living owner must have written again what was lost."""
-        due = loss.until + _RETURN
-        for outage in sorted(self.outages):
-            if outage.until > loss.until and outage.at < due:
-                due = max(due, outage.until + _RETURN)
-        return due
+        return answered(self.outages, loss.until, _RETURN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,7 @@ def test_days_and_models_are_added_up() -> None:
 
 
 HIT = Hit("kill", "replica-1-1", 4.0, 4.0)
+STALL = Hit("pause_short", "replica-1-1", 4.0, 4.5)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,11 @@ HIT = Hit("kill", "replica-1-1", 4.0, 4.0)
         (replace(FACTS, losses=(Loss("empty", 0.1, 0.2),)), False),
         (replace(FACTS, outages=(Outage(2.0, 4.5),)), True),
         (replace(FACTS, outages=(Outage(4.0, 4.5),)), False),
+        (replace(FACTS, outages=(Outage(3.2, 3.9), Outage(4.0, 4.5))), True),  # It had no time.
+        (replace(FACTS, outages=(Outage(1.2, 1.9), Outage(4.0, 4.5))), False),
+        (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(STALL,)), True),
+        (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(replace(STALL, replica="b"),)), False),
+        (replace(FACTS, outages=(Outage(1.0, 2.2),)), False),  # All have been heard since.
     ],
 )
 def test_who_runs_more_than_it_may_is_found(facts: Facts, excused: bool) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tests.faults.plays import PROMPT_TOKENS, Call, tokens_of
-from tests.faults.story import Facts, Finding, Hit, Loss, Story
+from tests.faults.story import Facts, Finding, Hit, Loss, Outage, Story, answered
 from tests.faults.viewer import Got
 
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
 _LATE = 3.0  # Seconds until a viewer sees the end, and its booking may be lost with it.
+_ASKED = 1.0  # Seconds from a claim to its call, of a Redis that answers.
 _UNSEEN = 0.3  # Seconds until the upstream sees that a call is left.
 
 Place = tuple[str, str]  # User and preset.
@@ -200,10 +201,15 @@ def judge_slots(stories: Sequence[Story], facts: Facts, most: int) -> Iterable[F
         users.setdefault(story.stream.user, []).extend(story.calls)
     for user, calls in users.items():
         for call in calls:
-            others = {each.ticket for each in calls if _runs(each, call, facts)}
-            if len(others) >= most and call.number == 0 and not _excused(call.at, facts):
-                words = f"{user} ran {sorted(others)} of {most} when it began on {call.replica}"
-                yield Finding("overrun", call.ticket, words, [call.ticket, *sorted(others)])
+            if call.number or _is_hit(call, call.at, facts.hits, ("pause_long",)):
+                continue  # Frozen between its claim and its call it may have lost its own slot.
+            running = [each for each in calls if _runs(each, call, facts)]
+            if len(running) >= most:
+                running = [each for each in running if not _has_lapsed(each, call.at, facts)]
+            others = sorted({each.ticket for each in running})
+            if len(others) >= most:
+                words = f"{user} ran {others} of {most} when it began on {call.replica}"
+                yield Finding("overrun", call.ticket, words, [call.ticket, *others])
 
 
 def _runs(other: Call, call: Call, facts: Facts) -> bool:
@@ -212,16 +218,31 @@ def _runs(other: Call, call: Call, facts: Facts) -> bool:
     return here and other.ticket != call.ticket and not _is_hit(other, call.at, facts.hits)
 
 
-def _is_hit(call: Call, when: float, hits: Iterable[Hit]) -> bool:
+def _is_hit(call: Call, when: float, hits: Iterable[Hit], kinds: Sequence[str] = ()) -> bool:
     names = {call.replica, *call.others}
     return any(
-        each.replica in names and call.at - 1 <= each.until and each.at <= when for each in hits
+        each.replica in names
+        and call.at - 1 <= each.until
+        and each.at <= when
+        and (not kinds or each.kind in kinds)
+        for each in hits
     )
 
 
-def _excused(when: float, facts: Facts) -> bool:
-    """Whether Redis may have forgotten a slot, or had no word of its owner for a lease."""
-    half = facts.lease / 2  # They are prolonged every third of it.
-    times = [(each.at - _LAG, each.until) for each in facts.losses]
-    times += [(each.at, each.until) for each in facts.outages if each.until - each.at > half]
-    return any(since <= when <= until + half for since, until in times)
+def _has_lapsed(other: Call, when: float, facts: Facts) -> bool:
+    """Whether Redis may have forgotten a slot, or had no word of its owner for a lease.
+
+    Its owner prolongs it every third of a lease, so within half of one where it is heard at all;
+    what claimed its place meanwhile calls a little later.
+    """
+    half, names = facts.lease / 2, {other.replica, *other.others}
+    stalls = [Outage(each.at, each.until) for each in facts.stalls if each.replica in names]
+    away = [*facts.outages, *stalls]
+    # One after the other they are one: between two there may have been no time for a word.
+    times = [(each.at, answered(away, each.at, half) - half) for each in away]
+    times = [(since, until) for since, until in times if until - since > half]
+    times += [(each.at - _LAG, each.until) for each in facts.losses]
+    return any(
+        since <= when <= answered(away, answered(away, until, half), _ASKED)
+        for since, until in times
+    )

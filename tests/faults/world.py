@@ -79,6 +79,7 @@ class World:
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
+        self.stalls: list[Hit] = []
         self.losses: list[Loss] = []
         self.outages: list[Outage] = []
         self._folder = folder
@@ -110,7 +111,8 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        return Facts(tuple(self.hits), tuple(self.losses), tuple(self.outages), self._lease)
+        given = (self.hits, self.losses, self.outages)
+        return Facts(*map(tuple, given), self._lease, tuple(self.stalls))
 
     @property
     def ports(self) -> list[int]:
@@ -257,6 +259,7 @@ class World:
             await self._start(place)
         elif kind == "pause_short":  # With the third between two beats it stays below the lease.
             await _paused(process, self._lease * (0.05 + 0.3 * how))
+            self.stalls.append(Hit(kind, name, now, time.monotonic()))
         else:
             seconds = self._lease * (1.2 + how)
             self.hits.append(Hit(kind, name, now, now + seconds + self._lease))
