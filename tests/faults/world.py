@@ -111,8 +111,8 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        given = (self.hits, self.losses, self.outages)
-        return Facts(*map(tuple, given), self._lease, tuple(self.stalls))
+        hits, stalls = tuple(self.hits), tuple(self.stalls)
+        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls)
 
     @property
     def ports(self) -> list[int]:
