@@ -96,6 +96,7 @@ class Facts:
     outages: Sequence[Outage] = ()
     lease: float = 1.0
     stalls: Sequence[Hit] = ()  # Pauses of replicas that are too short to end anything.
+    zero: float = 0.0  # What Redis's clock says when all times here are 0.
 
     def due(self, loss: Loss) -> float:
         """Return when a living owner must have written again what was lost."""

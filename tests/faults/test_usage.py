@@ -159,7 +159,7 @@ STALL = Hit("pause_short", "replica-1-1", 4.0, 4.5)
         (replace(FACTS, outages=(Outage(1.2, 1.9), Outage(4.0, 4.5))), False),
         (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(STALL,)), True),
         (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(replace(STALL, replica="b"),)), False),
-        (replace(FACTS, outages=(Outage(1.0, 2.2),)), False),  # All have been heard since.
+        (replace(FACTS, outages=(Outage(0.2, 1.9),)), False),  # All have been heard since.
     ],
 )
 def test_who_runs_more_than_it_may_is_found(facts: Facts, excused: bool) -> None:
@@ -169,3 +169,16 @@ def test_who_runs_more_than_it_may_is_found(facts: Facts, excused: bool) -> None
     assert list(judge_slots([first, second], facts, 2)) == []
     second.calls[0].at = 8.95  # The first one has ended just now.
     assert list(judge_slots([first, second], facts, 1)) == []
+
+
+@pytest.mark.parametrize(("claimed", "excused"), [(3.5, True), (4.5, False)])
+def test_a_slot_is_as_old_as_its_log_however_late_the_call_came(
+    claimed: float, excused: bool
+) -> None:
+    first, second = ended(3), ended(8)
+    second.calls[0].at = 5.0
+    epoch = int((1000 + claimed) * 1000)
+    events = second.transcripts[0].events
+    events[:] = [each._replace(id=f"{epoch}-{n}") for n, each in enumerate(events, 1)]
+    facts = replace(FACTS, losses=(Loss("empty", 2.0, 3.0),), zero=1000.0)
+    assert (list(judge_slots([first, second], facts, 1)) == []) is excused

@@ -15,7 +15,7 @@ from tests.faults.viewer import Got
 
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
 _LATE = 3.0  # Seconds until a viewer sees the end, and its booking may be lost with it.
-_ASKED = 1.0  # Seconds from a claim to its call, of a Redis that answers.
+_ASKED = 2.0  # Seconds from a claim to its call, where nobody knows.
 _UNSEEN = 0.3  # Seconds until the upstream sees that a call is left.
 
 Place = tuple[str, str]  # User and preset.
@@ -196,20 +196,37 @@ def _about(guess: int, least: int, most: int) -> bool:
 
 def judge_slots(stories: Sequence[Story], facts: Facts, most: int) -> Iterable[Finding]:
     """Yield the calls that began while their user ran as many streams as it may."""
-    users: dict[str, list[Call]] = {}
+    users: dict[str, list[Story]] = {}
     for story in stories:
-        users.setdefault(story.stream.user, []).extend(story.calls)
-    for user, calls in users.items():
-        for call in calls:
-            if call.number or _is_hit(call, call.at, facts.hits, ("pause_long",)):
-                continue  # Frozen between its claim and its call it may have lost its own slot.
-            running = [each for each in calls if _runs(each, call, facts)]
-            if len(running) >= most:
-                running = [each for each in running if not _has_lapsed(each, call.at, facts)]
-            others = sorted({each.ticket for each in running})
+        if story.calls:
+            users.setdefault(story.stream.user, []).append(story)
+    for user, theirs in users.items():
+        calls = [call for story in theirs for call in story.calls]
+        for story in theirs:
+            others, call = _others(story, calls, facts, most), story.calls[0]
             if len(others) >= most:
                 words = f"{user} ran {others} of {most} when it began on {call.replica}"
                 yield Finding("overrun", call.ticket, words, [call.ticket, *others])
+
+
+def _others(story: Story, calls: list[Call], facts: Facts, most: int) -> list[int]:
+    """Return the tickets that ran when a stream's call began, if those were too many."""
+    call = story.calls[0]
+    running = [each for each in calls if _runs(each, call, facts)]
+    # Frozen between its claim and its call it may have lost its own slot.
+    if len(running) < most or _is_hit(call, call.at, facts.hits, "pause_long"):
+        return []
+    claimed = _claimed(story, facts)
+    return sorted({each.ticket for each in running if not _has_lapsed(each, claimed, call, facts)})
+
+
+def _claimed(story: Story, facts: Facts) -> float:
+    """Return when a stream got its slot: its events' ids tell, by Redis's clock."""
+    began = story.calls[0].at
+    ids = (each.id.partition("-")[0] for seen in story.transcripts for each in seen.events)
+    epochs = [int(each) for each in ids if each.isdigit()]
+    claimed = min(epochs, default=0) / 1000 - facts.zero
+    return claimed if story.posted <= claimed <= began else began - _ASKED
 
 
 def _runs(other: Call, call: Call, facts: Facts) -> bool:
@@ -218,22 +235,22 @@ def _runs(other: Call, call: Call, facts: Facts) -> bool:
     return here and other.ticket != call.ticket and not _is_hit(other, call.at, facts.hits)
 
 
-def _is_hit(call: Call, when: float, hits: Iterable[Hit], kinds: Sequence[str] = ()) -> bool:
+def _is_hit(call: Call, when: float, hits: Iterable[Hit], kind: str = "") -> bool:
     names = {call.replica, *call.others}
     return any(
         each.replica in names
         and call.at - 1 <= each.until
         and each.at <= when
-        and (not kinds or each.kind in kinds)
+        and kind in {"", each.kind}
         for each in hits
     )
 
 
-def _has_lapsed(other: Call, when: float, facts: Facts) -> bool:
+def _has_lapsed(other: Call, claimed: float, call: Call, facts: Facts) -> bool:
     """Whether Redis may have forgotten a slot, or had no word of its owner for a lease.
 
-    Its owner prolongs it every third of a lease, so within half of one where it is heard at all;
-    what claimed its place meanwhile calls a little later.
+    That is since another stream `claimed` its place, and until its call. An owner prolongs a slot
+    every third of a lease, so within half of one where it is heard at all.
     """
     half, names = facts.lease / 2, {other.replica, *other.others}
     stalls = [Outage(each.at, each.until) for each in facts.stalls if each.replica in names]
@@ -243,6 +260,5 @@ def _has_lapsed(other: Call, when: float, facts: Facts) -> bool:
     times = [(since, until) for since, until in times if until - since > half]
     times += [(each.at - _LAG, each.until) for each in facts.losses]
     return any(
-        since <= when <= answered(away, answered(away, until, half), _ASKED)
-        for since, until in times
+        since <= call.at and claimed <= answered(away, until, half) for since, until in times
     )

@@ -112,7 +112,8 @@ class World:
     def facts(self) -> Facts:
         """What was injected so far."""
         hits, stalls = tuple(self.hits), tuple(self.stalls)
-        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls)
+        zero = time.time() - time.monotonic()
+        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls, zero)
 
     @property
     def ports(self) -> list[int]:
