@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -582,18 +583,19 @@ async def test_a_server_that_hangs_lets_no_slot_lapse_on_another(
     times: dict[str, Any] = {"start_by": 60.0, "log_ttl": 600.0, "lease": 1.0}
     records = Records(store, "me", **times, max_run=lambda: 600, bounds=lambda _: bounds)
     runs = [Runs(subjects.Held(each, new_id(), 1, "default")) for each in (there, here)]
+    slot = subject_keys(here).leases, runs[1].held.stream_id
+
+    async def longer_than(before: float) -> float:
+        until_when = float(await store.call("ZSCORE", *slot) or 0)
+        return until_when if until_when > before else 0.0
+
+    await store.call("PING")  # It knows the servers.
     hangs.run("CLIENT", "PAUSE", 60_000, "WRITE")
     telling = asyncio.create_task(records.limits.run(lambda: runs))
     try:
         last = 0.0
-        for _ in range(4):
-
-            async def is_prolonged() -> bool:
-                until_when = [subject_keys(here).leases, runs[1].held.stream_id]
-                return float(await store.call("ZSCORE", *until_when) or 0) > last  # noqa: B023
-
-            await until(is_prolonged, "its slot is prolonged", 20)
-            last = float(await store.call("ZSCORE", subject_keys(here).leases, runs[1].held[1]))
+        for _ in range(3):
+            last = await until(partial(longer_than, last), "its slot is prolonged", 20)
     finally:
         hangs.run("CLIENT", "UNPAUSE")
         telling.cancel()
