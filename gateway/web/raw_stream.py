@@ -36,8 +36,8 @@ class RawStream(EventStream):
         self._started = False
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._protocol is not None
-        raw = RawText(await self._answer(self._protocol), begun=self._more)
+        assert self.protocol is not None
+        raw = RawText(await self.begun_text(self.protocol), begun=self._more)
         await self._send_text(raw, send)
         if raw.state == "done":
             await self._send(raw.rest(), send)
@@ -52,19 +52,19 @@ class RawStream(EventStream):
             raise ConnectionAbortedError("The answer is not whole.")  # Its server closes then.
 
     async def _send_text(self, raw: "RawText", send: Send) -> None:
-        viewer = self._viewer
+        viewer = self.viewer
         while not (viewer.finished or raw.broken):
             chunk = viewer.take()
             if chunk == HEARTBEAT:
                 viewer.sent()  # None can be sent between the parts of a text.
             elif chunk:
-                text = await self._made(raw.text_of, chunk)
+                text = await self.made(raw.text_of, chunk)
                 if text:
                     await self._send(text, send)
                 if len(chunk) >= MUCH:
                     await asyncio.sleep(0)
             elif viewer.lagging:
-                await self._fanout.turn(viewer)
+                await self.fanout.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
 
@@ -73,9 +73,9 @@ class RawStream(EventStream):
             self._started = True
             headers = [*_HEADERS, *self.raw_headers]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._viewer.sending()
+        self.viewer.sending()
         await send({"type": "http.response.body", "body": text, "more_body": True})
-        self._viewer.sent()
+        self.viewer.sent()
 
     def _refusal(self, raw: "RawText") -> Response:
         """Return why there is no text, or none after what the caller has."""
@@ -83,7 +83,7 @@ class RawStream(EventStream):
             return rejected(Rejected("log_expired", "The answer began anew: read all of it."))
         if raw.state:
             return unanswered(raw.state, raw.failure)
-        code = "draining" if self._fanout.closing else "not_yet"
+        code = "draining" if self.fanout.closing else "not_yet"
         return unavailable(Unavailable(code), self._retry, names_stream=False)
 
 
