@@ -7,19 +7,18 @@ task group.
 import asyncio
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from starlette.types import Receive, Scope, Send
 
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.viewer import Viewer
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
 from gateway.upstream.protocols.base import AnswerText, Protocol
 from gateway.upstream.protocols.table import logged_protocol
 from gateway.web.responses import STREAM_HEADERS, LongText
 
-_MUCH = 8 * 1024  # Bytes after which others have their turn.
+MUCH = 8 * 1024  # Bytes after which others have their turn.
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _HALF = re.compile("[\r\ud800-\udbff]\\Z")
@@ -58,7 +57,7 @@ class EventStream:
         extensions = scope.get("extensions", {})
         viewer.abort = extensions.get("gateway.abort")
         closed = extensions.get("gateway.closed")
-        leaving = None if closed else asyncio.create_task(_left(receive, viewer))
+        leaving = None if closed else asyncio.create_task(left(receive, viewer.leave))
         if closed:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
@@ -95,11 +94,11 @@ class EventStream:
                 await self._fanout.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
-            if len(chunk) >= _MUCH:
+            if len(chunk) >= MUCH:
                 await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
             chunk = b"" if viewer.finished else viewer.take()
             if self._plain is not None and chunk and chunk != HEARTBEAT:
-                chunk = await self._plainly(self._plain, chunk)
+                chunk = await self._plain.shown(chunk, self._fanout.work)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_before(self, send: Send) -> None:
@@ -110,13 +109,6 @@ class EventStream:
             self._viewer.sent()
             self._first = b""
         self._before = ()
-
-    async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
-        if len(chunk) < _MUCH:
-            return plain.frames(chunk)
-        async with self._fanout.work:  # One at a time, however many read a whole log at once.
-            await asyncio.sleep(0)
-            return plain.frames(chunk)
 
 
 class SnapshotEvent:
@@ -133,12 +125,11 @@ class SnapshotEvent:
         yield tail
 
 
-async def _left(receive: Receive, viewer: Viewer) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            viewer.leave()
-            return
+async def left(receive: Receive, leave: Callable[[], None]) -> None:
+    """Call `leave` once the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
 
 
 class PlainText:
@@ -153,6 +144,14 @@ class PlainText:
         self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
         self._waiting: Event | None = None
         self._text = ""
+
+    async def shown(self, frames: bytes, work: asyncio.Lock) -> bytes:
+        """Return the same as `frames`; for many of them it waits until nobody else does `work`."""
+        if len(frames) < MUCH:
+            return self.frames(frames)
+        async with work:  # One at a time, however many read a whole log at once.
+            await asyncio.sleep(0)
+            return self.frames(frames)
 
     def frames(self, frames: bytes) -> bytes:
         """Return what to send for these; b"" if there is nothing yet."""
