@@ -16,7 +16,7 @@ from gateway.web.event_stream import EventStream
 from gateway.web.openings import Openings
 from gateway.web.parts import Asked, Part, Parts
 from gateway.web.positions import MOST, channel_place, positions
-from gateway.web.requests import accepts, last_event_id
+from gateway.web.requests import accepts, form_of, last_event_id
 from gateway.web.responses import Retry
 
 
@@ -70,8 +70,9 @@ class ChannelEndpoint:
             raise Rejected("ticket_not_found")
         if len({each.stream_id for each in tickets}) < len(tickets):
             raise Rejected("bad_tickets", "Two are of the same stream.")
-        snapshot, text = query.get("snapshot") == "1", query.get("format") == "text"
-        return Asked(subject, tickets, snapshot, text)
+        if (form := form_of(request)) == "raw":
+            raise Rejected("bad_request", "`raw` is the text of one stream, and has no names.")
+        return Asked(subject, tickets, query.get("snapshot") == "1", form == "text")
 
     async def _composite(self, asked: Asked, wanted: str, start: EventId | None) -> AnyResponse:
         told = positions(wanted, [each.stream_id for each in asked.tickets], start)

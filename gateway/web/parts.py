@@ -21,7 +21,7 @@ from gateway.runs.redemption import NothingMore, Opened
 from gateway.sse import HEARTBEAT, Renaming, encode
 from gateway.tasks import Tasks
 from gateway.upstream.protocols.table import logged_protocol
-from gateway.web.event_stream import PlainText
+from gateway.web.event_stream import PlainText, made
 from gateway.web.openings import Openings
 from gateway.web.positions import Mark, Positions
 from gateway.web.responses import Retry
@@ -91,7 +91,7 @@ class Part:
             self.viewer.sent()  # The channel's is that of the connection.
             return b""
         if self._plain is not None and chunk:
-            chunk = await self._plain.shown(chunk, fanout.work)
+            chunk = await made(self._plain.frames, chunk, fanout.work)
         return chunk
 
     async def more(self, fanout: Fanout) -> None:

@@ -232,6 +232,10 @@ async def test_what_is_asked_wrongly_is_refused_before_anything_begins(redis_url
                 headers = {**gate.cookie(user), "Accept": "text/event-stream"}
                 answer = await gate.http.get(Page(user, urls).url, headers=headers)
                 assert (answer.status_code, answer.json()["code"]) == (status, code), urls
+        for form in ("raw", "other"):
+            page = Page(user, [mine], format=form)
+            answer = await gate.http.get(page.url, headers=gate.cookie(user))
+            assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
         assert upstream.calls == []
         assert gate.gateway.fanout.viewers == 0
 
