@@ -888,6 +888,13 @@ async def served_page(**changes: Any) -> AsyncIterator[Served]:
         yield Served(gateway, url, http)
 
 
+async def connected(page: Page) -> None:
+    """Wait until the page has its messages' connection."""
+    await page.wait_for_function(
+        "document.getElementById('many-line').textContent.includes(' 1 connection,')"
+    )
+
+
 TILES = """(wanted) => JSON.stringify(wanted) === JSON.stringify(Array.from(
   document.querySelectorAll("#tiles li"), (tile) => [
     tile.querySelector(".badge").textContent, tile.querySelector(".text").textContent]))"""
@@ -907,9 +914,7 @@ async def test_the_demo_page_follows_twelve_streams_and_its_messages_over_one_co
 ) -> None:
     asked: list[str] = []
     page.on("request", lambda each: asked.append(urlsplit(each.url)._replace(netloc="").geturl()))
-    await page.wait_for_function(
-        "document.getElementById('many-line').textContent.includes(' 1 connection,')"
-    )
+    await connected(page)
     await page.click("#push")
     await rows(page, 1, 0)
     await page.click("#ask-all")
@@ -958,8 +963,10 @@ async def test_the_demo_page_says_that_a_new_demo_knows_nothing_of_the_old(
     with process(*arguments, upstream_url=asked):
         await state(page, "closed")
         await noticed(page, "earlier session")
+        await state(page, "That was an earlier session", "#many-notice")
         await ask_for(page, "New")
         await state(page, "done")
+        await connected(page)
         assert await text(page) == expected("New")
 
 

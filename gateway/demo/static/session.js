@@ -9,7 +9,7 @@ export const $ = (id) => document.getElementById(id);
 
 export function words(error) {
   if (!(error instanceof Refusal)) return "The gateway does not answer.";
-  if (error.status === 401) return "This stream is of an earlier session. Ask again.";
+  if (error.status === 401) return "That was an earlier session. Ask again.";
   return `${error.message} (${error.code})`;
 }
 
