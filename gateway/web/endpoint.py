@@ -133,7 +133,8 @@ class Methods:
 
     def opens_stream(self, request: Request) -> bool:
         """Whether a caller gives up for ever on anything but a stream."""
-        return request.method == "GET" and accepts(request)[0]
+        raw = request.query_params.get("format") == "raw"
+        return request.method == "GET" and accepts(request)[0] and not raw
 
     async def _dispatch(self, request: Request) -> AnyResponse:
         self._life.check()

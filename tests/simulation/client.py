@@ -53,7 +53,7 @@ class Exchange:
         self._room: asyncio.Future[None] | None = None
         self._told = False
         self._gone: asyncio.Future[None] | None = None
-        self._closed = Closed()
+        self._closed = Closed(self)
         self._scope: dict[str, Any] = {
             "type": "http",
             "method": method,
@@ -223,6 +223,10 @@ class Exchange:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
+    def drop(self) -> None:
+        """Close it from the server's side."""
+        self._abort()
+
     def _abort(self) -> None:
         self._to_client(self._ended, False)
         self._disconnected()
@@ -235,6 +239,7 @@ class EventSource:
         self.name = f"viewer {number}"
         self.stream = stream
         self.act = act
+        self.late = bool(act.get("late"))  # It comes when all is over, and keeps nothing alive.
         self.seen: list[tuple[str, bytes]] = []  # Id and block of each event since the last gap.
         self.last_id = ""
         self.outcome = ""

@@ -23,16 +23,19 @@ SHOWS = {
     "every_end_is_done": 0,
     "kept_answers_are_lost": 0,
     "late_seal": 650,
+    "logs_are_packed_before_their_end": 0,
     "nil_is_success": 0,
     "nobody_books_what_a_dead_replica_ran": 10,
     "nobody_is_told_to_stop": 200,
     "nobody_takes_over": 10,
+    "packs_lack_an_entry": 0,
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,
     "slots_are_not_looked_at": 0,
     "slots_are_not_prolonged": 210,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
+    "what_is_written_again_is_not_booked": 0,
 }
 
 

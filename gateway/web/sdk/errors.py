@@ -65,7 +65,7 @@ def failed(api: Api, problem: Problem) -> Response:
     """Return what became of a stream of which nothing was shown yet."""
     told = {
         "type": "about:blank",
-        "title": "The answer is not whole",
+        "title": "The stream ended before its answer was whole",
         "status": problem.status,
         "code": problem.code,
         "detail": problem.message,

@@ -5,7 +5,6 @@ a status. Of a stream it waits no longer than for the first heartbeat, as a prox
 silence for a dead server; of an object there is nothing to send before it is whole.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -16,14 +15,13 @@ from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, Event, encode, lines
 from gateway.upstream.protocols.api import Api, json_of
 from gateway.upstream.protocols.problems import CANCELLED, Problem
-from gateway.web.event_stream import left
+from gateway.web.event_stream import EventStream, made
 from gateway.web.responses import STREAM_HEADERS, Headers
 from gateway.web.sdk.errors import failed
 from gateway.web.sdk.reading import NO_PLACE, Position, Reading
 
 SENT_AWAY = Problem(503, "sent_away", "The connection ends here; the stream goes on.", again=True)
 
-_MUCH = 8 * 1024  # Bytes after which others have their turn.
 _SLICE = 64 * 1024  # Bytes of an object that are sent at once.
 _OBJECT_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
@@ -46,73 +44,54 @@ async def _free() -> None:
 UNNOTED = Shown(_noted, _free)  # Of what was begun before.
 
 
-class Reply:
+class Reply(EventStream):
     """One caller's response; who inherits says what is sent."""
 
     def __init__(self, fanout: Fanout, opened: Opened, api: Api, reading: Reading) -> None:
-        self.raw_headers: Headers = []
-        self._fanout = fanout
-        self._viewer, self._seat, _ = opened
-        self._api = api
-        self._reading = reading
+        super().__init__(fanout, opened, b"")
+        self.raw_headers = []  # What is added for whatever the answer turns out to be.
+        self.api = api
+        self.reading = reading
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; a caller who leaves or does not read ends it."""
-        viewer, extensions = self._viewer, scope.get("extensions", {})
-        viewer.abort = extensions.get("gateway.abort")
-        leaving = asyncio.create_task(left(receive, viewer))
-        try:
-            problem = await self._tell(send)
-            if problem is not None:
-                answer = failed(self._api, problem)
-                answer.raw_headers += self.raw_headers
-                await answer(scope, receive, send)
-        finally:
-            leaving.cancel()
-            self.close()
-
-    def close(self) -> None:
-        """Let go of the stream."""
-        self._fanout.detach(self._viewer)
-        self._seat()
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = await self._tell(send)
+        if problem is not None:
+            answer = failed(self.api, problem)
+            answer.raw_headers += self.raw_headers
+            await answer(scope, receive, send)
 
     async def _tell(self, send: Send) -> Problem | None:
         """Send the answer; or return what went wrong before anything was sent."""
         raise NotImplementedError
 
-    async def _next(self, *, waits: bool = True) -> list[Event] | None:
+    async def next_events(self, *, waits: bool = True) -> list[Event] | None:
         """Return what comes next, nothing for a heartbeat; None where no more will, or is there."""
-        viewer, reading = self._viewer, self._reading
+        viewer, reading = self.viewer, self.reading
         while not (viewer.finished or reading.over):
             chunk = viewer.take()
             if chunk == HEARTBEAT:
                 return []
             if chunk:
-                if events := await self._read(chunk):
+                if events := await made(reading.feed, chunk, self.fanout.work):
                     return events
             elif viewer.lagging:
-                await self._fanout.turn(viewer)
+                await self.fanout.turn(viewer)
             elif not viewer.has_more:
                 if not waits:
                     return None
                 await viewer.wait()
         return None
 
-    async def _read(self, chunk: bytes) -> list[Event]:
-        if len(chunk) < _MUCH:
-            return self._reading.feed(chunk)
-        async with self._fanout.work:  # One at a time, however many read a whole log at once.
-            await asyncio.sleep(0)
-            return self._reading.feed(chunk)
-
     @property
-    def _problem(self) -> Problem | None:
-        return self._reading.problem if self._reading.over else SENT_AWAY
+    def problem(self) -> Problem | None:
+        """Why the answer is not whole, after its last event."""
+        return self.reading.problem if self.reading.over else SENT_AWAY
 
-    async def _send(self, send: Send, body: bytes) -> None:
-        self._viewer.sending()
+    async def send_piece(self, send: Send, body: bytes) -> None:
+        """Send a part of the body; a caller who does not read is cut off."""
+        self.viewer.sending()
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._viewer.sent()
+        self.viewer.sent()
 
 
 class StreamReply(Reply):
@@ -133,23 +112,23 @@ class StreamReply(Reply):
         self._begun = self._headed = False
 
     async def _tell(self, send: Send) -> Problem | None:
-        while (events := await self._next()) is not None:
+        while (events := await self.next_events()) is not None:
             if events and not self._begun:
                 self._begun = True
                 await self._shown.first(events[0])
             shown = b"".join([_framed(each) for each in self._position.shown(events)])
             if shown or not events:
                 await self._head(send)
-                await self._send(send, shown or HEARTBEAT)
-        problem = self._problem
-        if self._reading.over and self._position.missed:
+                await self.send_piece(send, shown or HEARTBEAT)
+        problem = self.problem
+        if self.reading.over and self._position.missed:
             problem = NO_PLACE
         if problem is not None and not self._headed:
             return problem
         await self._head(send)
-        if problem is not None and not self._reading.raised:
-            event = self._api.error_event(problem, self._position.next)
-            await self._send(send, _framed(event))
+        if problem is not None and not self.reading.raised:
+            event = self.api.error_event(problem, self._position.next)
+            await self.send_piece(send, _framed(event))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
 
@@ -173,17 +152,17 @@ class ObjectReply(Reply):
         self._begun = False
 
     async def _tell(self, send: Send) -> Problem | None:
-        while (events := await self._next()) is not None:
-            if self._reading.anew:
-                self._reading.anew, self._whole = False, self._api.whole()
+        while (events := await self.next_events()) is not None:
+            if self.reading.anew:
+                self.reading.anew, self._whole = False, self.api.whole()
             if events and not self._begun:
                 self._begun = True
                 await self._shown.first(events[0])
             for event in events:
                 self._whole.see(event)
-            self._viewer.sent()  # Nothing is, but the next heartbeat is to wake us again.
-        if self._problem is not None:
-            return self._problem
+            self.viewer.sent()  # Nothing is, but the next heartbeat is to wake us again.
+        if self.problem is not None:
+            return self.problem
         await self._shown.head()
         await self._send_object(send, json_of(self._whole.answer()))
         return None
@@ -193,7 +172,7 @@ class ObjectReply(Reply):
         headers = [*_OBJECT_HEADERS, *length, *self.raw_headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for start in range(0, len(body), _SLICE):
-            await self._send(send, body[start : start + _SLICE])
+            await self.send_piece(send, body[start : start + _SLICE])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -207,12 +186,12 @@ class StateReply(ObjectReply):
         self._cancelled = cancelled
 
     async def _tell(self, send: Send) -> Problem | None:
-        while (events := await self._next(waits=False)) is not None:
+        while (events := await self.next_events(waits=False)) is not None:
             for event in events:
                 self._whole.see(event)
-            self._viewer.sent()
-        problem = CANCELLED if self._cancelled else self._reading.problem
-        answer = self._api.ended(self._whole.answer(), problem)
+            self.viewer.sent()
+        problem = CANCELLED if self._cancelled else self.reading.problem
+        answer = self.api.ended(self._whole.answer(), problem)
         if not answer:
             return problem or SENT_AWAY
         await self._send_object(send, json_of(answer))
