@@ -25,7 +25,18 @@ from tests.sdk_clients import (
     pretended,
 )
 from tests.sdks import sdk as module_of
-from tests.support import OK, SECRET, Call, RedisServer, Served, chunk, gateway, sse, until
+from tests.support import (
+    OK,
+    SECRET,
+    Call,
+    RedisServer,
+    Served,
+    chunk,
+    gateway,
+    scripted,
+    sse,
+    until,
+)
 from tests.test_clients import cutting, paused
 
 every_sdk = pytest.mark.parametrize("sdk", SDKS.values(), ids=SDKS.keys())
@@ -161,6 +172,25 @@ async def test_a_request_that_is_sent_again_while_the_first_runs_follows_the_fir
     assert answers[0].content == answers[1].content
     assert answers[0].content.endswith(b"\n\n")
     assert b"data: [DONE]\n" in answers[0].content
+
+
+async def test_a_request_that_is_sent_again_to_another_replica_follows_the_first(
+    shared_redis: RedisServer,
+) -> None:
+    script, go_on = paused()
+    redis, alice = {"redis_url": shared_redis.url}, {"X-Subject": new_id()}
+    async with scripted(script) as upstream:
+        base = upstream.url.removesuffix(CHAT.path)
+        async with before(base, **redis) as gate, before(base, **redis) as other:
+            first = asyncio.create_task(post(gate, **alice))
+            await until(lambda: upstream.calls, "the first request", 20)
+            again = asyncio.create_task(post(other, CHAT.body, **alice, **RETRIED))
+            await until(lambda: other.gateway.fanout.viewers == 1, "the second viewer", 20)
+            go_on.set()
+            await first
+            text = "".join([f"{number} " for number in range(40)]) + "Hello"
+            assert (await again).json()["choices"][0]["message"]["content"] == text
+            assert len(upstream.calls) == 1
 
 
 async def test_what_is_asked_again_after_nobody_was_asked_is_a_new_request() -> None:
