@@ -8,13 +8,14 @@ from gateway.config.preset_book import PresetBook
 from gateway.config.presets import Preset
 from gateway.errors import Rejected
 from gateway.upstream.protocols.api import Api
-from gateway.upstream.protocols.apis import api_of
+from gateway.upstream.protocols.apis import APIS, api_of
 from gateway.upstream.request_body import RequestBody
 from gateway.web.endpoint import AnyResponse
 from gateway.web.responses import reply
 from gateway.web.sdk.callers import SdkCallers
 
 _DEFAULT = "default"
+_OTHERS = frozenset({each.needs for each in APIS.values()})
 _LONG = 100  # Characters of a name that are quoted.
 
 
@@ -34,7 +35,7 @@ class Models:
 
     def choose(self, api: Api, body: RequestBody, *, on_behalf: bool) -> Chosen:
         """Return what a request asks for, as one that streams; raises Rejected."""
-        if api.needs not in body.values and _is_of_another(api, body.values):
+        if api.needs not in body.values and not _OTHERS.isdisjoint(body.values):
             raise Rejected("bad_request", f'"{api.needs}" is missing: it is for another API.')
         model = body.values.get("model")
         named = self._preset(model, on_behalf) if isinstance(model, str) else None
@@ -89,10 +90,6 @@ class ModelEndpoints:
     async def _names(self, request: Request) -> list[str]:
         caller = await self._callers.of(request)
         return self._models.listed(on_behalf=bool(caller.server))
-
-
-def _is_of_another(api: Api, body: dict[str, Any]) -> bool:
-    return not {"messages", "input", "prompt"}.isdisjoint(body) or not body
 
 
 def _has_model(preset: Preset, name: str) -> bool:

@@ -155,6 +155,7 @@ class ObjectReply(Reply):
         while (events := await self.next_events()) is not None:
             if self.reading.anew:
                 self.reading.anew, self._whole = False, self.api.whole()
+                self._begun = False  # It has another id now.
             if events and not self._begun:
                 self._begun = True
                 await self._shown.first(events[0])

@@ -429,7 +429,7 @@ async def test_a_wrong_key_and_an_unknown_model_are_the_sdks_own_errors(sdk: Sdk
 
 WRONG: dict[str, tuple[Sdk, Any, int, str]] = {
     "another API's": (CHAT, {"model": "any", "input": "Hello?"}, 400, "bad_request"),
-    "none's": (CHAT, {}, 400, "bad_request"),
+    "a chat's": (RESPONSES, {**CHAT.body, "model": "resp"}, 400, "bad_request"),
     "no object": (RESPONSES, [], 400, "not_an_object"),
     "stream as a word": (CHAT, {**CHAT.body, "stream": "yes"}, 400, "bad_request"),
     "more choices than there may be": (CHAT, {**CHAT.body, "n": 3}, 400, "too_many_tokens"),
