@@ -27,6 +27,7 @@ from gateway.store.node import Node
 from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.base import NONE, Rest
 from gateway.upstream.protocols.responses import Responses
+from gateway.web.positions import Place, Positions
 from tests.simulation import world
 
 Patches = Iterator[Any]
@@ -261,6 +262,18 @@ def logs_are_packed_before_their_end() -> Patches:
     yield from _script("pack", " or last[2][3] ~= 'end'", "")
 
 
+def some_places_are_forgotten() -> Patches:
+    """Of several streams on one connection an id does not tell each place."""
+    moved = Positions.moved
+
+    def lag(self: Positions, number: int, place: Place) -> bytes:
+        if isinstance(place, EventId) and place.seq % 3 == 2:
+            return str(self).encode()
+        return moved(self, number, place)
+
+    yield patch.object(Positions, "moved", lag)
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -294,6 +307,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         slots_are_not_prolonged,
         packs_lack_an_entry,
         logs_are_packed_before_their_end,
+        some_places_are_forgotten,
     )
 }
 
