@@ -26,6 +26,8 @@ OF_OTHERS = {
     "permit": [b"{t}slots", b"{t}leases", b"{t}today", b"{t}posts", b"{t}posts.p"],
     "book": [b"{t}booked", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
     "remember": [b"{t}asked"],
+    "owe": [b"{t}a", b"{t}hook"],
+    **{name: [b"{t}hook"] for name in ("tell", "put_off", "told")},
 }
 OWNERS = [b"me", b"you"]
 VALUES = b"""local kept = redis.pcall('HINCRBY', KEYS[1], 'f', ARGV[1])
@@ -139,8 +141,16 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     before: list[list[Any]] = [[0, torn], [-1, torn], [1, torn, "1-3", 2, b"text"]]
     slot = rng.choice([[0, 0, ""], [50, 5, "p"], [7, 0, "other"]])
     bounds = [rng.choice([0, 2]), rng.choice([0, 1]), rng.choice([0, 100]), rng.choice([0, 9])] * 2
+    hook: list[tuple[str, list[Any]]] = [
+        ("create", [0, 90_000, "digest", "webhook", "p http://x"]),
+        ("owe", [90_000]),
+        ("tell", [rng.choice([0, 20_000]), 90_000, rng.choice(["", "1"])]),
+        ("put_off", [rng.choice([0, 5_000]), 90_000, 3, b"body", b"{}"]),
+        ("told", [90_000]),
+    ]
     return rng.choice(
         [
+            *hook,
             ("create", [rng.choice([0, 60_000]), 90_000, "digest", "request", b"{}"]),
             ("claim", [owner, nonce, 90_000, rng.randrange(2)]),
             ("takeover", [owner, rng.choice(OWNERS), nonce, 90_000]),
