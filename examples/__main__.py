@@ -15,7 +15,8 @@ def main(*words: str) -> int:
     if len(words) != 1 or words[0] not in NAMES:
         print(f"python -m examples {'|'.join(NAMES)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):  # A shell's `&` has the first ignored.
+        signal.signal(each, signal.default_int_handler)
     try:
         with running(words[0], {"SECRET": secrets.token_hex(32), **os.environ}) as example:
             print(f"{words[0]} is at {example.url}  (Ctrl+C ends it)")

@@ -362,6 +362,22 @@ async def test_plain_text_has_one_line_break_where_the_upstream_cut_one_in_two()
     assert "".join(data for name, _, data in got if name == "message") == "one\ntwoHello"
 
 
+# fetch
+
+
+@pytest.mark.parametrize("fault", ["", "cut:5"])
+async def test_fetch_reads_the_text_alone_and_is_told_if_it_is_not_whole(
+    scripts: Path, fault: str
+) -> None:
+    async with pretending(fault=fault) as url, running(upstream_url=url) as gateway:
+        stream = await gateway.ticket() + "&format=raw"
+        async with node(scripts, "raw", gateway, stream) as page:
+            await page.stopped()
+    said = answer(ask()["messages"], TOKENS)
+    text, end = ("".join(said[:5]), "TypeError") if fault else ("".join(said), "whole")
+    assert page.rows == [("200", end, text)]
+
+
 # openai
 
 

@@ -59,7 +59,7 @@ FENCES: dict[str, set[str]] = {
     "starlette": {
         *("web.requests", "web.responses", "web.event_stream", "web.endpoint", "web.routes"),
         *("web.health", "web.streams", "web.tickets", "web.completion", "web.usage"),
-        *("web.users", "web.mount", "web.events"),
+        *("web.users", "web.mount", "web.events", "web.raw_stream"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import httpx
@@ -45,7 +45,19 @@ async def ended(gateway: Served, body: dict[str, Any]) -> tuple[str, str, int]:
     told = transcript.end["tokens"]
     assert ((told or {}).get("completion") or 0) == pieces
     assert (told is None) == (failed and transcript.failure["code"] == "upstream_refused")
+    await raw_is_as_true(gateway, url, text, whole=transcript.end["state"] == "done")
     return transcript.end["state"], transcript.failure["code"] if failed else "", pieces
+
+
+async def raw_is_as_true(gateway: Served, url: str, text: str, *, whole: bool) -> None:
+    """Check that `format=raw` has the text, and ends cleanly only where that is whole."""
+    got = ""
+    async with gateway.http.stream("GET", f"{url}&format=raw", headers=gateway.cookie()) as answer:
+        assert answer.status_code == (200 if text else 502)
+        with nullcontext() if whole or not text else pytest.raises(httpx.RemoteProtocolError):
+            async for part in answer.aiter_text():
+                got += part
+    assert got == text or not text
 
 
 @pytest.mark.parametrize("name", WAYS)

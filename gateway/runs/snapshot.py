@@ -44,6 +44,7 @@ class CompletionSnapshot:
         self.last: EventId | None = None
         self.last_id: str | None = None
         self.covered = ""  # The id of the last event before the end.
+        self.began = ""  # That of the last `reset`: what is before it is of no answer.
         self.count = 0  # The entries it has seen.
         self.asked = clock.now()
         self.lock = asyncio.Lock()
@@ -64,6 +65,7 @@ class CompletionSnapshot:
         if event.name == b"reset":
             self.completion, self.text = self.protocol.completion(self._request), bytearray()
             self._answer = self.protocol.text()
+            self.began = event.id.decode()
         elif event.name not in OURS:
             self.completion.see(event)
             text = self._answer.text_of(event)

@@ -22,17 +22,21 @@ class Terms(NamedTuple):
     reading: float = 30
 
 
-class Debtor(Protocol):
-    """A connection."""
+class Connection(Protocol):
+    """What can be closed from here."""
+
+    def drop(self) -> None:
+        """Close it after what was sent; whoever does not read that does not hold it open."""
+
+
+class Debtor(Connection, Protocol):
+    """A connection that may owe something."""
 
     def overdue(self) -> None:
         """It has not sent what it owes."""
 
     def unread(self) -> None:
         """It may have read nothing of what was sent."""
-
-    def drop(self) -> None:
-        """It has to make room."""
 
 
 class Taker(Protocol):
@@ -116,7 +120,8 @@ class Debts:
 class Closed:
     """Whom to tell that a connection has ended; who comes late is told at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._lost = False
         self._calls: list[Callable[[], None]] = []  # One; a set would be larger.
 
@@ -130,6 +135,13 @@ class Closed:
         """Do not: the response has ended before its connection."""
         if call in self._calls:
             self._calls.remove(call)
+
+    async def hang_up(self) -> None:
+        """Close the connection after what was sent, whatever is missing; return once it is."""
+        ended = asyncio.Event()
+        self._connection.drop()
+        self.add(ended.set)
+        await ended.wait()
 
     def tell(self) -> None:
         """Tell all."""

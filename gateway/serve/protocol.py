@@ -78,7 +78,7 @@ class HttpProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=_UNSENT)  # Of one who does not read it all stays.
         self.pipeline = Few()  # type: ignore[assignment]
         self.flow._is_writable_event = event(done=True)
-        self._closed = Closed()
+        self._closed = Closed(self)
         self._debts.expect(self, self._debts.terms.idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

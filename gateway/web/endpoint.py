@@ -96,7 +96,8 @@ class Methods:
         except Rejected as error:
             answer = self._rejected(error)
         except Unavailable as error:
-            names_stream = request.method == "GET" and accepts(request)[0]
+            raw = request.query_params.get("format") == "raw"
+            names_stream = request.method == "GET" and accepts(request)[0] and not raw
             self._telemetry.refused(error.code)
             answer = unavailable(error, self._retry, names_stream)
         except Exception:

@@ -1,4 +1,4 @@
-"""Event stream: one viewer's response, as it is or as text.
+"""Event stream: one viewer's response, as it is or with text as its data.
 
 A stream is plain ASGI `send`, one join per wake: that spares the memory of a Response class and its
 task group.
@@ -7,7 +7,7 @@ task group.
 import asyncio
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +19,7 @@ from gateway.upstream.protocols.base import AnswerText, Protocol
 from gateway.upstream.protocols.table import logged_protocol
 from gateway.web.responses import STREAM_HEADERS, LongText
 
-_MUCH = 8 * 1024  # Bytes after which others have their turn.
+MUCH = 8 * 1024  # Bytes after which others have their turn.
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _HALF = re.compile("[\r\ud800-\udbff]\\Z")
@@ -31,7 +31,7 @@ class EventStream:
     status_code = 200
 
     __slots__ = (
-        *("_before", "_fanout", "_first", "_plain", "_protocol", "_seat", "_viewer"),
+        *("_before", "_first", "_plain", "_seat", "fanout", "protocol", "viewer"),
         "raw_headers",
     )
 
@@ -45,16 +45,16 @@ class EventStream:
         before: Iterable[bytes] = (),
     ) -> None:
         self.raw_headers = list(STREAM_HEADERS)
-        self._fanout = fanout
-        self._viewer, self._seat, dialect = opened
+        self.fanout = fanout
+        self.viewer, self._seat, dialect = opened
         self._first = first
         self._before = before  # An event that stands for those up to where the viewer begins.
-        self._protocol = logged_protocol(dialect) if text else None
+        self.protocol = logged_protocol(dialect) if text else None
         self._plain: PlainText | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
-        viewer = self._viewer
+        viewer = self.viewer
         extensions = scope.get("extensions", {})
         viewer.abort = extensions.get("gateway.abort")
         closed = extensions.get("gateway.closed")
@@ -63,27 +63,31 @@ class EventStream:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
         try:
-            if self._protocol is not None:
-                self._plain = PlainText(await self._answer(self._protocol))
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._send_before(send)  # Nothing else is written before it is through.
-            if self._plain is None:
-                viewer.write = extensions.get("gateway.write")
-            await self._send_all(send)
+            await self._respond(scope, receive, send)
         finally:
             if closed:
                 closed.discard(viewer.leave)
             if leaving:
                 leaving.cancel()
-            self._fanout.detach(viewer)
+            self.fanout.detach(viewer)
             self._seat()
 
-    async def _answer(self, protocol: Protocol) -> AnswerText:
-        tail = self._viewer.tail
-        return protocol.text(await self._fanout.begun_with(tail), tail.choices)
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.protocol is not None:
+            self._plain = PlainText(await self.begun_text(self.protocol))
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._send_before(send)  # Nothing else is written before it is through.
+        if self._plain is None:
+            self.viewer.write = scope.get("extensions", {}).get("gateway.write")
+        await self._send_all(send)
+
+    async def begun_text(self, protocol: Protocol) -> AnswerText:
+        """Return the text of the answer from where the viewer begins."""
+        tail = self.viewer.tail
+        return protocol.text(await self.fanout.begun_with(tail), tail.choices)
 
     async def _send_all(self, send: Send) -> None:
-        viewer = self._viewer
+        viewer = self.viewer
         # The head of the first block, at once: it flushes the headers without an event of its own.
         chunk = self._first + (viewer.take() if self._plain is None else b"")
         while not viewer.finished or chunk:
@@ -92,31 +96,32 @@ class EventStream:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 viewer.sent()
             elif viewer.lagging:
-                await self._fanout.turn(viewer)
+                await self.fanout.turn(viewer)
             elif not viewer.has_more:
                 await viewer.wait()
-            if len(chunk) >= _MUCH:
+            if len(chunk) >= MUCH:
                 await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
             chunk = b"" if viewer.finished else viewer.take()
             if self._plain is not None and chunk and chunk != HEARTBEAT:
-                chunk = await self._plainly(self._plain, chunk)
+                chunk = await self.made(self._plain.frames, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_before(self, send: Send) -> None:
         for piece in self._before:
-            self._viewer.sending()
+            self.viewer.sending()
             body = self._first + piece
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            self._viewer.sent()
+            self.viewer.sent()
             self._first = b""
         self._before = ()
 
-    async def _plainly(self, plain: "PlainText", chunk: bytes) -> bytes:
-        if len(chunk) < _MUCH:
-            return plain.frames(chunk)
-        async with self._fanout.work:  # One at a time, however many read a whole log at once.
+    async def made(self, make: Callable[[bytes], bytes], chunk: bytes) -> bytes:
+        """Return what a chunk is made into; what takes its time lets others have theirs."""
+        if len(chunk) < MUCH:
+            return make(chunk)
+        async with self.fanout.work:  # One at a time, however many read a whole log at once.
             await asyncio.sleep(0)
-            return plain.frames(chunk)
+            return make(chunk)
 
 
 class SnapshotEvent:
@@ -170,10 +175,15 @@ class PlainText:
     def _flush(self) -> bytes:
         if self._waiting is None:
             return b""
-        text = _PAIR.sub(_character, self._text).replace("\r\n", "\n").replace("\r", "\n")
-        frame = encode(text.encode("utf-8", "replace"), self._waiting.id)
+        text = self._text.replace("\r\n", "\n").replace("\r", "\n")
+        frame = encode(utf8(text), self._waiting.id)
         self._waiting, self._text = None, ""
         return frame
+
+
+def utf8(text: str) -> bytes:
+    """Return a text of which halves of surrogate pairs may have come one by one."""
+    return _PAIR.sub(_character, text).encode("utf-8", "replace")
 
 
 def _character(pair: re.Match[str]) -> str:

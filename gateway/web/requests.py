@@ -17,19 +17,42 @@ _LONGEST_WAIT = 60  # Seconds.
 
 def accepts(request: Request) -> tuple[bool, bool]:
     """Tell whether Accept names text/event-stream, and whether one would do (RFC 9110 §12.5.1)."""
+    ranges = _ranges(request)
+    named = ranges.get("text/event-stream")
+    if named is not None:
+        return named, named
+    return False, ranges.get("*/*", False)
+
+
+def accepts_text(request: Request) -> bool:
+    """Tell whether plain text would do; who asks for it in a POST names text/event-stream."""
+    ranges = _ranges(request)
+    named = [ranges[each] for each in ("text/plain", "text/*", "*/*") if each in ranges]
+    return request.method == "POST" or named[:1] == [True]
+
+
+def _ranges(request: Request) -> dict[str, bool]:
+    """Return what Accept names, and whether it would do."""
     lines = request.headers.getlist("accept")
     if not lines:
-        return False, True
+        return {"*/*": True}
     header = ",".join(lines)
     ranges: dict[str, bool] = {}
     for part in header.lower().split(",", _PARTS)[:_PARTS]:
         kind, *parameters = (each.strip() for each in part.split(";", _PARTS)[:_PARTS])
         refused = any(each.replace(" ", "").rstrip("0") in {"q=", "q=0."} for each in parameters)
         ranges[kind] = not refused
-    named = ranges.get("text/event-stream")
-    if named is not None:
-        return named, named
-    return False, ranges.get("*/*", False)
+    return ranges
+
+
+def form_of(request: Request) -> str:
+    """Return the form that a stream is asked for in, "" for events as they are; raises Rejected."""
+    form = request.query_params.get("format", "")
+    if form not in ("", "text", "raw"):
+        raise Rejected("bad_request", "`format` is `text` or `raw`, or not there.")
+    if form == "raw" and request.scope["http_version"] == "1.0":
+        raise Rejected("bad_request", "HTTP/1.0 cannot tell a cut from an end: ask in HTTP/1.1.")
+    return form
 
 
 def cookies_of(request: Request) -> Cookies:

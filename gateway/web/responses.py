@@ -149,6 +149,14 @@ def unavailable(error: Unavailable, times: Retry, names_stream: bool) -> Respons
     return _problem(error.status, error.code, error.title, error.detail, headers)
 
 
+def unanswered(state: str, failure: dict[str, Any]) -> Response:
+    """Return why a stream that ended in a `state` has no text, or no more than was had."""
+    more = {"state": state}
+    words = str(failure.get("message", ""))
+    title = "The stream ended before its answer was whole"
+    return _problem(502, str(failure.get("code", state)), title, words, {}, more)
+
+
 def _problem(
     status: int,
     code: str,

@@ -9,12 +9,13 @@ from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.cancellation import Cancellation
-from gateway.runs.redemption import NothingMore, Redemption
+from gateway.runs.redemption import NothingMore, Opened, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.event_stream import EventStream, SnapshotEvent
-from gateway.web.requests import accepts, last_event_id
-from gateway.web.responses import LongText, Retry, nothing_more, reply
+from gateway.web.raw_stream import RawStream
+from gateway.web.requests import accepts, accepts_text, form_of, last_event_id
+from gateway.web.responses import LongText, Retry, nothing_more, reply, unanswered
 
 
 class StreamEndpoints:
@@ -42,13 +43,17 @@ class StreamEndpoints:
     async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""
         subject = await self._guards.viewer(request)
-        if not accepts(request)[1]:
-            raise Rejected("not_acceptable", "Send Accept: text/event-stream.")
+        raw = form_of(request) == "raw"
+        if not (accepts_text(request) if raw else accepts(request)[1]):
+            kind = "text/plain" if raw else "text/event-stream"
+            raise Rejected("not_acceptable", f"Send Accept: {kind}.")
         return await self.open(request, self._ticket(request), subject)
 
     async def open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
         """Answer with a ticket's stream, from where its caller left it."""
         wanted, query = last_event_id(request), request.query_params
+        if form_of(request) == "raw":
+            return await self._raw(ticket, subject, wanted)
         before = None
         if query.get("snapshot") == "1" and not wanted:
             before = await self._snapshot(ticket, subject)
@@ -57,6 +62,19 @@ class StreamEndpoints:
             return nothing_more()
         first, text = self._retry.line(), query.get("format") == "text"
         return EventStream(self._fanout, opened, first, text=text, before=before or ())
+
+    async def _raw(self, ticket: Ticket, subject: str, wanted: str) -> AnyResponse:
+        record = await self._redemption.record(ticket, subject)
+        begin = wanted
+        if not wanted and record.attempts > 1:  # What is before a `reset` could not be taken back.
+            begin = (await self._snapshots.of(record)).began
+        opened = await self._redemption.open(ticket, subject, begin)
+        if isinstance(opened, Opened):
+            return RawStream(self._fanout, opened, self._retry, more=bool(wanted))
+        record = await self._redemption.record(ticket, subject)
+        if record.state == "done":
+            return nothing_more()
+        return unanswered(record.state, json.loads(record.result or "{}").get("failure", {}))
 
     async def _snapshot(self, ticket: Ticket, subject: str) -> SnapshotEvent | None:
         """Return what stands for the log so far, None where nothing is logged that it could."""

@@ -25,6 +25,7 @@ from gateway.web.mount import Mount
 from gateway.web.requests import (
     accepts,
     body_of,
+    form_of,
     idempotency_key,
     idempotent_stream_id,
     last_event_id,
@@ -84,6 +85,7 @@ class TicketEndpoints:
         at_once = accepts(request)[0]
         if at_once:
             self._life.check_stays()
+            form_of(request)
         key = idempotency_key(request)
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:

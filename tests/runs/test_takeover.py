@@ -179,6 +179,8 @@ async def test_a_killed_replicas_stream_is_asked_again_once_and_every_viewer_see
             told = await http.get(url.replace("/stream", "/completion"), headers=ALICE)
             assert told.json()["text"] == "Hello"
             assert (told.json()["state"], told.json()["attempts"]) == ("done", 2)
+            raw = await http.get(f"{url}&format=raw", headers=ALICE)
+            assert raw.text == "Hello"  # What the reset took back is not in it.
     assert len(upstream.calls) == 2
     assert upstream.calls[0].body == upstream.calls[1].body
 

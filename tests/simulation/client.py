@@ -53,7 +53,7 @@ class Exchange:
         self._room: asyncio.Future[None] | None = None
         self._told = False
         self._gone: asyncio.Future[None] | None = None
-        self._closed = Closed()
+        self._closed = Closed(self)
         self._scope: dict[str, Any] = {
             "type": "http",
             "method": method,
@@ -222,6 +222,10 @@ class Exchange:
         self._outstanding -= count
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+    def drop(self) -> None:
+        """Close it from the server's side."""
+        self._abort()
 
     def _abort(self) -> None:
         self._to_client(self._ended, False)

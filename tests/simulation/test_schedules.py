@@ -36,6 +36,7 @@ SHOWS = {
     "slots_are_not_prolonged": 210,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
+    "what_is_written_again_is_not_booked": 0,
 }
 
 
