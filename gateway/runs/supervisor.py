@@ -103,8 +103,7 @@ class RunSupervisor:
         here = (self._registry, self._claims, self._tell)
         self.cancellation = Cancellation(records, heartbeat, *here)
         self.logout = Logout(records, heartbeat, fanout, self._registry, self.cancellation)
-        presence = Presence(records.store, records.replica)
-        self._idle = IdlePolicy(presence, heartbeat, self._registry)
+        self._idle = IdlePolicy(Presence(records.store, records.replica), heartbeat, self._registry)
         self._ownership = Ownership(records, heartbeat, interval)
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * heartbeat.lease, fanout.owners)
