@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tests.faults.followers import Followers
 from tests.faults.oracle import judge
 from tests.faults.pages import Page, usage_of
 from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
@@ -117,15 +118,20 @@ def _patience(steps: Sequence[Step], limit: int) -> float:
 
 
 async def _play(steps: Sequence[Step], world: World, upstream: Upstream, pages: list[Page]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for step in steps:
-            for stream in step.streams:
-                page = Page(world, upstream, stream)
-                pages.append(page)
-                group.create_task(page.play())
-            if step.fault is not None:
-                await world.apply(step.fault.kind, step.fault.where, step.fault.how)
-            await asyncio.sleep(step.pause)
+    followers = Followers(world)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                for stream in step.streams:
+                    page = Page(world, upstream, stream, followers.follow)
+                    pages.append(page)
+                    group.create_task(page.play())
+                if step.fault is not None:
+                    await world.apply(step.fault.kind, step.fault.where, step.fault.how)
+                await asyncio.sleep(step.pause)
+        await followers.finish()
+    finally:
+        await followers.close()
 
 
 async def _crowded(world: World, upstream: Upstream, seconds: float) -> list[Page]:

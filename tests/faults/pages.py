@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,8 +38,15 @@ async def usage_of(world: World, user: str) -> dict[str, Any]:
 class Page:
     """Plays one stream; `story` is what came of it."""
 
-    def __init__(self, world: World, upstream: Upstream, stream: Stream) -> None:
+    def __init__(
+        self,
+        world: World,
+        upstream: Upstream,
+        stream: Stream,
+        posted: Callable[["Page"], None] = lambda _: None,
+    ) -> None:
         self.story = Story(stream)
+        self._posted = posted
         self.played: dict[str, int] = {}
         self._world = world
         self._upstream = upstream
@@ -53,6 +61,7 @@ class Page:
         if path is None:
             return
         self.story.path = path
+        self._posted(self)
         viewers = [self._view(path, watch) for watch in self._stream.watches]
         await asyncio.gather(self._delete(path), *viewers)
         self.story.calls = self._upstream.calls.get(self._stream.number, [])
