@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tests.faults.followers import Followers
 from tests.faults.oracle import judge
 from tests.faults.pages import Page, usage_of
 from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
@@ -24,6 +25,7 @@ _SLACK = 1.5  # Seconds that a busy machine takes to begin a stream.
 _BOOKED = 15.0  # Seconds after which all that has ended must be booked.
 _DEAF = 6.0  # Seconds that nobody hears of the first ends.
 _HEARD = 60.0  # Seconds after which all ends must be heard, once their receiver is fair.
+_PATIENCE = 90.0  # Seconds after which a stream without an end is one.
 _LAST = 7_000_000  # From here on streams are numbered that begin when all have ended.
 
 
@@ -87,8 +89,9 @@ async def play(
     await upstream.start()
     proxied = not absent()
     hooks = Hooks()
-    given: dict[str, Any] = {"lease": lease, "proxied": proxied, "limit": limit, "hook": hooks.keys}
-    world = World(folder, upstream.url, kind=kind, **given)
+    given: dict[str, Any] = {"kind": kind, "lease": lease, "proxied": proxied, "limit": limit}
+    patience = _patience(steps, limit)
+    world = World(folder, upstream.url, **given, patience=patience, hook=hooks.keys)
     pages: list[Page] = []
     report = Report()
     began = time.monotonic()
@@ -114,16 +117,31 @@ async def play(
     return report
 
 
+def _patience(steps: Sequence[Step], limit: int) -> float:
+    """Return after how many seconds a stream has none but itself to wait for.
+
+    Where slots are few it may be the last of its user's: who waits has no turn.
+    """
+    answers = (stream.answer for step in steps for stream in step.streams)
+    work = sum(each.events * each.interval for each in answers)
+    return _PATIENCE + (work / USERS / limit if limit else 0.0)
+
+
 async def _play(steps: Sequence[Step], world: World, upstream: Upstream, pages: list[Page]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for step in steps:
-            for stream in step.streams:
-                page = Page(world, upstream, stream)
-                pages.append(page)
-                group.create_task(page.play())
-            if step.fault is not None:
-                await world.apply(step.fault.kind, step.fault.where, step.fault.how)
-            await asyncio.sleep(step.pause)
+    followers = Followers(world)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                for stream in step.streams:
+                    page = Page(world, upstream, stream, followers.follow)
+                    pages.append(page)
+                    group.create_task(page.play())
+                if step.fault is not None:
+                    await world.apply(step.fault.kind, step.fault.where, step.fault.how)
+                await asyncio.sleep(step.pause)
+        await followers.finish()
+    finally:
+        await followers.close()
 
 
 async def _crowded(world: World, upstream: Upstream, seconds: float) -> list[Page]:

@@ -1,7 +1,7 @@
 """World: the replicas, nginx and Redis of one run, and the faults of processes.
 
-`limit` is how many streams a user may run at once, 0 if any number. `hook` is what each preset says
-of its webhook.
+`limit` is how many streams a user may run at once, 0 if any number, and `patience` after how many
+seconds a stream without an end is one. `hook` is what each preset says of its webhook.
 
 Each replica has a place, with a port that a replacement takes over, and its own API key, so that
 the upstream knows who called. A fault waits for its place, or for Redis, to be free of others.
@@ -75,8 +75,10 @@ class World:
         proxied: bool,
         limit: int = 0,
         hook: str = "",
+        patience: float = 90.0,
     ) -> None:
         self.limit = limit
+        self.patience = patience
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
@@ -102,7 +104,7 @@ class World:
             "upstream_url": upstream_url,
             "secrets": SECRET,
             "service_tokens": SERVICE,
-            "start_by": "90",  # Some wait for a slot.
+            "start_by": str(patience),  # Some wait for a slot.
             "lease": str(lease),
         }
 
@@ -113,9 +115,8 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        hits, stalls = tuple(self.hits), tuple(self.stalls)
-        zero = time.time() - time.monotonic()
-        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls, zero)
+        given = (tuple(self.losses), tuple(self.outages), self._lease, tuple(self.stalls))
+        return Facts(tuple(self.hits), *given, time.time() - time.monotonic())
 
     @property
     def ports(self) -> list[int]:
