@@ -18,8 +18,6 @@ from tests.faults.viewer import Viewer, request
 from tests.faults.world import SERVICE, World, any_port
 from tests.support import cookie, settings
 
-_PATIENCE = 90.0  # Seconds after which a stream without an end is one.
-
 
 async def usage_of(world: World, user: str) -> dict[str, Any]:
     """Return what a user's streams took yesterday and today, as any replica tells it."""
@@ -77,10 +75,11 @@ class Page:
         else:
             body["messages"] = [{"role": "user", "content": prompt}]
         headers = {"Cookie": self._cookie, "Content-Type": "application/json"}
+        headers["X-Stream-Ref"] = str(self._stream.number)
         if self._stream.number % 2:
             headers["Idempotency-Key"] = f"key of {self._stream.number}"
         path = f"/tickets/{self._stream.preset}".rstrip("/")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + self._world.patience
         status = 0
         while time.monotonic() < deadline:
             self.story.posted = time.monotonic()
@@ -103,7 +102,7 @@ class Page:
         direct = watch.direct or self._stream.fault == "duplicate"
         viewer = Viewer(path, self._cookie, watch, any_port(self._world, direct=direct))
         self.story.transcripts.append(viewer.transcript)
-        await viewer.run(_PATIENCE)
+        await viewer.run(self._world.patience)
         self._count(viewer.played, watch)
 
     def _count(self, acts: dict[str, int], watch: Watch) -> None:
