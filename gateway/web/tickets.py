@@ -37,6 +37,7 @@ from gateway.web.requests import (
 )
 from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
+from gateway.webhooks.message import receiver_of
 
 _FIRST_TRY = 15 * 60_000  # Milliseconds: SDKs wait for ten minutes.
 
@@ -183,6 +184,8 @@ class TicketEndpoints:
         made, more = body.made(preset), dialect_fields(preset.dialect)
         if ref:
             more["ref"] = ref
+        if preset.webhook:
+            more["webhook"] = receiver_of(name, preset.webhook)
         if preset.fallback:
             more["body"] = body.data
         if self._presets.bounds(name).of_spending:

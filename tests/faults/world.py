@@ -1,6 +1,7 @@
 """World: the replicas, nginx and Redis of one run, and the faults of processes.
 
-`limit` is how many streams a user may run at once, 0 if any number.
+`limit` is how many streams a user may run at once, 0 if any number, and `patience` after how many
+seconds a stream without an end is one. `hook` is what each preset says of its webhook.
 
 Each replica has a place, with a port that a replacement takes over, and its own API key, so that
 the upstream knows who called. A fault waits for its place, or for Redis, to be free of others.
@@ -22,9 +23,8 @@ from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
 _KEPT = 'protocol = "responses"\nbackground = true\n'
-_PRESETS = (  # The brief ones are for pages that leave for good.
-    f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
-)
+_BRIEF = "grace = 3\n"  # For pages that leave for good.
+_PRESETS = {"default": "", "brief": _BRIEF, "kept": _KEPT, "keptbrief": _BRIEF + _KEPT}
 SERVICE = "what-the-harness-itself-asks-with"
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.
@@ -74,8 +74,11 @@ class World:
         lease: float,
         proxied: bool,
         limit: int = 0,
+        hook: str = "",
+        patience: float = 90.0,
     ) -> None:
         self.limit = limit
+        self.patience = patience
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
@@ -92,7 +95,8 @@ class World:
         self._watching: asyncio.Task[None] | None = None
         self._master: object = None
         limits = f"[limits]\nstreams = {limit}\n" if limit else ""
-        (folder / "presets.toml").write_text(limits + _PRESETS)
+        presets = [f"[presets.{name}]\n{each}{hook}" for name, each in _PRESETS.items()]
+        (folder / "presets.toml").write_text("".join([limits, *presets]))
         self._settings = {
             **_SETTINGS,
             "config": str(folder / "presets.toml"),
@@ -100,7 +104,7 @@ class World:
             "upstream_url": upstream_url,
             "secrets": SECRET,
             "service_tokens": SERVICE,
-            "start_by": "90",  # Some wait for a slot.
+            "start_by": str(patience),  # Some wait for a slot.
             "lease": str(lease),
         }
 
@@ -111,9 +115,8 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        hits, stalls = tuple(self.hits), tuple(self.stalls)
-        zero = time.time() - time.monotonic()
-        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls, zero)
+        given = (tuple(self.losses), tuple(self.outages), self._lease, tuple(self.stalls))
+        return Facts(tuple(self.hits), *given, time.time() - time.monotonic())
 
     @property
     def ports(self) -> list[int]:

@@ -19,6 +19,7 @@ from gateway.config.preset_book import PresetBook
 from gateway.eventlog.entries import EventId
 from gateway.sse import OURS, parse
 from tests.simulation.books import Books
+from tests.simulation.receiver import judge_hooks
 from tests.simulation.redis import Args, Id
 from tests.simulation.upstream import Call
 
@@ -93,6 +94,15 @@ class Oracle:
         if block.startswith(b"event: end\n"):
             viewer.ended_at = self._world.loop.time()
 
+    def id_of(self, stream_id: str, lines: bytes) -> str:
+        """Return the id of the event in a log that has these lines, "" for none."""
+        found = [
+            event_id
+            for (each, event_id), block in self._blocks.items()
+            if each == stream_id and block.rpartition(b"\nid: ")[0] == lines
+        ]
+        return found[-1] if found else ""
+
     def _follows(self, viewer: "EventSource", before: str, event_id: str) -> None:
         last, this = EventId.parse(before), EventId.parse(event_id)
         assert last is not None
@@ -129,6 +139,7 @@ class Oracle:
                 continue
             self.accuse("one order", f"an entry was written twice, differently: {clash}")
         self._books.judge()
+        judge_hooks(self._world, self.accuse)
         for key in self._world.redis.immortal():
             self.accuse("everything expires", f"{key!r} has no TTL")
 
@@ -170,8 +181,9 @@ class Oracle:
     def _allowed(self, stream: "Stream") -> int:
         preset, stream_id = PresetBook(self._world.settings).get("default"), stream.stream_id
         claims = 1 + self._lost(stream_id, "claims")
-        first = self._world.upstream.kept.of(stream.name)[:1]
-        goes_on = any(self._is_known(stream_id, each.name) for each in first)
+        first = [call for call in self._calls(stream) if call.paid][:1]
+        kept = [each for each in self._world.upstream.kept.of(stream.name) if each.call in first]
+        goes_on = any(self._is_known(stream_id, each.name) for each in kept)
         if preset is None or preset.on_crash != "restart" or goes_on:
             return claims
         return claims * (1 + preset.crash_restarts) + self._lost(stream_id, "takeovers")
@@ -192,8 +204,16 @@ class Oracle:
             known = self._is_known(stream.stream_id, response.name)
             goes_on = not times and response.over_at > ended + _SLACK
             well = self._was_well(ended - 3, ended + 3)
+            if self._is_forgotten(stream.stream_id, response.call.at):
+                continue  # Another claim asked anew, and knows nothing of it.
             if known and well and goes_on and state == "cancelled":
                 self.accuse("told to stop", f"{response.name} goes on, {stream.name} is {state}")
+
+    def _is_forgotten(self, stream_id: str, since: float) -> bool:
+        """Whether Redis lost the claim by which this was asked for."""
+        return any(
+            stream_id in each.claims and each.at > since for each in self._world.redis.losses
+        )
 
     def _judge_log(self, stream: "Stream") -> None:
         redis = self._world.redis

@@ -13,12 +13,14 @@ Act = dict[str, Any]
 CALM = 10.0  # From this second on nothing more goes wrong.
 RESTARTS = 4  # The profile that pays again for what a dead replica ran.
 LIMITED = 5  # Added to a profile, it is one with limits.
+HOOKED = 10  # Added to a profile, it is one with webhooks.
 HOWS = (
     *("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly"),
     *("freeze", "freeze", "murder", "murder_after"),
 )
 TARGETS = ("any", "XADD", "claim", "seal", "hold", "create", "cancel", "takeover", "beat")
 OF_LIMITS = ("admit", "settle", "permit", "book")
+OF_HOOKS = ("owe", "tell", "put_off", "told", "seal", "cancel")
 MORE_TARGETS = ("HMGET", "XRANGE", "SET", "SADD", "PUBLISH", "SREM", "EXISTS")
 
 
@@ -36,6 +38,10 @@ class Schedule:
         """Return a schedule that lacks some of its acts."""
         kept = tuple(act for number, act in enumerate(self.acts) if number not in gone)
         return replace(self, acts=kept)
+
+
+# From this seed on some viewers follow their stream on the connection of its channel.
+COMPOSITE = 1000
 
 
 def from_json(text: str) -> Schedule:
@@ -68,6 +74,11 @@ def make(seed: int) -> Schedule:
                 act = {"act": "cancel", "stream": stream["name"], "form": "DELETE"}
                 at = round(stream["at"] + kept.uniform(0.3, 4), 4)
                 acts.append({**act, "at": at, "host": kept.randrange(3)})
+    one = random.Random(f"composite {seed}")
+    if seed >= COMPOSITE and one.random() < 0.3:
+        for act in acts:
+            if act["act"] == "view":
+                act["composite"] = one.random() < 0.6
     acts.sort(key=lambda act: float(act["at"]))
     profile = rng.randrange(4)
     if rng.random() < 0.2:
@@ -76,6 +87,11 @@ def make(seed: int) -> Schedule:
     if limits.random() < 0.3:
         profile += LIMITED
         acts += [_of_limits(limits, streams) for _ in range(limits.choice((0, 0, 1, 2)))]
+        acts.sort(key=lambda act: float(act["at"]))
+    hooks = random.Random(f"hooks {seed}")
+    if hooks.random() < 0.15:
+        profile += HOOKED
+        acts += [_of_hooks(hooks, streams) for _ in range(hooks.choice((0, 1, 1, 2)))]
         acts.sort(key=lambda act: float(act["at"]))
     return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
 
@@ -104,6 +120,11 @@ def _of_limits(rng: random.Random, streams: list[Act]) -> Act:
     at = round(rng.choice(streams)["at"] + rng.choice((0.1, 4.0)) * rng.random(), 4)
     trap = {"act": "trap", "at": at, **_trap(rng, 2)}
     return {**trap, "on": rng.choice(OF_LIMITS)}
+
+
+def _of_hooks(rng: random.Random, streams: list[Act]) -> Act:
+    at = round(rng.choice(streams)["at"] + 5 * rng.random(), 4)
+    return {"act": "trap", "at": at, **_trap(rng, 2), "on": rng.choice(OF_HOOKS)}
 
 
 def _stream(rng: random.Random, number: int) -> Act:
