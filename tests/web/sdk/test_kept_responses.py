@@ -6,6 +6,7 @@ import json
 import openai
 import pytest
 
+from gateway.store.keys import new_id
 from tests.sdk_clients import RESPONSES, asked, bearer, before, pretended
 from tests.support import OK, Call, scripted, sse, until
 
@@ -32,6 +33,20 @@ async def test_a_stream_is_gone_on_with_after_the_number_of_its_last_event(had: 
         every = await client.responses.retrieve(name, stream=True)
         assert [each async for each in every] == whole
         assert await client.responses.retrieve(name) == whole[-1].response
+        assert await asked(base) == 1
+
+
+async def test_a_response_and_an_sdks_first_try_are_found_in_every_kind_of_store(
+    any_redis_url: str,
+) -> None:
+    subject = {"X-Subject": new_id()}
+    retried = {"X-Stainless-Retry-Count": "1", **subject}
+    async with pretended() as base, before(base, redis_url=any_redis_url) as gate:
+        begun = await gate.http.post(RESPONSES.path, json=RESPONSES.body, headers=bearer(**subject))
+        again = await gate.http.post(RESPONSES.path, json=RESPONSES.body, headers=bearer(**retried))
+        name = begun.json()["id"]
+        found = await gate.http.get(f"{RESPONSES.path}/{name}", headers=bearer(**subject))
+        assert begun.json() == again.json() == found.json()
         assert await asked(base) == 1
 
 
