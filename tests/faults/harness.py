@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from tests.faults.channels import Channels, judge_channel
 from tests.faults.oracle import judge
 from tests.faults.pages import Page, usage_of
 from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
@@ -32,6 +33,7 @@ class Report:
     connections: int = 0
     events: int = 0
     calls: int = 0
+    messages: int = 0  # Of channels.
     seconds: float = 0.0
     lag: float = 0.0  # The longest the harness's own loop was late, in seconds.
     faults: Counter[str] = field(default_factory=Counter)
@@ -49,8 +51,8 @@ class Report:
         kinds = Counter(each.kind for each in self.findings)
         lines = [
             f"{self.streams} streams, {self.viewers} viewers on {self.connections} connections, "
-            f"{self.events} events, {self.calls} upstream calls, {self.seconds:.0f} s, "
-            f"the harness was late by {self.lag:.2f} s at most",
+            f"{self.events} events, {self.calls} upstream calls, {self.messages} messages, "
+            f"{self.seconds:.0f} s, the harness was late by {self.lag:.2f} s at most",
             "faults:  " + _counts(self.faults),
             "ends:    " + _counts(self.states),
             "allowed: " + (_counts(self.allowed) or "nothing was needed"),
@@ -84,13 +86,14 @@ async def play(
     proxied = not absent()
     world = World(folder, upstream.url, kind=kind, lease=lease, proxied=proxied, limit=limit)
     pages: list[Page] = []
-    report = Report()
+    channels, report = Channels(world), Report()
     began = time.monotonic()
     watching = asyncio.create_task(_watch(report))
     try:
         await world.start()
-        await _play(steps, world, upstream, pages)
-        await world.settle()
+        async with channels.playing():
+            await _play(steps, world, upstream, pages)
+            await world.settle()
         if limit:
             pages += await _crowded(world, upstream, lease + _SLACK)
         await _judge_books(report, world, [page.story for page in pages])
@@ -100,6 +103,9 @@ async def play(
         await upstream.stop()
     report.seconds = time.monotonic() - began
     _sum_up(report, world, upstream, pages)
+    for channel in channels.told:
+        report.messages += len(channel.messages)
+        report.findings += judge_channel(channel, world.facts)
     return report
 
 

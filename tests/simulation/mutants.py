@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from gateway.errors import Unavailable
+from gateway.eventlog import channel
 from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.group_commit import NodeCommitter
@@ -208,6 +209,21 @@ def slots_are_not_prolonged() -> Patches:
     yield patch.object(Limits, "_renew", lambda self, holder, turn: None)
 
 
+def a_message_is_stored_again() -> Patches:
+    """A push that is sent twice is stored twice."""
+    yield from _script("push", "if id then return {1, id, unpack(watchers)} end\n", "\n")
+
+
+def another_server_goes_on_with_the_ids() -> Patches:
+    """Ids of messages that a failover lost are given once more."""
+    yield from _script("push", "if was[1] and was[2] == server then", "if was[1] then")
+
+
+def what_was_trimmed_is_not_missed() -> Patches:
+    """Who was shown less than was kept is not told of what went."""
+    yield patch.object(channel, "_follows", lambda entry, last: True)
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -238,6 +254,9 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         a_slot_is_kept,
         slots_are_not_looked_at,
         slots_are_not_prolonged,
+        a_message_is_stored_again,
+        another_server_goes_on_with_the_ids,
+        what_was_trimmed_is_not_missed,
     )
 }
 

@@ -25,6 +25,7 @@ OF_OTHERS = {
     "settle": [b"{t}bytes", b"{t}until"],
     "permit": [b"{t}slots", b"{t}leases", b"{t}today", b"{t}posts", b"{t}posts.p"],
     "book": [b"{t}booked", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
+    "push": [b"{t}events", b"{t}channel", b"{t}watchers", b"{t}message"],
     "remember": [b"{t}asked"],
 }
 OWNERS = [b"me", b"you"]
@@ -97,6 +98,8 @@ def _command(rng: random.Random, epoch: int) -> list[Any]:
             *(["XADD", log, "NOMKSTREAM", f"{epoch}-{number}", number, b"frames"],),
             *(["XRANGE", log, "-", "+", "COUNT", 3], ["XRANGE", log, f"({epoch}-1", "+"]),
             *(["XREVRANGE", log, "+", "-", "COUNT", 1], ["DEL", rng.choice(KEYS)]),
+            *(["XDEL", log, f"{epoch}-{number}", "1-1"], ["XRANGE", b"{t}events", "-", "+"]),
+            *(["DEL", b"{t}message"], ["HDEL", b"{t}channel", b"server"]),
             *(["SET", b"{t}s", number, "NX", "PX", 90_000], ["GET", b"{t}s"], ["GET", record]),
             *(["SADD", b"{t}m", field], ["SREM", b"{t}m", field], ["SMEMBERS", b"{t}m"]),
             *(["PEXPIRE", rng.choice(KEYS), 90_000], ["HGETALL", b"{t}none"], ["SADD", log, 1]),
@@ -153,6 +156,7 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
             ("permit", ["hold", 5_000, owner, *slot, b"she", 0, 0, ""]),
             ("book", [owner, 1, 90_000, 99_000, "p", "m", 3, 4, 0, 1, 5, 1]),
             ("remember", [90_000, owner, 1]),
+            ("push", [b"data: x\n", 90_000, 3, rng.choice([60, 900]), 90_000, owner, 90_000]),
         ]
     )
 

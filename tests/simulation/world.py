@@ -27,6 +27,7 @@ from gateway.config.settings import Settings
 from gateway.eventlog.viewer import Viewer
 from gateway.eventlog.writer import EventLog
 from gateway.store.pools import TIMEOUT
+from tests.simulation.channel import TOKEN, Channel
 from tests.simulation.client import Broken, EventSource, Exchange
 from tests.simulation.kept import PATH
 from tests.simulation.loop import Host, VirtualLoop, run
@@ -69,6 +70,8 @@ def _profile(preset: dict[str, Any] | None = None, **changes: Any) -> Settings:
         "upstream_retries": 2,
         "presets": {"default": of_both, "kept": {**_KEPT, **of_both}},
         "subject_bytes": 0,
+        "service_tokens": TOKEN,
+        "events_keep": 4,
         "store_share": 1,  # Its Redis has no INFO.
     }
     return settings(**{**given, **changes})
@@ -184,6 +187,7 @@ class World:
         self._reactions: set[asyncio.Task[None]] = set()
         self.redis.freeze, self.redis.murder = self._freeze, self._murder
         self.oracle = Oracle(self)
+        self.channel = Channel(self)
         self.upstream.scripts = {s.name: s.plan["script"] for s in self.streams.values()}
 
     def say(self, words: str) -> None:
@@ -220,6 +224,7 @@ class World:
         await self._settled()
         await self._look_at_what_was_lost()
         self.oracle.judge_streams()
+        self.channel.judge()
         await self._stop_all()
         gc.collect(0)  # What was dropped with an error says so now.
         self.oracle.judge_leftovers()
@@ -228,7 +233,7 @@ class World:
         self, work: Callable[[Act, int], Coroutine[Any, Any, None]], act: Act, number: int
     ) -> None:
         await self.until(act["at"])
-        if act["act"] not in {"view", "trap"}:
+        if act["act"] not in {"view", "trap", "listen"}:
             self.say(" ".join(f"{key}={value}" for key, value in act.items() if key != "at"))
         await work(act, number)
 
@@ -293,6 +298,12 @@ class World:
         task = asyncio.create_task(viewer.run(self))
         await asyncio.wait({task}, timeout=CALM + _SETTLE)
         task.cancel()
+
+    async def _push(self, act: Act, number: int) -> None:
+        await self.channel.push(act)
+
+    async def _listen(self, act: Act, number: int) -> None:
+        await self.channel.listen(act, number, CALM + _SETTLE)
 
     async def _ask(
         self, act: Act, method: str, path: str, headers: dict[str, str] | None = None
