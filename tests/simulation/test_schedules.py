@@ -32,7 +32,7 @@ SHOWS = {
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,
     "slots_are_not_looked_at": 0,
-    "slots_are_not_prolonged": 210,
+    "slots_are_not_prolonged": 550,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
     "what_was_trimmed_is_not_missed": 140,
