@@ -40,6 +40,7 @@ REJECTED = {
     "bad_data": (400, "A message cannot say this"),
     "bad_message_id": (400, "The message id is not usable"),
     "bad_ttl": (400, "No message is kept for so long"),
+    "bad_tickets": (400, "One connection cannot carry these tickets"),
     "unknown_member": (400, "A message has no such member"),
     "not_authenticated": (401, "No valid login"),
     "foreign_origin": (403, "The page is not one of ours"),

@@ -4,7 +4,7 @@ Pure: no I/O and no clock. The format is WHATWG HTML §9.2 "Server-sent events".
 for byte and never decoded, so what an upstream sent is what a viewer gets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 HEARTBEAT = b":\n"  # No blank line after it: some clients turn an empty block into an event.
@@ -21,6 +21,7 @@ _STRAYS = 64 * 1024  # Bytes kept of what is no event stream.
 _PIECES = 1024  # That an event's start is kept in: each has an overhead of its own.
 _BLOCK = 128  # Bytes that an ignored block counts as, beside its own: empty ones cost time too.
 _COLON = ord(":")
+_ID, _EVENT = b"id: ", b"event: "
 _CONTROLS = bytes([*range(32), 127])
 
 
@@ -245,3 +246,66 @@ def _name(name: bytes) -> bytes:
         name = name[:_NAME].decode("utf-8", "ignore").encode()  # None of its characters is cut.
     name = name.translate(None, _CONTROLS)
     return b"" if name == b"message" else name
+
+
+class Renaming:
+    """Events on their way, under other names and ids; `whole` unless one of them is half sent.
+
+    They are as `encode` makes them and may be cut anywhere: of one that is not whole no more is
+    held back than the line that may be its id.
+    """
+
+    def __init__(self, name: bytes = b"") -> None:
+        self.whole = True
+        self._name = name  # Comes before an event's own, with a dot; b"" for none.
+        self._event = b""  # The name of the one that is half sent.
+        self._rest = b""
+        self._at_line = True  # Whether what comes next begins a line.
+
+    def feed(self, frames: bytes, renew: Callable[[bytes, bytes], bytes]) -> Iterator[bytes]:
+        """Yield what is to be sent; `renew` gives an event's new id for its name and id."""
+        frames, start = self._rest + frames, 0
+        while start < len(frames):
+            if self.whole:
+                head = self._head(frames, start)
+                if head is None:
+                    break
+                yield head
+                start += len(_EVENT) + len(self._event) + 1 if self._event else 0
+            end = frames.find(b"\n\n", start)
+            if end < 0:
+                cut = self._cut(frames, start)
+                yield frames[start:cut]
+                start = cut
+                break
+            line = max(start, frames.rfind(b"\n", start, end) + 1)
+            new = renew(self._event, frames[line + len(_ID) : end])
+            self.whole = True
+            yield b"%b%b%b\n\n" % (frames[start:line], _ID, new)
+            start = end + 2
+        self._rest = frames[start:]
+
+    def _head(self, frames: bytes, start: int) -> bytes | None:
+        """Return the first line of the event that begins here, None if it is not all there."""
+        self._event = b""
+        if frames.startswith(_EVENT, start):
+            end = frames.find(b"\n", start)
+            if end < 0:
+                return None
+            self._event = frames[start + len(_EVENT) : end]
+        elif _EVENT.startswith(frames[start : start + len(_EVENT)]):
+            return None
+        self.whole, self._at_line = False, True
+        name = b".".join(filter(None, (self._name, self._event)))
+        return b"%b%b\n" % (_EVENT, name) if name else b""
+
+    def _cut(self, frames: bytes, start: int) -> int:
+        """Return up to where to send of an event that is not whole: its last line may be its id."""
+        line = frames.rfind(b"\n", start, len(frames) - 1) + 1
+        if not line:
+            line = start if self._at_line else len(frames)
+        begun = frames[line : line + len(_ID)]
+        cut = line if begun and _ID.startswith(begun) else len(frames)
+        if cut > start:
+            self._at_line = frames.endswith(b"\n", start, cut)
+        return cut

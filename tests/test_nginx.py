@@ -539,6 +539,7 @@ async def test_no_log_holds_a_ticket(shared_redis: RedisServer, tmp_path: Path) 
         at.replicas.signal(0, signal.SIGKILL)
         for _ in range(3):  # Refused, and then not even asked.
             await at.http.get(url, headers={**ALICE, **STREAM})
+            await at.http.get(url.replace("/stream", "/events"), headers={**ALICE, **STREAM})
             await at.http.delete(url, headers=ALICE)
             await at.http.post(url.replace("/stream", "/stream/cancel"), headers=ALICE)
             await at.post()

@@ -13,6 +13,7 @@ from gateway.sse import (
     RESERVED,
     Event,
     Parser,
+    Renaming,
     after,
     comment,
     encode,
@@ -386,3 +387,37 @@ def test_what_was_cut_off_is_looked_at(rest: bytes, strays: bytes) -> None:
     parser.feed(rest)
     parser.abandon()
     assert bytes(parser.strays) == strays
+
+
+# Data in which lines look like an id, or like the start of another event.
+tricky = st.lists(
+    st.sampled_from([b"id: 1-1", b"id: ", b"i", b"\n", b"event: n", b"data: ", b"x", b"y" * 40]),
+    max_size=8,
+).map(b"".join)
+
+
+@given(st.lists(st.tuples(tricky, names), max_size=5), st.lists(st.integers(1, 60)), names)
+def test_renamed_events_are_the_same_however_they_are_cut(
+    events: list[tuple[bytes, bytes]], sizes: list[int], prefix: bytes
+) -> None:
+    frames = b"".join(encode(data, b"1-%d" % n, name) for n, (data, name) in enumerate(events))
+    renaming, seen, sent, at = Renaming(prefix), list[bytes](), b"", 0
+
+    def renew(name: bytes, event_id: bytes) -> bytes:
+        seen.append(name)
+        return b"new." + event_id
+
+    for size in itertools.chain(sizes, itertools.repeat(7)):
+        if at >= len(frames):
+            break
+        sent += b"".join(renaming.feed(frames[at : at + size], renew))
+        at += size
+        assert renaming.whole or not sent.endswith(b"\n\n")
+        assert len(sent) > min(at, len(frames)) - len(b"event: response.done")
+    expected = [
+        encode(data, b"new.1-%d" % n, b".".join(filter(None, (prefix, name))))
+        for n, (data, name) in enumerate(events)
+    ]
+    assert sent == b"".join(expected)
+    assert seen == [name for _, name in events]
+    assert renaming.whole

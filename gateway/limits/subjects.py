@@ -10,7 +10,8 @@ is stored, claimed or paid for.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 from gateway.config.user_limits import UNBOUNDED, Bounds
@@ -21,10 +22,12 @@ from gateway.limits.permits import Left, Permits, Slot, Taken, left_of, refused
 from gateway.limits.tallies import Seat, Tally
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import subject_keys
+from gateway.store.node import Node
 
 RECORD = 1024  # Bytes that a stream costs beside its request, about.
 
-_News = tuple[str, int, int, Slot | None]  # Stream, bytes, for how long (ms), slot.
+_Count = tuple[int, int, Slot | None]  # Bytes, for how long (ms), slot.
+_News = tuple[str, int, int, Slot | None]  # Stream, and those.
 
 _TICK = 1.0
 _NEWS = 50_000  # That wait to be told; what is beyond expires.
@@ -101,8 +104,7 @@ class Limits:
         # A claim at the last moment leaves the patience to say that it runs.
         self._turns = max(1, int(patience / 2 / self._tick))
         self._slot_turns = max(1, int(patience / 6 / self._tick))
-        # Subject, stream: bytes, TTL, slot.
-        self._news: dict[tuple[str, str], tuple[int, int, Slot | None]] = {}
+        self._news: dict[tuple[str, str], _Count] = {}  # By subject and stream.
 
     # In this process
 
@@ -221,15 +223,22 @@ class Limits:
         self._news[key] = held.size + RECORD, milliseconds, slot
 
     async def run(self, running: Callable[[], Iterable[Holder]]) -> None:
-        """Look at the servers' memory, and tell what `running` holds and what is free, for ever."""
-        turn = 0
+        """Look at the servers' memory, and tell what `running` holds and what is free, for ever.
+
+        None of these waits for another: a server that hangs must let no slot lapse elsewhere.
+        """
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._again(self._headroom.refresh))
+            loops.create_task(self._again(self.ledger.settle))
+            for turn in count(1):
+                for each in running():
+                    self._renew(each, turn)
+                await self._tell_all()
+                await asyncio.sleep(self._tick)
+
+    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self._headroom.refresh()
-            turn += 1
-            for each in running():
-                self._renew(each, turn)
-            await self._tell_all()
-            await self.ledger.settle()
+            await work()
             await asyncio.sleep(self._tick)
 
     def _renew(self, holder: Holder, turn: int) -> None:
@@ -241,13 +250,28 @@ class Limits:
             self._note(held, self._unredeemed)
 
     async def _tell_all(self) -> None:
-        """Tell Redis what has changed; what it does not hear expires, or is told again."""
-        while self._news:
-            news: dict[str, list[_News]] = {}
-            for key in list(self._news)[:_TOGETHER]:
-                news.setdefault(key[0], []).append((key[1], *self._news.pop(key)))
-            told = (self._store.chain(self._scripts(*each)) for each in news.items())
-            for answer in await asyncio.gather(*told, return_exceptions=True):
+        """Tell each server what has changed; what it does not hear expires, or is told again."""
+        news, self._news = self._news, {}
+        servers: dict[Node, dict[tuple[str, str], _Count]] = {}
+        for key, each in news.items():
+            node = self._store.node_of(subject_keys(key[0]).slots)
+            servers.setdefault(node, {})[key] = each
+        await asyncio.gather(*map(self._tell, servers.values()))
+
+    async def _tell(self, news: dict[tuple[str, str], _Count]) -> None:
+        """Tell one server; of one that hangs the rest waits for the next turn, and comes first."""
+        while news:
+            subjects: dict[str, list[_News]] = {}
+            for key in list(news)[:_TOGETHER]:
+                subjects.setdefault(key[0], []).append((key[1], *news.pop(key)))
+            told = (self._store.chain(self._scripts(*each)) for each in subjects.items())
+            try:
+                async with asyncio.timeout(self._tick):
+                    answers = await asyncio.gather(*told, return_exceptions=True)
+            except TimeoutError:
+                self._news = news | self._news
+                return
+            for answer in answers:
                 if isinstance(answer, BaseException) and not isinstance(answer, Unavailable):
                     raise answer
 

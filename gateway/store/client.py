@@ -101,9 +101,13 @@ class RedisClient:
         """Return the server that has a stream; in a Cluster it may be another one later."""
         return self._redis.node_for(record_key(stream_id))
 
+    def node_of(self, key: str) -> Node:
+        """Return the server that has a key; in a Cluster it may be another one later."""
+        return self._redis.node_for(key)
+
     def replaced(self, key: str) -> float:
         """Return when the server that has a key took another's place, which may have had more."""
-        return self._redis.node_for(key).replaced
+        return self.node_of(key).replaced
 
     def by_node(self, stream_ids: Iterable[str]) -> list[list[str]]:
         """Return the streams of each server: where one is away, the others must not wait."""

@@ -12,6 +12,7 @@ from gateway.auth.base import Caller
 from gateway.auth.chain import Chain
 from gateway.errors import Rejected, Unavailable
 from gateway.telemetry.base import Telemetry
+from gateway.web.composite import CompositeStream
 from gateway.web.event_stream import EventStream
 from gateway.web.life import Life
 from gateway.web.mount import Mount
@@ -21,7 +22,7 @@ from gateway.web.responses import LongReply, Retry, rejected, unavailable
 
 logger = logging.getLogger("gateway.web.endpoint")
 
-AnyResponse = Response | LongReply | EventStream
+AnyResponse = Response | LongReply | EventStream | CompositeStream
 Call = Callable[[Request], Awaitable[AnyResponse]]
 
 _COOKIE = "gateway.cookie"  # In a request's scope: what is to be set in its answer.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from starlette.types import Receive, Scope, Send
 
 from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.viewer import Viewer
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
 from gateway.upstream.protocols.base import AnswerText, Protocol
@@ -58,7 +57,7 @@ class EventStream:
         extensions = scope.get("extensions", {})
         viewer.abort = extensions.get("gateway.abort")
         closed = extensions.get("gateway.closed")
-        leaving = None if closed else asyncio.create_task(_left(receive, viewer))
+        leaving = None if closed else asyncio.create_task(left(receive, viewer.leave))
         if closed:
             closed.add(viewer.leave)
             scope["headers"].clear()  # Nobody asks any more; a browser's are some kilobytes.
@@ -103,7 +102,7 @@ class EventStream:
                 await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
             chunk = b"" if viewer.finished else viewer.take()
             if self._plain is not None and chunk and chunk != HEARTBEAT:
-                chunk = await self.made(self._plain.frames, chunk)
+                chunk = await made(self._plain.frames, chunk, self.fanout.work)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_before(self, send: Send) -> None:
@@ -114,14 +113,6 @@ class EventStream:
             self.viewer.sent()
             self._first = b""
         self._before = ()
-
-    async def made(self, make: Callable[[bytes], bytes], chunk: bytes) -> bytes:
-        """Return what a chunk is made into; what takes its time lets others have theirs."""
-        if len(chunk) < MUCH:
-            return make(chunk)
-        async with self.fanout.work:  # One at a time, however many read a whole log at once.
-            await asyncio.sleep(0)
-            return make(chunk)
 
 
 class SnapshotEvent:
@@ -138,12 +129,20 @@ class SnapshotEvent:
         yield tail
 
 
-async def _left(receive: Receive, viewer: Viewer) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            viewer.leave()
-            return
+async def made(make: Callable[[bytes], bytes], chunk: bytes, work: asyncio.Lock) -> bytes:
+    """Return what a chunk is made into; what takes its time lets others have theirs."""
+    if len(chunk) < MUCH:
+        return make(chunk)
+    async with work:  # One at a time, however many read a whole log at once.
+        await asyncio.sleep(0)
+        return make(chunk)
+
+
+async def left(receive: Receive, leave: Callable[[], None]) -> None:
+    """Call `leave` once the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
 
 
 class PlainText:

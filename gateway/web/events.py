@@ -1,4 +1,4 @@
-"""Events: the channel of a user, as its page watches it and as the app's server writes to it."""
+"""Events: messages for users, as the app's server writes them to their channels."""
 
 import asyncio
 from typing import Any
@@ -9,17 +9,10 @@ from gateway.auth.service import ServiceTokens
 from gateway.channels.message import MEMBERS, Message
 from gateway.channels.publisher import Publisher
 from gateway.errors import Rejected, Unavailable
-from gateway.eventlog.entries import END, NOTHING, EventId
-from gateway.eventlog.fanout import Fanout
-from gateway.eventlog.viewer import Viewer
-from gateway.runs.redemption import Opened, Redemption
-from gateway.sse import position
-from gateway.store.keys import channel_id
 from gateway.upstream.request_body import RequestBody
-from gateway.web.endpoint import AnyResponse, Guards
-from gateway.web.event_stream import EventStream
-from gateway.web.requests import accepts, body_of, last_event_id
-from gateway.web.responses import Retry, reply
+from gateway.web.endpoint import AnyResponse
+from gateway.web.requests import body_of
+from gateway.web.responses import reply
 from gateway.web.users import named
 
 _MOST = 1000  # Subjects of one request.
@@ -27,50 +20,12 @@ _AT_ONCE = 64
 _BESIDE = 1 << 20  # Bytes of a body beside its data, which may be escaped.
 
 
-class ChannelEndpoints:
-    """A user's channel: watched with the user's cookie, written to with a service token."""
+class MessageEndpoints:
+    """What is pushed to users, with a service token."""
 
-    def __init__(
-        self,
-        guards: Guards,
-        redemption: Redemption,
-        fanout: Fanout,
-        retry: Retry,
-        service: ServiceTokens,
-        publisher: Publisher,
-    ) -> None:
-        self._guards = guards
-        self._redemption = redemption
-        self._fanout = fanout
-        self._retry = retry
+    def __init__(self, service: ServiceTokens, publisher: Publisher) -> None:
         self._service = service
         self._publisher = publisher
-
-    async def watch(self, request: Request) -> AnyResponse:
-        """GET /events: what is pushed to the caller, from where they left it."""
-        subject = await self._guards.viewer(request)
-        if not accepts(request)[1]:
-            raise Rejected("not_acceptable", "Send Accept: text/event-stream.")
-        start = request.query_params.get("from", "")
-        if start not in ("", "start"):
-            raise Rejected("bad_request", "`from` is `start`, or not there.")
-        wanted = last_event_id(request)
-        position_ = EventId.parse(wanted) if wanted else None if start else END
-        opened = await self._opened(subject, position_)
-        first = self._retry.line()
-        if position_ == END:  # Without an id a browser that is cut now would miss what comes.
-            first += position(str(opened.viewer.at or NOTHING).encode())
-        return EventStream(self._fanout, opened, first)
-
-    async def _opened(self, subject: str, at: EventId | None) -> Opened:
-        seat = self._redemption.seat(subject)
-        viewer: Viewer | None = None
-        try:
-            viewer = await self._fanout.attach(channel_id(subject), "", at, subject)
-        finally:
-            if viewer is None:
-                seat()
-        return Opened(viewer, seat, "")
 
     async def push(self, request: Request) -> AnyResponse:
         """POST /users/{subject}/events: store a message for a user."""

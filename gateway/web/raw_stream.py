@@ -17,7 +17,7 @@ from gateway.eventlog.fanout import Fanout
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser
 from gateway.upstream.protocols.base import AnswerText
-from gateway.web.event_stream import MUCH, EventStream, utf8
+from gateway.web.event_stream import MUCH, EventStream, made, utf8
 from gateway.web.responses import STREAM_HEADERS, Headers, Retry, rejected, unanswered, unavailable
 
 _HEADERS: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *STREAM_HEADERS[1:]]
@@ -58,7 +58,7 @@ class RawStream(EventStream):
             if chunk == HEARTBEAT:
                 viewer.sent()  # None can be sent between the parts of a text.
             elif chunk:
-                text = await self.made(raw.text_of, chunk)
+                text = await made(raw.text_of, chunk, self.fanout.work)
                 if text:
                     await self._send(text, send)
                 if len(chunk) >= MUCH:
@@ -83,8 +83,8 @@ class RawStream(EventStream):
             return rejected(Rejected("log_expired", "The answer began anew: read all of it."))
         if raw.state:
             return unanswered(raw.state, raw.failure)
-        code = "draining" if self.fanout.closing else "not_yet"
-        return unavailable(Unavailable(code), self._retry, names_stream=False)
+        error = Unavailable("draining") if self.fanout.closing else Unavailable("not_yet")
+        return unavailable(error, self._retry, names_stream=False)
 
 
 class RawText:

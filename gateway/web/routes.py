@@ -22,9 +22,10 @@ from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
+from gateway.web.channel import ChannelEndpoint
 from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
-from gateway.web.events import ChannelEndpoints
+from gateway.web.events import MessageEndpoints
 from gateway.web.health import HealthEndpoints
 from gateway.web.life import Life
 from gateway.web.mount import Mount
@@ -73,8 +74,9 @@ class Routes:
         self._usage = UsageEndpoints(guards, self.statements)
         self._users = UserEndpoints(service, self.tickets, self._usage, supervisor.logout)
         self.publisher = publisher(settings, records.store)
-        self._channels = ChannelEndpoints(
-            guards, redemption, fanout, self._retry, service, self.publisher
+        self._messages = MessageEndpoints(service, self.publisher)
+        self._channel = ChannelEndpoint(
+            guards, tickets, redemption, self._streams.openings, fanout, self._retry
         )
         self._health = HealthEndpoints(records, self.life)
 
@@ -85,7 +87,7 @@ class Routes:
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
             "/completion": self._methods(GET=self._completion.get),
-            "/events": self._methods(GET=self._channels.watch, POST=self._channels.push_all),
+            "/events": self._methods(GET=self._channel.watch, POST=self._messages.push_all),
             "/usage": self._methods(GET=self._usage.own),
             "/healthz": self._methods(GET=self._health.alive, HEAD=self._health.alive),
             "/readyz": self._methods(GET=self._health.ready, HEAD=self._health.ready),
@@ -100,7 +102,7 @@ class Routes:
             "tickets": self._methods(POST=self._users.create),
             "streams": self._methods(DELETE=self._users.log_out),
             "usage": self._methods(GET=self._users.usage),
-            "events": self._methods(POST=self._channels.push),
+            "events": self._methods(POST=self._messages.push),
         }
         users = UserPaths(self._mount.paths(""), of_users, self.fallback())
         return [

@@ -12,10 +12,11 @@ from gateway.runs.cancellation import Cancellation
 from gateway.runs.redemption import NothingMore, Opened, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
-from gateway.web.event_stream import EventStream, SnapshotEvent
+from gateway.web.event_stream import EventStream
+from gateway.web.openings import Openings
 from gateway.web.raw_stream import RawStream
 from gateway.web.requests import accepts, accepts_text, form_of, last_event_id
-from gateway.web.responses import LongText, Retry, nothing_more, reply, unanswered
+from gateway.web.responses import Retry, nothing_more, reply, unanswered
 
 
 class StreamEndpoints:
@@ -37,7 +38,7 @@ class StreamEndpoints:
         self._cancellation = cancellation
         self._snapshots = snapshots
         self._fanout = fanout
-        self._max_event = presets.settings.max_event
+        self.openings = Openings(redemption, snapshots, presets.settings.max_event)
         self._retry = Retry(lambda: presets.shortest_grace)
 
     async def stream(self, request: Request) -> AnyResponse:
@@ -54,14 +55,12 @@ class StreamEndpoints:
         wanted, query = last_event_id(request), request.query_params
         if form_of(request) == "raw":
             return await self._raw(ticket, subject, wanted)
-        before = None
-        if query.get("snapshot") == "1" and not wanted:
-            before = await self._snapshot(ticket, subject)
-        opened = await self._redemption.open(ticket, subject, before.id if before else wanted)
-        if isinstance(opened, NothingMore):
+        snapshot = query.get("snapshot") == "1"
+        opening = await self.openings.open(ticket, subject, wanted, snapshot=snapshot)
+        if isinstance(opening, NothingMore):
             return nothing_more()
         first, text = self._retry.line(), query.get("format") == "text"
-        return EventStream(self._fanout, opened, first, text=text, before=before or ())
+        return EventStream(self._fanout, opening.opened, first, text=text, before=opening.before)
 
     async def _raw(self, ticket: Ticket, subject: str, wanted: str) -> AnyResponse:
         record = await self._redemption.record(ticket, subject)
@@ -75,21 +74,6 @@ class StreamEndpoints:
         if record.state == "done":
             return nothing_more()
         return unanswered(record.state, json.loads(record.result or "{}").get("failure", {}))
-
-    async def _snapshot(self, ticket: Ticket, subject: str) -> SnapshotEvent | None:
-        """Return what stands for the log so far, None where nothing is logged that it could."""
-        record = await self._redemption.record(ticket, subject)
-        if record.state == "cached":
-            return None
-        answer = await self._snapshots.of(record)
-        if not answer.covered or len(answer.text) > self._max_event:
-            return None
-        result = json.loads(record.result) if record.result else {}
-        told = {
-            "finish_reason": result.get("finish_reason", answer.completion.finish_reason),
-            "state": record.told(started=True),
-        }
-        return SnapshotEvent(LongText(told, "text", answer.text), answer.covered)
 
     async def cancel(self, request: Request) -> AnyResponse:
         """DELETE /stream, POST /stream/cancel: stop it, for all viewers."""

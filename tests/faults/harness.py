@@ -157,6 +157,8 @@ async def _judge_books(report: Report, world: World, stories: list[Story]) -> No
     if world.limit:
         findings += judge_slots(stories, facts, world.limit)
     report.findings += findings
+    about = {number for each in findings for number in (each.ticket, *each.others)}
+    report.stories += [told(each, facts) for each in stories if each.stream.number in about]
 
 
 async def _watch(report: Report) -> None:
@@ -194,13 +196,15 @@ def told(story: Story, facts: Facts) -> str:
         return f"{when - story.posted:.2f}"
 
     lines = [f"  ticket {story.stream.number}: {story.stream.answer.fault} {story.stream.fault}"]
+    lines[0] += f", asked for at {story.posted:.2f}, {story.path}"
     lines += [
         f"call {c.replica} {since(c.at)} to {since(c.ended)} {c.outcome}, "
         f"asked for again by {c.others}, {c.cancels} cancels"
         for c in story.calls
     ]
     lines += [
-        f"viewer {since(t.began)} to {since(t.ended)}: {len(t.events)} events, {t.final} {t.why}"
+        f"viewer {since(t.began)} to {since(t.ended)}: {len(t.events)} events, "
+        f"the end at {since(t.over)}, {t.final} {t.why}"
         for t in story.transcripts
     ]
     lines += [f"DELETE {since(d.at)}: {d.status} {d.state}" for d in story.deletions]

@@ -24,7 +24,6 @@ _NATURAL = {
     "not_a_stream": "failed",
     "error": "failed",
 }
-_RETURN = 2.5  # Seconds of a Redis that answers, in which an owner writes again what it forgot.
 _LOOK = 8.0  # Seconds after which a viewer of a lost stream is sent away and back, at the most.
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
 
@@ -38,12 +37,10 @@ class _Judge:
     def __init__(self, story: Story, facts: Facts) -> None:
         self._story = story
         self._verdict = Verdict()
-        self._lease = facts.lease
         self._losses = [
             each for each in facts.losses if story.posted <= each.until and each.at <= story.ended
         ]
-        self._hits = facts.hits
-        self._outages = sorted(facts.outages)
+        self._facts = facts
 
     def judge(self) -> Verdict:
         for problem in self._story.problems:
@@ -218,7 +215,7 @@ class _Judge:
         """Whether a replica that ran it was hit so; any, if nobody knows which it was."""
         return any(
             call is None or each.replica in {call.replica, *call.others}
-            for each in self._hits
+            for each in self._facts.hits
             if each.at <= self._story.ended
             and each.until >= (self._story.posted if call is None else call.at - 1)
             and (not kinds or each.kind in kinds)
@@ -257,9 +254,9 @@ class _Judge:
 
     def _forgets_still(self, got: Transcript) -> bool:
         """Whether Redis forgot everything, or went away, so lately that a viewer had to wait on."""
-        young = got.ended - 2 * self._lease - _LOOK
+        young = got.ended - 2 * self._facts.lease - _LOOK
         forgot = [each.until for each in self._losses if each.kind == "empty"]
-        away = [each.until for each in self._outages if each.at <= got.ended]
+        away = [each.until for each in self._facts.outages if each.at <= got.ended]
         return bool(forgot) and max(forgot + away) > young and got.final == "unfinished"
 
     def _newest(self, loss: Loss) -> bool:
@@ -269,22 +266,14 @@ class _Judge:
         calls = self._story.calls
         if not calls or calls[0].at > loss.at - 0.5:
             return True  # Not redeemed yet, as far as one can know.
-        last, due = calls[-1], self._due(loss)
-        if last.outcome and last.ended < due - 2 * self._lease:
+        last, due = calls[-1], self._facts.due(loss)
+        if last.outcome and last.ended < due - 2 * self._facts.lease:
             return True
         return any(
             each.replica in {last.replica, *last.others} and last.at - 1 <= each.until
-            for each in self._hits
+            for each in self._facts.hits
             if each.at <= due
         )
-
-    def _due(self, loss: Loss) -> float:
-        """Return when a living owner must have written again what was lost."""
-        due = loss.until + _RETURN
-        for outage in self._outages:
-            if outage.until > loss.until and outage.at < due:
-                due = max(due, outage.until + _RETURN)
-        return due
 
     # All viewers
 

@@ -54,6 +54,7 @@ class Page:
         path = await self._post()
         if path is None:
             return
+        self.story.path = path
         viewers = [self._view(path, watch) for watch in self._stream.watches]
         await asyncio.gather(self._delete(path), *viewers)
         self.story.calls = self._upstream.calls.get(self._stream.number, [])

@@ -1,6 +1,6 @@
 """Story: all that is known of one stream, of what was injected, and what is said of both. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,10 @@ KINDS = (
 )
 
 
+DRAIN = 4.0  # Seconds.
+_RETURN = 2.5  # Seconds of a Redis that answers, in which an owner writes again what it forgot.
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A fault of one replica that may end its streams, from the first to the last moment of it."""
@@ -24,6 +28,11 @@ class Hit:
     replica: str
     at: float
     until: float
+
+    @property
+    def leaves(self) -> float:
+        """From when on it may be gone: who drains may have nothing that runs any more."""
+        return self.at - DRAIN if self.kind == "term" else self.at
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,15 @@ class Outage(NamedTuple):
 
     at: float
     until: float
+
+
+def answered(outages: Iterable[Outage], since: float, seconds: float) -> float:
+    """Return when Redis has answered for so long at a stretch, after a moment."""
+    due = since + seconds
+    for outage in sorted(outages):
+        if outage.until > since and outage.at < due:
+            due = max(due, outage.until + seconds)
+    return due
 
 
 @dataclass(slots=True)
@@ -61,6 +79,7 @@ class Story:
     transcripts: list[Transcript] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    path: str = ""
 
     @property
     def ended(self) -> float:
@@ -76,6 +95,12 @@ class Facts:
     losses: Sequence[Loss] = ()
     outages: Sequence[Outage] = ()
     lease: float = 1.0
+    stalls: Sequence[Hit] = ()  # Pauses of replicas that are too short to end anything.
+    zero: float = 0.0  # What Redis's clock says when all times here are 0.
+
+    def due(self, loss: Loss) -> float:
+        """Return when a living owner must have written again what was lost."""
+        return answered(self.outages, loss.until, _RETURN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,7 @@ class Finding:
     kind: str
     ticket: int
     text: str
+    others: Sequence[int] = ()  # Tickets that it is about as well.
 
 
 @dataclass

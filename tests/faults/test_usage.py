@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.plays import PROMPT_TOKENS, Call, packed
 from tests.faults.schedule import Answer, Stream, Watch
-from tests.faults.story import Facts, Hit, Loss, Outage, Story
+from tests.faults.story import DRAIN, Facts, Hit, Loss, Outage, Story
 from tests.faults.usage import Place, Row, judge_slots, judge_tokens, judge_usage, rows_of
 from tests.faults.viewer import Got, Transcript
 
@@ -29,7 +29,7 @@ def ended(number: int = 3, tokens: dict[str, Any] | None = None, **end: Any) -> 
     said = {"state": "done", "usage": None, "tokens": tokens, "attempts": 1, **end}
     events.append(Got(b"end", json.dumps(said).encode(), "7-99"))
     call = Call(number, 0, "replica-1-1", 1.0, outcome="whole", ended=8.9)
-    watched = Transcript(events, "204", connections=1, began=0.5, ended=9.0)
+    watched = Transcript(events, "204", connections=1, began=0.5, over=8.95, ended=9.0)
     stream = Stream(number, 0.0, Answer(30, 0.1), (Watch(),))
     return Story(stream, 0.4, [call] if said["attempts"] else [], [watched])
 
@@ -65,6 +65,7 @@ def test_what_is_booked_for_nobody_is_found() -> None:
         (Loss("failover", 3.0, 4.0), False),
         (Loss("failover", 12.0, 13.0), False),
         (Loss("empty", 12.0, 13.0), True),
+        (Loss("empty", 9.1, 9.4), False),
         (Loss("empty", 3.0, 4.0), False),
     ],
 )
@@ -73,6 +74,28 @@ def test_a_booking_may_be_missing_only_where_redis_lost_it(loss: Loss, allowed: 
     assert (found([ended()], Row(), facts) == []) is allowed
     assert found([ended()], Row(1, 20, 30), facts) == []
     assert found([ended()], Row(2, 40, 60), facts)
+
+
+@pytest.mark.parametrize(
+    ("hit", "allowed"),
+    [
+        (Hit("kill", "replica-1-1", 9.6, 9.6), True),
+        (Hit("kill", "replica-1-1", 20.0, 20.0), False),
+        (Hit("kill", "replica-2-1", 9.6, 9.6), False),
+        (Hit("term", "replica-1-1", 9.6 + DRAIN, 50.0), True),
+    ],
+)
+def test_who_knows_what_redis_forgot_must_book_it_again(hit: Hit, allowed: bool) -> None:
+    facts = Facts((hit,), losses=(Loss("empty", 9.1, 9.4),), lease=2.0)
+    assert (found([ended()], Row(), facts) == []) is allowed
+
+
+def test_an_end_is_as_old_as_a_viewer_saw_it_however_late_it_was_sent_away() -> None:
+    story, facts = ended(), Facts(losses=(Loss("empty", 15.0, 16.0),), lease=2.0)
+    story.transcripts[0].ended = 30.0
+    assert found([story], Row(), facts) == []
+    story.transcripts[0].over = 20.0  # It came back late, and Redis had both.
+    assert found([story], Row(), facts)
 
 
 def test_an_end_that_a_failover_took_may_be_booked_all_the_same() -> None:
@@ -119,6 +142,7 @@ def test_days_and_models_are_added_up() -> None:
 
 
 HIT = Hit("kill", "replica-1-1", 4.0, 4.0)
+STALL = Hit("pause_short", "replica-1-1", 4.0, 4.5)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +155,11 @@ HIT = Hit("kill", "replica-1-1", 4.0, 4.0)
         (replace(FACTS, losses=(Loss("empty", 0.1, 0.2),)), False),
         (replace(FACTS, outages=(Outage(2.0, 4.5),)), True),
         (replace(FACTS, outages=(Outage(4.0, 4.5),)), False),
+        (replace(FACTS, outages=(Outage(3.2, 3.9), Outage(4.0, 4.5))), True),  # It had no time.
+        (replace(FACTS, outages=(Outage(1.2, 1.9), Outage(4.0, 4.5))), False),
+        (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(STALL,)), True),
+        (replace(FACTS, outages=(Outage(3.2, 4.0),), stalls=(replace(STALL, replica="b"),)), False),
+        (replace(FACTS, outages=(Outage(0.2, 1.9),)), False),  # All have been heard since.
     ],
 )
 def test_who_runs_more_than_it_may_is_found(facts: Facts, excused: bool) -> None:
@@ -140,3 +169,16 @@ def test_who_runs_more_than_it_may_is_found(facts: Facts, excused: bool) -> None
     assert list(judge_slots([first, second], facts, 2)) == []
     second.calls[0].at = 8.95  # The first one has ended just now.
     assert list(judge_slots([first, second], facts, 1)) == []
+
+
+@pytest.mark.parametrize(("claimed", "excused"), [(3.5, True), (4.5, False)])
+def test_a_slot_is_as_old_as_its_log_however_late_the_call_came(
+    claimed: float, excused: bool
+) -> None:
+    first, second = ended(3), ended(8)
+    second.calls[0].at = 5.0
+    epoch = int((1000 + claimed) * 1000)
+    events = second.transcripts[0].events
+    events[:] = [each._replace(id=f"{epoch}-{n}") for n, each in enumerate(events, 1)]
+    facts = replace(FACTS, losses=(Loss("empty", 2.0, 3.0),), zero=1000.0)
+    assert (list(judge_slots([first, second], facts, 1)) == []) is excused

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tests.faults.plays import PROMPT_TOKENS, Call, tokens_of
-from tests.faults.story import Facts, Finding, Hit, Story
+from tests.faults.story import Facts, Finding, Hit, Loss, Outage, Story, answered
 from tests.faults.viewer import Got
 
 _LAG = 1.0  # Seconds before a failover of which the new master may know nothing.
-_LATE = 3.0  # Seconds until a viewer is told 204, after the end.
+_LATE = 3.0  # Seconds until a viewer sees the end, and its booking may be lost with it.
+_ASKED = 2.0  # Seconds from a claim to its call, where nobody knows.
 _UNSEEN = 0.3  # Seconds until the upstream sees that a call is left.
 
 Place = tuple[str, str]  # User and preset.
@@ -67,7 +68,7 @@ def judge_usage(
         dues = [_due(story, facts) for story in told]
         if words := _wrong(dues, rows.get(place, Row())):
             numbers = [story.stream.number for story in told]
-            yield Finding("booked", -1, f"{place}: {words}; the streams: {numbers}")
+            yield Finding("booked", -1, f"{place}: {words}; the streams: {numbers}", numbers)
 
 
 def _wrong(dues: list[Due], booked: Row) -> str:
@@ -86,16 +87,41 @@ def _due(story: Story, facts: Facts) -> Due:
         return Due(Row(), _all(story))
     end = json.loads(ends.pop())
     row, begun = _told(end), end["attempts"] > 0 or bool(story.calls)
-    told = min(each.ended for each in story.transcripts if _end(each.events))
-    past = [each for each in facts.losses if each.at - _LAG <= told]
+    seen = min(each.over for each in story.transcripts if _end(each.events))
+    past = [each for each in facts.losses if each.at - _LAG <= seen]
     # Of a Cluster's servers one may forget an end and another one keep what was booked for it.
     least, most = row, row
     if any(each.until >= story.posted for each in past):
         least, most = Row(1), row.most(_all(story))
-    wiped = any(each.kind == "empty" and each.until >= told - _LATE for each in facts.losses)
-    if not begun or wiped or any(each.until >= told - _LATE for each in past):
-        least = Row()
-    return Due(least, most)
+    lost = any(
+        _is_emptied(story, seen, each, facts) if each.kind == "empty" else _is_cut(seen, each)
+        for each in facts.losses
+    )
+    return Due(Row() if lost or not begun else least, most)
+
+
+def _is_cut(seen: float, loss: Loss) -> bool:
+    """Whether a failover may have lost an end, or its booking."""
+    return loss.at - _LAG <= seen <= loss.until + _LATE
+
+
+def _is_emptied(story: Story, seen: float, loss: Loss, facts: Facts) -> bool:
+    """Whether a Redis that came back empty may have forgotten an end that nobody wrote again.
+
+    Who saw it later saw what Redis had, or what a living owner did, who knows it for two leases.
+    """
+    due = facts.due(loss)
+    if seen > due:
+        return False
+    calls = story.calls
+    ended = max((each.ended or each.at for each in calls), default=story.posted)
+    owners = {name for each in calls[-1:] for name in (each.replica, *each.others)}
+    hit = any(
+        (not owners or each.replica in owners) and each.leaves <= due and each.until >= ended - 1
+        for each in facts.hits
+    )
+    known_until = min(ended - _UNSEEN, seen) + 2 * facts.lease
+    return hit or (seen <= loss.until and due > known_until)
 
 
 def _all(story: Story) -> Row:
@@ -170,15 +196,37 @@ def _about(guess: int, least: int, most: int) -> bool:
 
 def judge_slots(stories: Sequence[Story], facts: Facts, most: int) -> Iterable[Finding]:
     """Yield the calls that began while their user ran as many streams as it may."""
-    users: dict[str, list[Call]] = {}
+    users: dict[str, list[Story]] = {}
     for story in stories:
-        users.setdefault(story.stream.user, []).extend(story.calls)
-    for user, calls in users.items():
-        for call in calls:
-            others = {each.ticket for each in calls if _runs(each, call, facts)}
-            if len(others) >= most and call.number == 0 and not _excused(call.at, facts):
-                words = f"{user} ran {sorted(others)} of {most} when it began on {call.replica}"
-                yield Finding("overrun", call.ticket, words)
+        if story.calls:
+            users.setdefault(story.stream.user, []).append(story)
+    for user, theirs in users.items():
+        calls = [call for story in theirs for call in story.calls]
+        for story in theirs:
+            others, call = _others(story, calls, facts, most), story.calls[0]
+            if len(others) >= most:
+                words = f"{user} ran {others} of {most} when it began on {call.replica}"
+                yield Finding("overrun", call.ticket, words, [call.ticket, *others])
+
+
+def _others(story: Story, calls: list[Call], facts: Facts, most: int) -> list[int]:
+    """Return the tickets that ran when a stream's call began, if those were too many."""
+    call = story.calls[0]
+    running = [each for each in calls if _runs(each, call, facts)]
+    # Frozen between its claim and its call it may have lost its own slot.
+    if len(running) < most or _is_hit(call, call.at, facts.hits, "pause_long"):
+        return []
+    claimed = _claimed(story, facts)
+    return sorted({each.ticket for each in running if not _has_lapsed(each, claimed, call, facts)})
+
+
+def _claimed(story: Story, facts: Facts) -> float:
+    """Return when a stream got its slot: its events' ids tell, by Redis's clock."""
+    began = story.calls[0].at
+    ids = (each.id.partition("-")[0] for seen in story.transcripts for each in seen.events)
+    epochs = [int(each) for each in ids if each.isdigit()]
+    claimed = min(epochs, default=0) / 1000 - facts.zero
+    return claimed if story.posted <= claimed <= began else began - _ASKED
 
 
 def _runs(other: Call, call: Call, facts: Facts) -> bool:
@@ -187,16 +235,30 @@ def _runs(other: Call, call: Call, facts: Facts) -> bool:
     return here and other.ticket != call.ticket and not _is_hit(other, call.at, facts.hits)
 
 
-def _is_hit(call: Call, when: float, hits: Iterable[Hit]) -> bool:
+def _is_hit(call: Call, when: float, hits: Iterable[Hit], kind: str = "") -> bool:
     names = {call.replica, *call.others}
     return any(
-        each.replica in names and call.at - 1 <= each.until and each.at <= when for each in hits
+        each.replica in names
+        and call.at - 1 <= each.until
+        and each.at <= when
+        and kind in {"", each.kind}
+        for each in hits
     )
 
 
-def _excused(when: float, facts: Facts) -> bool:
-    """Whether Redis may have forgotten a slot, or had no word of its owner for a lease."""
-    half = facts.lease / 2  # They are prolonged every third of it.
-    times = [(each.at - _LAG, each.until) for each in facts.losses]
-    times += [(each.at, each.until) for each in facts.outages if each.until - each.at > half]
-    return any(since <= when <= until + half for since, until in times)
+def _has_lapsed(other: Call, claimed: float, call: Call, facts: Facts) -> bool:
+    """Whether Redis may have forgotten a slot, or had no word of its owner for a lease.
+
+    That is since another stream `claimed` its place, and until its call. An owner prolongs a slot
+    every third of a lease, so within half of one where it is heard at all.
+    """
+    half, names = facts.lease / 2, {other.replica, *other.others}
+    stalls = [Outage(each.at, each.until) for each in facts.stalls if each.replica in names]
+    away = [*facts.outages, *stalls]
+    # One after the other they are one: between two there may have been no time for a word.
+    times = [(each.at, answered(away, each.at, half) - half) for each in away]
+    times = [(since, until) for since, until in times if until - since > half]
+    times += [(each.at - _LAG, each.until) for each in facts.losses]
+    return any(
+        since <= call.at and claimed <= answered(away, until, half) for since, until in times
+    )

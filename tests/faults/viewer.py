@@ -43,6 +43,7 @@ class Transcript:
     silences: int = 0  # Connections that gave no byte for far longer than a heartbeat takes.
     began: float = 0.0
     ended: float = 0.0
+    over: float = 0.0  # When its end came.
 
 
 class Lines:
@@ -201,7 +202,10 @@ class Viewer:
                 continue
             if not chunk:
                 raise EOFError
-            self.transcript.events += lines.feed(body.feed(chunk))
+            events = lines.feed(body.feed(chunk))
+            if any(each.name == b"end" for each in events):
+                self.transcript.over = time.monotonic()
+            self.transcript.events += events
             self._last_id = lines.last_id
             self._retry = self._retry if lines.retry is None else lines.retry
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.faults.cluster import Cluster
 from tests.faults.redis import Sentinels, Single, fixed_port
-from tests.faults.story import Facts, Finding, Hit, Loss, Outage
+from tests.faults.story import DRAIN, Facts, Finding, Hit, Loss, Outage
 from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
@@ -26,7 +26,6 @@ _PRESETS = (  # The brief ones are for pages that leave for good.
     f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
 )
 SERVICE = "what-the-harness-itself-asks-with"
-DRAIN = 4.0
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.
 _STORM = 5
@@ -81,6 +80,7 @@ class World:
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
+        self.stalls: list[Hit] = []
         self.losses: list[Loss] = []
         self.outages: list[Outage] = []
         self._folder = folder
@@ -112,7 +112,9 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        return Facts(tuple(self.hits), tuple(self.losses), tuple(self.outages), self._lease)
+        hits, stalls = tuple(self.hits), tuple(self.stalls)
+        zero = time.time() - time.monotonic()
+        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls, zero)
 
     @property
     def ports(self) -> list[int]:
@@ -259,6 +261,7 @@ class World:
             await self._start(place)
         elif kind == "pause_short":  # With the third between two beats it stays below the lease.
             await _paused(process, self._lease * (0.05 + 0.3 * how))
+            self.stalls.append(Hit(kind, name, now, time.monotonic()))
         else:
             seconds = self._lease * (1.2 + how)
             self.hits.append(Hit(kind, name, now, now + seconds + self._lease))

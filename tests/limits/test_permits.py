@@ -6,7 +6,8 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -16,11 +17,14 @@ from gateway.config import settings as settings_
 from gateway.config.presets import Preset
 from gateway.config.user_limits import UNBOUNDED, Bounds, UserLimits
 from gateway.errors import SettingsError, Unavailable
+from gateway.limits import subjects
 from gateway.limits.permits import Permits, Slot, Taken
 from gateway.runs.booking import taken as expected_of
 from gateway.runs.record import ClaimVerdict
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.keys import new_id, subject_keys
+from tests.clusters import RedisCluster
 from tests.support import (
     OK,
     SECRET,
@@ -560,3 +564,46 @@ def test_a_wrong_limit_stops_the_start(told: str, table: str, tmp_path: Any) -> 
         settings_.load({"config": str(config)})
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{config}: {table}.{told.split()[0]}")
+
+
+class Runs(NamedTuple):
+    """What runs, as its subject holds it."""
+
+    held: subjects.Held
+    taken: Taken = Taken()
+
+
+async def test_a_server_that_hangs_lets_no_slot_lapse_on_another(
+    shared_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.store.node.TIMEOUT", 60.0)
+    here, there = (subject_of(shared_cluster, shard) for shard in (0, 1))
+    store, hangs = RedisClient(shared_cluster.url), shared_cluster.masters[1]
+    bounds = Bounds(UserLimits(streams=5))
+    times: dict[str, Any] = {"start_by": 60.0, "log_ttl": 600.0, "lease": 1.0}
+    records = Records(store, "me", **times, max_run=lambda: 600, bounds=lambda _: bounds)
+    runs = [Runs(subjects.Held(each, new_id(), 1, "default")) for each in (there, here)]
+    slot = subject_keys(here).leases, runs[1].held.stream_id
+
+    async def longer_than(before: float) -> float:
+        until_when = float(await store.call("ZSCORE", *slot) or 0)
+        return until_when if until_when > before else 0.0
+
+    await store.call("PING")  # It knows the servers.
+    hangs.run("CLIENT", "PAUSE", 60_000, "WRITE")
+    telling = asyncio.create_task(records.limits.run(lambda: runs))
+    try:
+        last = 0.0
+        for _ in range(3):
+            last = await until(partial(longer_than, last), "its slot is prolonged", 20)
+    finally:
+        hangs.run("CLIENT", "UNPAUSE")
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await store.close()
+
+
+def subject_of(cluster: RedisCluster, shard: int) -> str:
+    """Return a subject that no other test has, and that a master keeps."""
+    drawn = (f"user {new_id()}" for _ in range(1000))
+    return next(each for each in drawn if cluster.shard_of(subject_keys(each).slots) == shard)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -194,6 +195,19 @@ def nobody_books_what_a_dead_replica_ran() -> Patches:
     yield patch.object(takeover, "spent", lambda fields, bill: None)
 
 
+def what_is_written_again_is_not_booked() -> Patches:
+    """The owner of an end that Redis forgot writes it again for nothing."""
+    seal = EventLog.seal
+
+    async def sealed(self: EventLog, *given: Any) -> str:
+        stored = await seal(self, *given)
+        assert self._sealed is not None
+        self._sealed = replace(self._sealed, spent=None)
+        return stored
+
+    yield patch.object(EventLog, "seal", sealed)
+
+
 def a_slot_is_kept() -> Patches:
     """An end does not free its slot."""
     yield from _script("permit", "if freed and preset == '' then free(ARGV[i]) end", "")
@@ -251,6 +265,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         nobody_is_told_to_stop,
         a_stream_is_booked_twice,
         nobody_books_what_a_dead_replica_ran,
+        what_is_written_again_is_not_booked,
         a_slot_is_kept,
         slots_are_not_looked_at,
         slots_are_not_prolonged,

@@ -36,6 +36,7 @@ SHOWS = {
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
     "what_was_trimmed_is_not_missed": 140,
+    "what_is_written_again_is_not_booked": 0,
 }
 
 
