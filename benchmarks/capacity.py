@@ -17,6 +17,7 @@ from benchmarks.peers import HOME
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 GIB = 1 << 30
+UNPACKED = 20  # seconds after its end, two leases
 
 
 class Costs(NamedTuple):
@@ -49,6 +50,7 @@ class Load(NamedTuple):
     rate: float
     length: int
     kept: float  # seconds a log is kept after its end
+    packed: float  # bytes of Redis's memory for one that is packed
     share: float  # of a core that may be used, of Redis as of a replica
 
 
@@ -72,8 +74,10 @@ def need(costs: Costs, load: Load) -> Need:
         "a replica's core, by events": events / (costs.events * load.share),
         "a replica's core, by tickets": opened / (costs.tickets * load.share),
     }
-    logs = load.streams + opened * load.kept
+    unpacked = min(UNPACKED, load.kept)
+    logs = load.streams + opened * unpacked
     redis_bytes = logs * (costs.stored_stream + load.length * costs.stored_event)
+    redis_bytes += opened * (load.kept - unpacked) * load.packed
     shards = {
         "Redis's core": events * costs.redis_us / 1e6 / load.share,
         "Redis's memory (8 GiB a shard)": redis_bytes / GIB / 8,
@@ -113,10 +117,12 @@ def main() -> None:
     cli.add_argument("--rate", type=float, default=30, help="events a second of one stream (30)")
     cli.add_argument("--length", type=int, default=600, help="events of a whole stream (600)")
     cli.add_argument("--kept", type=float, default=600, help="seconds a log is kept (600)")
+    cli.add_argument("--packed", type=float, default=17_500, help="bytes of a packed log (17500)")
     cli.add_argument("--share", type=float, default=0.6, help="of a core to be used (0.6)")
     args = cli.parse_args()
     costs = Costs.read(args.results)
-    loads = [Load(each, args.rate, args.length, args.kept, args.share) for each in args.streams]
+    more = (args.rate, args.length, args.kept, args.packed, args.share)
+    loads = [Load(each, *more) for each in args.streams]
     inputs = ", ".join(f"{name} {value:,.1f}" for name, value in costs._asdict().items())
     print(inputs, table([need(costs, load) for load in loads]), sep="\n\n")
 

@@ -27,7 +27,7 @@ from gateway.runs.source import RecordSource
 from gateway.runs.supervisor import RunSupervisor
 from gateway.serve.signals import heard
 from gateway.store.client import RedisClient
-from gateway.store.keys import new_id
+from gateway.store.keys import channel_id, new_id
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.client import Upstream
 from gateway.web.mount import placed
@@ -177,7 +177,14 @@ class Gateway:
 
         Raises Rejected if it is no ticket.
         """
-        tail = self.fanout.get(self.tickets.verify(ticket).stream_id)
+        return self._dropped(self.tickets.verify(ticket).stream_id)
+
+    def cut_channel(self, subject: str) -> int:
+        """Cut off the viewers of a user's channel, with all that they watch on that connection."""
+        return self._dropped(channel_id(subject))
+
+    def _dropped(self, log_id: str) -> int:
+        tail = self.fanout.get(log_id)
         return tail.drop() if tail else 0
 
     async def ticket(

@@ -5,8 +5,7 @@ import logging
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,6 @@ from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
 from gateway.auth.trial import whois
 from gateway.config import settings
-from gateway.config.settings import Settings
 from gateway.config.user_limits import NONE, UserLimits
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
@@ -133,14 +131,8 @@ def demo_(port: int, **flags: str | None) -> None:
         if loaded.limits == NONE:
             loaded = loaded.model_copy(update={"limits": _OF_THE_DEMO})
         gateway = Gateway(loaded)
-
-        def cut(ticket: str) -> int:
-            with suppress(Rejected):
-                return gateway.cut(ticket)
-            return 0
-
         pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
-        app = gateway.served(*page(_sessions(loaded), cut, loaded.prefix), pretend)
+        app = gateway.served(*page(signed_cookie(loaded), gateway, loaded.prefix), pretend)
         ready = f"The demo is at {url_of(listener)}  (Ctrl+C ends it)"
         # Without a file there is nothing to reload, and it ends with its terminal.
         _run(gateway, app, listener, ready, _reload(gateway, asked) if loaded.config else None)
@@ -157,12 +149,6 @@ def _run(
 def _reload(gateway: Gateway, flags: dict[str, Any]) -> Reload:
     """Return what reads the presets again, with everything else as it was given."""
     return partial(gateway.presets.reload, partial(settings.load, flags))
-
-
-def _sessions(loaded: Settings) -> Callable[[str], str]:
-    """Return what makes a subject's Set-Cookie."""
-    signer = signed_cookie(loaded)
-    return lambda subject: f"{signer.cookie}={signer.sign(subject)}; Path=/; HttpOnly; SameSite=Lax"
 
 
 def _preferred(port: int) -> socket.socket:
@@ -334,7 +320,7 @@ def upstream_(host: str, port: int, **given: Any) -> None:
 def page_(host: str, port: int, **flags: str | None) -> None:
     """Run the demo page alone, for a proxy that has the gateway beside it. Lets anybody in."""
     loaded = options.load(flags)
-    app = Router(page(_sessions(loaded), prefix=loaded.prefix))
+    app = Router(page(signed_cookie(loaded), prefix=loaded.prefix))
     with bind(host, port) as listener:
         ready = f"demo page listening on {url_of(listener)}"
         run(app, listener, level=loaded.log_level, ready=ready)

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gateway
+from gateway.auth.loading import signed_cookie
 from gateway.demo.page import page as routes_of_page
 from gateway.demo.upstream import answer
 from gateway.eventlog.viewer import Viewer
@@ -96,11 +97,11 @@ window.post = (body) => {
 # All that the demo page says, as some of it is soon said over.
 NOTICES = """window.notices = [];
 addEventListener("DOMContentLoaded", () => {
-  const notice = document.getElementById("notice");
-  if (!notice) return;
-  notices.push(notice.textContent);
-  const said = () => notices.push(notice.textContent);
-  new MutationObserver(said).observe(notice, { childList: true });
+  for (const notice of document.querySelectorAll(".notice")) {
+    const said = () => notices.push(notice.textContent);
+    said();
+    new MutationObserver(said).observe(notice, { childList: true });
+  }
 });"""
 
 
@@ -882,9 +883,68 @@ async def test_the_demo_page_discards_the_words_of_a_replica_that_died(
 async def served_page(**changes: Any) -> AsyncIterator[Served]:
     """Run a replica that asks again after a death, with the demo page; who comes is logged in."""
     gateway = Gateway(settings(presets=RESTART, **changes))
-    app = gateway.with_routes(routes_of_page(lambda _: "session=", lambda _: 0))
+    app = gateway.with_routes(routes_of_page(signed_cookie(gateway.settings), gateway))
     async with served(app, gateway) as url, client(url) as http:
         yield Served(gateway, url, http)
+
+
+async def connected(page: Page) -> None:
+    """Wait until the page has its messages' connection."""
+    await page.wait_for_function(
+        "document.getElementById('many-line').textContent.includes(' 1 connection,')"
+    )
+
+
+TILES = """(wanted) => JSON.stringify(wanted) === JSON.stringify(Array.from(
+  document.querySelectorAll("#tiles li"), (tile) => [
+    tile.querySelector(".badge").textContent, tile.querySelector(".text").textContent]))"""
+
+
+async def rows(page: Page, number: int, away: int) -> None:
+    """Wait until so many messages are shown, and so many of them came while the page was away."""
+    await page.wait_for_function(
+        """([number, away]) => document.querySelectorAll("#messages li").length === number
+          && document.querySelectorAll("#messages .badge:not([hidden])").length === away""",
+        arg=[number, away],
+    )
+
+
+async def test_the_demo_page_follows_twelve_streams_and_its_messages_over_one_connection(
+    page: Page, demo: Demo
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda each: asked.append(urlsplit(each.url)._replace(netloc="").geturl()))
+    await connected(page)
+    await page.click("#push")
+    await rows(page, 1, 0)
+    await page.click("#ask-all")
+    await page.wait_for_function(
+        """document.querySelectorAll("#tiles .text").length === 12
+          && Array.from(document.querySelectorAll("#tiles .text")).every(
+            (each) => each.textContent.length > 20)"""
+    )
+    assert sum("/events?" in url and "ticket=" in url for url in asked) == 1
+    assert not any("/stream?" in url for url in asked)
+    await page.click("#join")
+    await page.wait_for_function(
+        "document.getElementById('late').textContent.includes('in 12 snapshots')"
+    )
+    await page.click("#cut-all")
+    await noticed(page, "Resumed from one position: your messages and 12 streams")
+    await noticed(page, "All 12 are what the gateway logged")
+    await page.wait_for_function(
+        "document.getElementById('late').textContent.includes('same text in 12 of 12')"
+    )
+    titles = await page.evaluate(
+        "Array.from(document.querySelectorAll('#tiles h3'), (each) => each.textContent)"
+    )
+    whole = [["done", expected(title.partition(". ")[2])] for title in titles]
+    await page.wait_for_function(TILES, arg=whole)
+    await page.goto("about:blank")
+    await page.context.request.post(f"{demo.url}/demo/push")
+    await page.goto(demo.url)
+    await rows(page, 2, 1)
+    await page.wait_for_function(TILES, arg=whole)
 
 
 async def test_the_demo_page_says_that_a_new_demo_knows_nothing_of_the_old(
@@ -903,8 +963,10 @@ async def test_the_demo_page_says_that_a_new_demo_knows_nothing_of_the_old(
     with process(*arguments, upstream_url=asked):
         await state(page, "closed")
         await noticed(page, "earlier session")
+        await state(page, "That was an earlier session", "#many-notice")
         await ask_for(page, "New")
         await state(page, "done")
+        await connected(page)
         assert await text(page) == expected("New")
 
 

@@ -116,6 +116,7 @@ TESTED_IN = {
     "eventlog.fanout": "eventlog.tail",
     "eventlog.fetcher": "eventlog.tail",
     "eventlog.group_commit": "eventlog.writer",
+    "eventlog.packs": "runs.compaction",
     "eventlog.pages": "eventlog.tail",
     "eventlog.reader": "eventlog.writer",
     "eventlog.viewer": "eventlog.tail",

@@ -5,53 +5,136 @@ app signs with.
 """
 
 import secrets
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.auth.base import Caller, Finding
+from gateway.errors import Rejected, Unavailable
 from gateway.web.requests import cookies_of
 
 STATIC: Final = Path(__file__).parent / "static"
-FILES: Final = ("demo.html", "demo.css", "demo.js", "gateway.js")
+FILES: Final = (
+    *("demo.html", "demo.css", "demo.js"),
+    *("many.js", "tiles.js", "session.js", "gateway.js"),
+)
+NEWS: Final = (
+    "Your export is ready.",
+    "Anna answered your comment.",
+    "Job 7 is done.",
+    "Your credit is low.",
+)  # What an app tells its users.
 
 
-def page(
-    cookie: Callable[[str], str], cut: Callable[[str], int] | None = None, prefix: str = ""
-) -> list[BaseRoute]:
-    """Return the page's routes; `cookie` makes a subject's Set-Cookie, `cut` drops viewers.
+class Sessions(Protocol):
+    """Makes the cookie of a session, and reads it again."""
 
-    Without `cut` the page says that it cannot: viewers are elsewhere, at some replica. The page is
+    cookie: str
+
+    def sign(self, subject: str) -> str:
+        """Return the cookie's value for a subject."""
+
+    async def find(self, caller: Caller) -> Finding:
+        """Return whose session a request shows."""
+
+
+class Replica(Protocol):
+    """The gateway that is in this process."""
+
+    def cut(self, ticket: str) -> int:
+        """Cut off the viewers of a ticket's stream; raises Rejected."""
+
+    def cut_channel(self, subject: str) -> int:
+        """Cut off the viewers of a user's channel."""
+
+    async def push(
+        self, subject: str, event: str | None, data: Any, *, message_id: str | None = None
+    ) -> str:
+        """Store a message in a user's channel; raises Rejected and Unavailable."""
+
+
+def page(sessions: Sessions, replica: Replica | None = None, prefix: str = "") -> list[BaseRoute]:
+    """Return the page's routes.
+
+    Without a replica the page says that it can neither cut nor push: that is done elsewhere. It is
     where an app would be, and `prefix` is the path that the gateway has beside it.
     """
-    session = cookie("demo").partition("=")[0].strip()
+    own = _Page(sessions, replica, prefix)
+    return [
+        Route("/", own.file, methods=["GET", "POST"]),
+        Route("/static/{file}", own.file),
+        Route("/demo/cut", own.cut, methods=["POST"]),
+        Route("/demo/push", own.push, methods=["POST"]),
+    ]
 
-    async def file(request: Request) -> Response:
+
+class _Page:
+    """What answers its URLs."""
+
+    def __init__(self, sessions: Sessions, replica: Replica | None, prefix: str) -> None:
+        self._sessions = sessions
+        self._replica = replica
+        self._prefix = prefix
+
+    async def file(self, request: Request) -> Response:
+        """Serve one of the page's files, with a session for who has none."""
         name = request.path_params.get("file", "demo.html")
         if name not in FILES:
             return Response(status_code=404)
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         # The page posts where its cookie is refused: signed by an earlier demo, its secret gone.
-        if session not in cookies_of(request) or request.method == "POST":
-            # The header is the client's to forge, and all it can spoil is its own cookie.
-            secure = request.headers.get("x-forwarded-proto") == "https"
-            subject = f"demo-{secrets.token_hex(6)}"
-            headers["Set-Cookie"] = cookie(subject) + ("; Secure" if secure else "")
-        if name == "demo.html" and prefix:
+        if self._sessions.cookie not in cookies_of(request) or request.method == "POST":
+            headers["Set-Cookie"] = self._cookie(request)
+        if name == "demo.html" and self._prefix:
             text = (STATIC / name).read_text("utf-8")
-            told = text.replace('data-gateway=""', f'data-gateway="{prefix}"', 1)
+            told = text.replace('data-gateway=""', f'data-gateway="{self._prefix}"', 1)
             return HTMLResponse(told, headers=headers)
         return FileResponse(STATIC / name, headers=headers)
 
-    async def drop(request: Request) -> Response:
-        assert cut is not None
-        return JSONResponse({"closed": cut(request.query_params.get("ticket", ""))})
+    def _cookie(self, request: Request) -> str:
+        """Return the Set-Cookie of somebody new."""
+        value = self._sessions.sign(f"demo-{secrets.token_hex(6)}")
+        # The header is the client's to forge, and all it can spoil is its own cookie.
+        secure = "; Secure" if request.headers.get("x-forwarded-proto") == "https" else ""
+        return f"{self._sessions.cookie}={value}; Path=/; HttpOnly; SameSite=Lax{secure}"
 
-    routes: list[BaseRoute] = [
-        Route("/", file, methods=["GET", "POST"]),
-        Route("/static/{file}", file),
-    ]
-    return [*routes, Route("/demo/cut", drop, methods=["POST"])] if cut else routes
+    async def cut(self, request: Request) -> Response:
+        """Cut off who watches a ticket; without one, who watches the caller's channel."""
+        if self._replica is None:
+            return await self._elsewhere(request)
+        ticket = request.query_params.get("ticket")
+        try:
+            if ticket is not None:
+                return JSONResponse({"closed": self._replica.cut(ticket)})
+            return JSONResponse({"closed": self._replica.cut_channel(await self._subject(request))})
+        except Rejected:
+            return JSONResponse({"closed": 0})
+
+    async def push(self, request: Request) -> Response:
+        """Push news to the caller, as an app's server would to any of its users."""
+        if self._replica is None:
+            return await self._elsewhere(request)
+        name = f"news-{secrets.token_hex(3)}"
+        news = {"id": name, "text": secrets.choice(NEWS), "at": int(time.time() * 1000)}
+        try:
+            subject = await self._subject(request)
+            stored = await self._replica.push(subject, None, news, message_id=name)
+        except (Rejected, Unavailable) as error:
+            told = {"code": error.code, "title": error.title, "detail": error.detail}
+            return JSONResponse(told, error.status)
+        return JSONResponse({"id": stored, "message_id": name}, 202)
+
+    async def _elsewhere(self, request: Request) -> Response:
+        """Say that the gateway is elsewhere, and whose channel it is to be told about there."""
+        caller = Caller(request.headers, cookies_of(request))
+        return JSONResponse({"subject": (await self._sessions.find(caller)).subject}, 404)
+
+    async def _subject(self, request: Request) -> str:
+        finding = await self._sessions.find(Caller(request.headers, cookies_of(request)))
+        if finding.subject is None:
+            raise Rejected("not_authenticated", "Log in, then try again.", reason=finding.reason)
+        return finding.subject

@@ -13,6 +13,8 @@ from typing import NamedTuple, overload
 from gateway.limits.ledger import Spent
 from gateway.sse import after
 
+WEIGHT = 200  # Bytes that an entry takes in memory beside its frames.
+
 _MAX_ID = 2**63
 
 
@@ -112,6 +114,11 @@ class EntryBatches(Sequence[EntryBatch]):
 
 def _entry(epoch: int, seq: int, number: int, frames: bytes, state: str) -> EntryBatch:
     return EntryBatch(EventId(epoch, seq), number, frames, state)
+
+
+def weight(entries: Sequence[EntryBatch]) -> int:
+    """Return the bytes that entries take in memory, about."""
+    return sum(len(entry.frames) + WEIGHT for entry in entries)
 
 
 class Cursor(NamedTuple):

@@ -19,7 +19,7 @@ from gateway.eventlog.channel import ChannelTail
 from gateway.eventlog.entries import END, NOTHING, EntryBatch, EventId
 from gateway.eventlog.fetcher import Fetcher, add
 from gateway.eventlog.pages import Pages
-from gateway.eventlog.reader import Page, likely, read
+from gateway.eventlog.reader import Page, likely, read_rest
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import ChannelViewer, Viewer
 from gateway.sse import Event, parse
@@ -243,10 +243,10 @@ class Fanout:
     async def _rest(self, tail: Tail) -> None:
         while True:
             count = likely(tail.typical)
-            (entries,) = await read(self._store, [tail.stream_id], [tail.last], [count])
+            entries, more = await read_rest(self._store, tail.stream_id, tail.last, count)
             await self._fetcher_of(tail.stream_id).compare(tail, entries)
             add(tail, entries)
-            if len(entries) < count or tail.local:
+            if not more or tail.local:
                 return
 
     async def _page(self, tail: Tail, at: EventId | None, patience: float) -> Page | None:

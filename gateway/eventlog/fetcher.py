@@ -13,7 +13,7 @@ from gateway import clock
 from gateway.errors import Unavailable
 from gateway.eventlog.base import Fate, Source
 from gateway.eventlog.entries import NOTHING, EntryBatch
-from gateway.eventlog.reader import likely, read, read_page
+from gateway.eventlog.reader import Page, likely, read, read_page
 from gateway.eventlog.tail import Tail
 from gateway.store.client import RedisClient
 
@@ -144,9 +144,17 @@ class Fetcher:
         elif lost:
             tail.replace(page)
             tail.wake()
+        else:
+            await self._add_rest(tail, page)
         if owner and owner != tail.owner:
             tail.owner = owner
             await self.show_presence([tail])
+
+    async def _add_rest(self, tail: Tail, page: Page) -> None:
+        """Show what follows in a log, which nobody else does where it was packed meanwhile."""
+        while len(page.entries) > 1 and not tail.local:
+            add(tail, page.entries[1:])
+            page = await read_page(self._store, tail.stream_id, tail.last)
 
     async def _read(self, stream_ids: list[str]) -> None:
         tails = [self._tails[each] for each in stream_ids if each in self._tails]

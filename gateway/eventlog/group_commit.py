@@ -30,11 +30,20 @@ _REPAIRS = 64  # Logs asked after at the same time.
 
 
 class GroupCommit:
-    """Writes what its logs have to write; `run` owns its tasks, one for each master."""
+    """Writes what its logs have to write; `run` owns its tasks, one for each master.
 
-    def __init__(self, store: RedisClient, ownership: Ownership) -> None:
+    `closed` is told of each log that is written here no more.
+    """
+
+    def __init__(
+        self,
+        store: RedisClient,
+        ownership: Ownership,
+        closed: Callable[[EventLog], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._ownership = ownership
+        self._closed = closed
         self._committers = PerNodeTasks(self._begin)
 
     def _begin(self, node: Node) -> "NodeCommitter":
@@ -58,6 +67,7 @@ class GroupCommit:
         for each in self._committers:
             each.remove(log)
         log.forget()
+        self._closed(log)
 
     async def run(self) -> None:
         """Commit for ever; the owner cancels it."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from gateway import clock
-from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.eventlog.entries import WEIGHT, EntryBatch, EntryBatches, EventId, weight
 from gateway.eventlog.pages import Pages
-from gateway.eventlog.reader import WEIGHT, Page, weight
+from gateway.eventlog.reader import Page
 
 _ENOUGH = 16 * 1024  # Bytes kept of a stream run elsewhere for those who come back.
 _WINDOW = 128 * 1024  # Bytes kept of it for viewers who are a little behind.

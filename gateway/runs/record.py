@@ -10,8 +10,9 @@ from gateway.limits.subjects import Held
 from gateway.runs.endings import moved
 from gateway.upstream.protocols.table import DEFAULT
 
-VERSION = 2  # The newest that is understood here.
+VERSION = PACKED = 3  # The newest that is understood here: of streams whose log was packed.
 FIRST = 1  # Of chats, which replicas of before understand too.
+_DIALECTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def dialect_fields(dialect: str) -> dict[str, Any]:
 
     Replicas of before there were others would take all for chats: they wait for newer records.
     """
-    return {} if dialect == DEFAULT else {"protocol": dialect, "version": VERSION}
+    return {} if dialect == DEFAULT else {"protocol": dialect, "version": _DIALECTS}
 
 
 def fields_of(record: Record) -> dict[str, Any]:

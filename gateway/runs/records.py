@@ -23,7 +23,7 @@ from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
 from gateway.runs.record import FIRST, Claim, ClaimVerdict, Created, Record
 from gateway.store.client import RedisClient, Script
-from gateway.store.keys import log_key, naming, new_id, record_key
+from gateway.store.keys import log_key, log_keys, naming, new_id, record_key
 from gateway.store.quorum import Quorum
 
 _DRAWS = 64
@@ -166,7 +166,7 @@ class Records:
         Asked of one server: while another takes its place, one may have the end and one not.
         """
         state, log = await self.store.calls(
-            [["HGET", record_key(stream_id), "state"], ["EXISTS", log_key(stream_id)]]
+            [["HGET", record_key(stream_id), "state"], ["EXISTS", *log_keys(stream_id)]]
         )
         return (state or b"").decode() in FINAL and not log
 

@@ -12,11 +12,12 @@ from typing import Any
 from gateway.config.user_limits import UNBOUNDED, Bounds, UserLimits
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import End, EntryBatch, EventId, Seal
-from gateway.eventlog.reader import read, read_page
+from gateway.eventlog.reader import read, read_all, read_page, read_rest
 from gateway.limits.ledger import KEPT, Spent
 from gateway.limits.permits import Taken
 from gateway.limits.subjects import Held, Most
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.compaction import rewrite
 from gateway.runs.presence import Presence
 from gateway.runs.records import Records
 from gateway.runs.repeats import Repeats
@@ -28,6 +29,7 @@ from gateway.store.keys import (
     control_channel,
     log_key,
     new_id,
+    packed_key,
     presence_key,
     record_key,
     subject_keys,
@@ -36,6 +38,7 @@ from gateway.store.keys import (
 _SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
 _TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": lambda: _SECONDS}
 _MUCH = 1 << 40
+_KEYS = (record_key, log_key, packed_key, presence_key, asked_key)
 _LIMITS = UserLimits(posts_per_minute=9, streams=9, tokens_per_day=_MUCH, cost_per_day=9.0)
 
 
@@ -158,11 +161,13 @@ class Rehearsal:
 
     async def _end(self) -> None:
         await self._records.seal(self._id, self._epoch, self._seal)
+        await rewrite(self._store, self._id, await read_all(self._store, self._id))
+        await read_rest(self._store, self._id, None, 1)
         await self._records.cancel(self._id, b"", b"{}")
         await self._heartbeat.unregister(self._id)
 
     async def _leave(self) -> None:
-        keys = [each(self._id) for each in (record_key, log_key, presence_key, asked_key)]
+        keys = [each(self._id) for each in _KEYS]
         mine = subject_keys(self._me)
         keys += [*mine, mine.posts_of("default"), *map(mine.usage, range(KEPT))]
         with suppress(Unavailable):

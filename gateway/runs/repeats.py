@@ -16,7 +16,7 @@ from typing import Any
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.runs.records import Records
-from gateway.store.keys import asked_key, log_key
+from gateway.store.keys import asked_key, log_keys
 
 KEPT = 32  # Streams of one request; who asked for so many more lately gets 410 for the oldest.
 
@@ -58,12 +58,13 @@ class Repeats:
         found = await self._store.call("ZREVRANGE", asked_key(name), 0, -1)
         streams: list[str] = [each.decode() for each in found]
         first, last = f"{position.epoch}-0", f"{position.epoch}-{2**64 - 1}"
+        logs = [(each, key) for each in streams for key in log_keys(each)]
         looks = await self._store.attempt(
-            ["XRANGE", log_key(each), first, last, "COUNT", 1] for each in streams
+            ["XRANGE", key, first, last, "COUNT", 1] for _, key in logs
         )
         away = [look for look in looks if isinstance(look, Unavailable)]
-        pairs = zip(streams, looks, strict=True)
-        knows = [each for each, look in pairs if look and look not in away]
+        pairs = zip(logs, looks, strict=True)
+        knows = [each for (each, _), look in pairs if look and look not in away]
         if len(knows) == 1:
             return knows[0]
         if away:

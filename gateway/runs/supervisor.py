@@ -21,6 +21,7 @@ from gateway.membership.suspects import Suspects
 from gateway.runs.answer import answer_events
 from gateway.runs.cancellation import Cancellation
 from gateway.runs.claims import Claims
+from gateway.runs.compaction import Compaction
 from gateway.runs.endings import Ending, failure
 from gateway.runs.failover import Plan, Refusals
 from gateway.runs.inquiry import WORD, Respondent
@@ -77,7 +78,8 @@ class RunSupervisor:
         self._refusals = Refusals()
         self._interval = interval  # Seconds between two sweeps.
         self._tasks = Tasks()
-        self._writer = GroupCommit(records.store, records)
+        self._compaction = Compaction(records.store)
+        self._writer = GroupCommit(records.store, records, self._compaction.add)
         self._registry = RunRegistry(
             fanout, self._writer, records.limits, run_limits, self._begin, telemetry
         )
@@ -192,7 +194,7 @@ class RunSupervisor:
             self._looks,
             self._control.listen,
         )
-        for loop in (*loops, self._fanout.follow, self._counts):
+        for loop in (*loops, self._fanout.follow, self._counts, self._compaction.run):
             self._tasks.repeat(loop)
 
     def send_away(self) -> None:

@@ -31,6 +31,16 @@ def log_key(stream_id: str) -> str:
     return f"gw:{{{stream_id}}}:log"
 
 
+def packed_key(stream_id: str) -> str:
+    """Return the key of a stream's log once it has ended and was packed."""
+    return f"gw:{{{stream_id}}}:packed"
+
+
+def log_keys(stream_id: str) -> list[str]:
+    """Return the keys of both forms of a stream's log, of which it has one."""
+    return [log_key(stream_id), packed_key(stream_id)]
+
+
 def presence_key(stream_id: str) -> str:
     """Return the key that says that somebody on another replica watches a stream."""
     return f"gw:{{{stream_id}}}:presence"

@@ -1,5 +1,6 @@
 """The demo page: what it serves, and whom it lets in."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,25 +8,28 @@ import httpx
 import pytest
 from starlette.routing import Router
 
-from gateway.demo.page import page
-from tests.support import client, served
+from gateway.app import Gateway
+from gateway.auth.loading import signed_cookie
+from gateway.demo.page import NEWS, page
+from tests.support import client, served, settings
 
-
-def cookie(subject: str) -> str:
-    """Return a Set-Cookie without a signature."""
-    return f"session={subject}; Path=/; HttpOnly"
+SESSIONS = signed_cookie(settings())
+WATCHING = {"Accept": "text/event-stream"}
 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[httpx.AsyncClient]:
-    async with served(Router(page(cookie, cut=len))) as url, client(url) as http:
+    """A browser at a page that has a gateway in its process."""
+    gateway = Gateway(settings())
+    app = gateway.with_routes(page(SESSIONS, gateway))
+    async with served(app, gateway) as url, client(url) as http:
         yield http
 
 
 async def test_the_page_gives_a_browser_one_session(browser: httpx.AsyncClient) -> None:
     first, second = await browser.get("/"), await browser.get("/")
     assert first.headers["content-type"] == "text/html; charset=utf-8"
-    assert first.headers["set-cookie"].startswith("session=demo-")
+    assert first.headers["set-cookie"].startswith("session=")
     assert "set-cookie" not in second.headers
 
 
@@ -42,7 +46,7 @@ async def test_a_session_that_began_on_https_stays_on_https(browser: httpx.Async
 
 
 async def test_only_the_pages_own_files_are_served(browser: httpx.AsyncClient) -> None:
-    for name in ("demo.css", "demo.js", "gateway.js"):
+    for name in ("demo.css", "demo.js", "many.js", "tiles.js", "session.js", "gateway.js"):
         response = await browser.get(f"/static/{name}")
         assert response.status_code == 200
         assert response.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
@@ -56,25 +60,56 @@ async def test_only_the_pages_own_files_are_served(browser: httpx.AsyncClient) -
         assert (await browser.get(path)).status_code == 404
 
 
-async def test_the_page_can_cut_a_ticket(browser: httpx.AsyncClient) -> None:
-    response = await browser.post("/demo/cut", params={"ticket": "four"})
-    assert response.json() == {"closed": 4}
+async def test_the_page_pushes_to_its_own_user_and_cuts_that_users_connection(
+    browser: httpx.AsyncClient,
+) -> None:
+    await browser.get("/")
+    async with browser.stream("GET", "/events", headers=WATCHING) as watched:
+        lines = watched.aiter_lines()
+        assert (await anext(lines)).startswith("retry")
+        pushed = await browser.post("/demo/push")
+        news = json.loads(await _data(lines))
+        assert pushed.status_code == 202
+        assert news["id"] == pushed.json()["message_id"]
+        assert news["text"] in NEWS
+        assert (await browser.post("/demo/cut")).json() == {"closed": 1}
+        assert [line async for line in lines if line.startswith("data")] == []
+
+
+async def _data(lines: AsyncIterator[str]) -> str:
+    """Return the next event's data, of one line."""
+    async for line in lines:
+        if line.startswith("data: "):
+            return line.removeprefix("data: ")
+    raise AssertionError("the stream has ended")
+
+
+async def test_nobody_is_cut_by_a_forged_ticket_or_pushed_to_without_a_session(
+    browser: httpx.AsyncClient,
+) -> None:
+    assert (await browser.post("/demo/cut", params={"ticket": "forged"})).json() == {"closed": 0}
+    assert (await browser.post("/demo/cut")).json() == {"closed": 0}
+    refused = await browser.post("/demo/push")
+    assert (refused.status_code, refused.json()["code"]) == (401, "not_authenticated")
     assert (await browser.get("/demo/cut")).status_code == 405
 
 
 async def test_the_page_knows_the_path_that_the_gateway_has_beside_it() -> None:
-    async with served(Router(page(cookie, prefix="/llm"))) as url, client(url) as http:
+    async with served(Router(page(SESSIONS, prefix="/llm"))) as url, client(url) as http:
         answer = await http.get("/")
         assert '<html lang="en" data-gateway="/llm">' in answer.text
-        assert answer.headers["set-cookie"].startswith("session=demo-")
-    async with served(Router(page(cookie))) as url, client(url) as http:
+        assert answer.headers["set-cookie"].startswith("session=")
+    async with served(Router(page(SESSIONS))) as url, client(url) as http:
         assert '<html lang="en" data-gateway="">' in (await http.get("/")).text
 
 
-async def test_a_page_without_a_gateway_of_its_own_cuts_nothing() -> None:
-    async with served(Router(page(cookie))) as url, client(url) as http:
+async def test_a_page_without_a_gateway_of_its_own_names_its_user_to_who_can_push() -> None:
+    async with served(Router(page(SESSIONS))) as url, client(url) as http:
         assert (await http.get("/")).status_code == 200
         assert (await http.post("/demo/cut", params={"ticket": "four"})).status_code == 404
+        cannot = await http.post("/demo/push")
+        assert cannot.status_code == 404
+        assert cannot.json()["subject"].startswith("demo-")
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_writes_no_html() -> None:

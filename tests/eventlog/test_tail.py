@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.errors import Unavailable
-from gateway.eventlog.entries import EntryBatch, EventId
+from gateway.eventlog.entries import EntryBatch, EventId, weight
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.fetcher import Fetcher
 from gateway.eventlog.pages import Pages, Turns
-from gateway.eventlog.reader import weight
 from gateway.eventlog.tail import Tail
 from gateway.eventlog.viewer import Viewer
 from gateway.runs.records import Records

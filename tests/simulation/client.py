@@ -239,6 +239,7 @@ class EventSource:
         self.name = f"viewer {number}"
         self.stream = stream
         self.act = act
+        self.late = bool(act.get("late"))  # It comes when all is over, and keeps nothing alive.
         self.seen: list[tuple[str, bytes]] = []  # Id and block of each event since the last gap.
         self.last_id = ""
         self.outcome = ""

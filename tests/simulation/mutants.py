@@ -8,16 +8,17 @@ from typing import Any
 from unittest.mock import patch
 
 from gateway.errors import Unavailable
-from gateway.eventlog import channel
+from gateway.eventlog import channel, packs, reader
 from gateway.eventlog import writer as eventlog
-from gateway.eventlog.entries import EntryBatch
-from gateway.eventlog.group_commit import NodeCommitter
+from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
 from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Limits
 from gateway.membership.failure_detector import FailureDetector
 from gateway.membership.heartbeat import Heartbeat
-from gateway.runs import takeover
+from gateway.runs import compaction, takeover
 from gateway.runs.attempts import Attempts
+from gateway.runs.compaction import Compaction
 from gateway.runs.endings import Ending
 from gateway.runs.intake import Intake
 from gateway.runs.presence import Presence
@@ -238,6 +239,43 @@ def what_was_trimmed_is_not_missed() -> Patches:
     yield patch.object(channel, "_follows", lambda entry, last: True)
 
 
+def packs_lack_an_entry() -> Patches:
+    """Of each pack the last entry but one is lost."""
+    opened = packs.unpacked
+
+    def lossy(last: EventId, data: bytes, size: int) -> list[EntryBatch]:
+        entries = opened(last, data, size)
+        return [*entries[:-2], entries[-1]]
+
+    yield patch.object(reader, "unpacked", lossy)
+
+
+def logs_are_packed_before_their_end() -> Patches:
+    """Compaction takes a log as it is after each commit, and what is there for that log."""
+    opened, acknowledged = GroupCommit.open, EventLog.acknowledged
+
+    def watched(self: GroupCommit, *given: Any) -> EventLog:
+        log = opened(self, *given)
+        vars(log)["pack"] = self._closed
+        return log
+
+    def packed(self: EventLog) -> None:
+        acknowledged(self)
+        vars(self)["pack"](self)
+
+    def add(self: Compaction, log: EventLog) -> None:
+        entries = EntryBatches(log.entries)
+        self._waiting.append(compaction._Ended(0, log.stream_id, entries, 0))
+        self._news.set()
+
+    yield patch.object(GroupCommit, "open", watched)
+    yield patch.object(EventLog, "acknowledged", packed)
+    yield patch.object(Compaction, "add", add)
+    told = "if redis.call('HGET', KEYS[1], 'end_id') ~= ARGV[1] then return 0 end\n"
+    yield from _script("pack", told, "")
+    yield from _script("pack", " or last[2][3] ~= 'end'", "")
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -272,6 +310,8 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         a_message_is_stored_again,
         another_server_goes_on_with_the_ids,
         what_was_trimmed_is_not_missed,
+        packs_lack_an_entry,
+        logs_are_packed_before_their_end,
     )
 }
 

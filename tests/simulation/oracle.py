@@ -230,7 +230,7 @@ class Oracle:
         self._judge_answer(stream, end[3].decode(), b"".join(f[1] for _, f in entries))
 
     def _is_watched(self, stream: "Stream") -> bool:
-        viewers = [each for each in self._world.viewers if each.stream is stream]
+        viewers = [each for each in self._world.viewers if each.stream is stream and not each.late]
         return any(not each.act["leaves"] and not each.act["sticks"] for each in viewers)
 
     def _judge_calm(self, stream: "Stream", state: str) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 from hiredis import Reader
 
+from gateway.eventlog.entries import EventId
+from gateway.eventlog.packs import PACKED, unpacked
+from gateway.store.keys import log_keys, packed_key
 from tests.simulation.network import Connection, Network
 from tests.simulation.redis import (
     DENIED_WHEN_FULL,
@@ -24,7 +27,16 @@ from tests.simulation.redis import (
     Stream,
 )
 
+_LONG_ENOUGH = 30_000  # Milliseconds.
 BORN = 1_700_000_000.0  # The date at which every schedule begins.
+
+
+def _opened(number: Id, fields: Args) -> list[tuple[Id, Args]]:
+    """Return the entries that one of a log holds."""
+    if fields[0] != PACKED:
+        return [(number, fields)]
+    held = unpacked(EventId(*number), fields[1], int(fields[3]))
+    return [((each.last.epoch, each.last.seq), [b"%d" % each.number, each.frames]) for each in held]
 
 
 @dataclass
@@ -162,9 +174,9 @@ class Server:
         for key in self.redis.data:
             if key.endswith((b":record", b":channel")):
                 stream_id = key.decode().split("{")[1].split("}")[0]
-                record = self.redis.value(key, dict) or {}
-                log = self.log(stream_id)
-                found[stream_id] = (dict(record), len(log))
+                record = dict(self.redis.value(key, dict) or {})
+                record.pop(b"version", None)  # Of its form only.
+                found[stream_id] = (record, len(self.log(stream_id)))
         return found
 
     def _loss(self, before: dict[str, tuple[Any, int]], *, everything: bool) -> Loss:
@@ -180,8 +192,17 @@ class Server:
         return loss
 
     def log(self, stream_id: str) -> list[tuple[Id, Args]]:
-        """Return the entries of a stream's log as they are now."""
-        return list(self.redis.value(f"gw:{{{stream_id}}}:log".encode(), Stream) or [])
+        """Return the entries of a stream's log as they are now, also where they were packed."""
+        for key in log_keys(stream_id):
+            if items := self.redis.value(key.encode(), Stream):
+                return [each for item in items for each in _opened(*item)]
+        return []
+
+    def packed(self, stream_id: str) -> bool:
+        """Whether a stream's log is packed, and is kept for long enough to be read."""
+        self.tick()
+        due = self.redis.expires.get(packed_key(stream_id).encode(), 0)
+        return due > self.redis.now // 1000 + _LONG_ENOUGH
 
     def record(self, stream_id: str) -> dict[bytes, bytes]:
         """Return a stream's record as it is now."""
@@ -195,6 +216,12 @@ class Server:
     def _note(self, key: bytes, number: Id, fields: Args) -> None:
         stream_id = key.decode().split("{")[1].split("}")[0]
         known = self.ledger.setdefault(stream_id, {})
+        if key.endswith(b":packed"):  # Nothing new: what the log had.
+            others = [each for each, had in _opened(number, fields) if known.get(each) != had]
+            self.clashes += [
+                (stream_id, f"{stream_id}: {each} is packed as it was not") for each in others
+            ]
+            return
         if known.setdefault(number, fields) != fields:
             words = f"{stream_id}: {number} was {known[number]} and is {fields}"
             self.clashes.append((stream_id, words))

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ OF_OTHERS = {
     "book": [b"{t}booked", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
     "push": [b"{t}events", b"{t}channel", b"{t}watchers", b"{t}message"],
     "remember": [b"{t}asked"],
+    "pack": [*KEYS, b"{t}packed"],
+    "read": [KEYS[1], b"{t}packed"],
 }
 OWNERS = [b"me", b"you"]
 VALUES = b"""local kept = redis.pcall('HINCRBY', KEYS[1], 'f', ARGV[1])
@@ -141,6 +144,7 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     torn = rng.choice(["", "", f"{epoch}-0 1", f"{last} 2"])
     before: list[list[Any]] = [[0, torn], [-1, torn], [1, torn, "1-3", 2, b"text"]]
     slot = rng.choice([[0, 0, ""], [50, 5, "p"], [7, 0, "other"]])
+    packs: list[list[Any]] = [[f"{epoch}-0", "", 0], [last, b"\x00pack", 500], []]
     bounds = [rng.choice([0, 2]), rng.choice([0, 1]), rng.choice([0, 100]), rng.choice([0, 9])] * 2
     return rng.choice(
         [
@@ -157,6 +161,8 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
             ("book", [owner, 1, 90_000, 99_000, "p", "m", 3, 4, 0, 1, 5, 1]),
             ("remember", [90_000, owner, 1]),
             ("push", [b"data: x\n", 90_000, 3, rng.choice([60, 900]), 90_000, owner, 90_000]),
+            ("pack", [end, rng.randrange(1, 4), 3, *rng.choice(packs), end, "", 0]),
+            ("read", [rng.choice(["", last, end]), rng.choice([1, 700]), 200]),
         ]
     )
 
@@ -170,8 +176,28 @@ def test_the_model_answers_as_a_real_redis(seed: int, shared_redis: RedisServer)
         if rng.random() < 0.4:
             name, args = _script(rng, epoch)
             reply = both.script(name, *args)
-            if isinstance(reply, list) and reply[0] in {b"claimed", b"taken"}:
+            told = isinstance(reply, list) and name in {"claim", "takeover"}
+            if told and reply[0] in {b"claimed", b"taken"}:
                 epoch = int(reply[1])
         else:
             both.send(*rng.choice([_command(rng, epoch), _sorted(rng)]))
+    both.real.close()
+
+
+def test_a_log_is_packed_and_read_as_by_a_real_redis(shared_redis: RedisServer) -> None:
+    both = Both(shared_redis.url.replace("/0", "/9"))
+    both.script("create", 60_000, 90_000, "digest", "request", b"{}")
+    _, epoch, _ = both.script("claim", "me", "n1", 90_000, 0)
+    first, last, end = (f"{epoch.decode()}-{seq}" for seq in (0, 2, 3))
+    both.send("XADD", KEYS[1], last, 2, b"frames")
+    packs = [first, "", 0, last, b"\x00pack", 500, end, "", 0]
+    assert both.script("pack", end, 3, 3, *packs) == 0
+    both.script("seal", "me", epoch, last, 90_000, b"{}", *["done", end, 1, b"end"] * 2, "")
+    assert both.script("pack", end, 4, 3, *packs) == 0
+    assert both.script("pack", end, 3, 3, *packs) == 1
+    assert both.script("pack", end, 3, 3, *packs) == 0
+    for at, size in product(("", first, f"{epoch.decode()}-1", last, end), (1, 700, 1000)):
+        assert both.script("read", at, size, 200)
+    both.send("XRANGE", b"{t}packed", "-", "+")
+    both.send("HGETALL", KEYS[0])
     both.real.close()

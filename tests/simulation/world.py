@@ -24,8 +24,10 @@ import gateway.upstream.transport
 from gateway.app import Gateway
 from gateway.auth.tickets import Tickets
 from gateway.config.settings import Settings
+from gateway.eventlog import packs
 from gateway.eventlog.viewer import Viewer
 from gateway.eventlog.writer import EventLog
+from gateway.runs import compaction
 from gateway.store.pools import TIMEOUT
 from tests.simulation.channel import TOKEN, Channel
 from tests.simulation.client import Broken, EventSource, Exchange
@@ -91,6 +93,19 @@ PROFILES = tuple(
     for limits in ({}, _LIMITS)
     for preset, changes in _CHANGES
 )
+
+
+_LATE: Act = {
+    "act": "view",
+    "at": 0.0,
+    "leaves": [],
+    "lend": True,
+    "flaky": True,
+    "late": True,
+    **dict.fromkeys(("post", "sticks", "reloads"), False),
+}
+# Its logs are short, and are to be packed all the same, in several packs.
+_SMALLER = (patch.object(compaction, "_SMALL", 0), patch.object(packs, "_ROOM", 1500))
 
 
 class Replica:
@@ -223,6 +238,7 @@ class World:
         self.say("everything has come to its end")
         await self._settled()
         await self._look_at_what_was_lost()
+        await self._look_at_what_was_packed()
         self.oracle.judge_streams()
         self.channel.judge()
         await self._stop_all()
@@ -243,6 +259,13 @@ class World:
             if self.oracle.touched(self.streams[name].stream_id):
                 await self._completion({"stream": name, "host": 0}, 0)
         await self._settled()
+
+    async def _look_at_what_was_packed(self) -> None:
+        """Read once more what ended a while ago, as whoever comes late does."""
+        await asyncio.sleep(2 * self.settings.lease + compaction.DELAY + 2)
+        packed = [each for each in self.streams.values() if self.redis.packed(each.stream_id)]
+        late = [{**_LATE, "stream": each.name, "seed": self.schedule.seed} for each in packed]
+        await asyncio.gather(*(self._view(act, 1000 + nth) for nth, act in enumerate(late)))
 
     async def _settled(self) -> None:
         # What Redis forgot is written again at a beat.
@@ -564,6 +587,8 @@ def _surroundings(world: World) -> Iterator[None]:
         with ExitStack() as stack:
             for each in hashes:
                 stack.enter_context(each)
+            for smaller in _SMALLER:
+                stack.enter_context(smaller)
             yield
     finally:
         secrets.token_urlsafe = urandom

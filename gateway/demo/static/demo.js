@@ -1,6 +1,7 @@
 /** The demo page: one answer, its raw events, and a second viewer. Text is only ever text here. */
 
-import { ask, completion, delta, follow, Refusal, stop, usage } from "./gateway.js";
+import { completion, delta, follow, stop, usage } from "./gateway.js";
+import { $, GATEWAY, ticketFor, words } from "./session.js";
 
 const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
@@ -10,9 +11,6 @@ const VOID = {
   reset: "The replica died, the model is asked again",
   gap: "The log began anew",
 }; // Events after which the text so far is void, and why.
-const GATEWAY = document.documentElement.dataset.gateway; // It may be under a path.
-const TICKETS = `${GATEWAY}/tickets`;
-const $ = (id) => document.getElementById(id);
 
 let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
 let account = null; // What the user has spent today and has left, as it was told last.
@@ -30,12 +28,6 @@ function setState(state) {
 function notice(text, kind = "") {
   $("notice").textContent = text;
   $("notice").dataset.kind = kind;
-}
-
-function words(error) {
-  if (!(error instanceof Refusal)) return "The gateway does not answer.";
-  if (error.status === 401) return "This stream is of an earlier session. Ask again.";
-  return `${error.message} (${error.code})`;
 }
 
 function showAccount() {
@@ -152,11 +144,15 @@ function watch(url) {
     end: ended,
     closed(refusal) {
       mine.ended = true;
-      sessionStorage.clear();
+      forget();
       setState("closed");
       notice(words(refusal), "bad");
     },
   }, NAMED);
+}
+
+function forget() {
+  for (const name of ["stream_url", "prompt"]) sessionStorage.removeItem(name);
 }
 
 /** Leave the stream on the page, cancelling it if it still runs, and clear the page. */
@@ -165,22 +161,11 @@ function leave() {
   current?.follower.close();
   closeSecond();
   current = null;
-  sessionStorage.clear();
+  forget();
   $("answer").textContent = $("events").textContent = "";
   $("last-id").textContent = "none";
   $("facts").hidden = true;
   notice("");
-}
-
-/** Get a ticket; a cookie that an earlier demo signed is changed for a new one. */
-async function ticketFor(body) {
-  try {
-    return await ask(body, TICKETS);
-  } catch (error) {
-    if (!(error instanceof Refusal) || error.status !== 401) throw error;
-    await fetch("/", { method: "POST" });
-    return ask(body, TICKETS);
-  }
 }
 
 async function submit(event) {
@@ -270,6 +255,7 @@ $("prompt").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", cancel);
 $("cut").addEventListener("click", cut);
 $("second").addEventListener("click", () => (second ? closeSecond() : openSecond()));
+document.addEventListener("spent", balance);
 notice(TIP);
 balance();
 restore();
