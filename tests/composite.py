@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlencode
 
@@ -46,14 +46,24 @@ class Page:
         names = {each.name for each in self.events}
         return all(b"%d.end" % number in names for number in numbers)
 
-    async def look(self, gate: Served, enough: Callable[[], bool] = lambda: False) -> None:
-        """Follow until the connection ends or it is enough: what came after that is lost again."""
+    async def look(
+        self,
+        gate: Served,
+        enough: Callable[[], bool] = lambda: False,
+        before: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """Follow until the connection ends or it is enough: what came after that is lost again.
+
+        Nothing is read `before` something else is through.
+        """
         headers = {**gate.cookie(self.subject), "Accept": "text/event-stream"}
         if self.last_id:
             headers["Last-Event-ID"] = self.last_id
         parser, rest = Parser(limit=1 << 26), b""
         async with gate.http.stream("GET", self.url, headers=headers, timeout=60) as answer:
             assert answer.status_code == 200, await answer.aread()
+            if before is not None:
+                await before()
             async for chunk in answer.aiter_raw():
                 self.connects += chunk.startswith(b"retry:")
                 *blocks, rest = (rest + chunk).split(b"\n\n")

@@ -17,6 +17,7 @@ from tests.conformance import (  # noqa: F401 (each adds its promises)
     answers,
     callers,
     channels,
+    composites,
     pages,
     reconnects,
     repeats,

@@ -12,6 +12,7 @@ a short one. The same seed gives the same schedule; what it meets differs by a f
     redis      one Redis with an append-only file, or a master with replicas and three sentinels
     world      replicas, nginx and Redis, and the faults of processes
     pages      one page per stream: POST, viewers, DELETE
+    followers  pages that follow several streams over one connection
     story      all that is known of one stream, and of what was injected
     channels   messages that are pushed to two users all the time, and what their pages got
     usage      what is booked for each user, and how many streams it ran at once

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from tests.faults.channels import Channels, judge_channel
+from tests.faults.followers import Followers
 from tests.faults.oracle import judge
 from tests.faults.pages import Page, usage_of
 from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
@@ -21,6 +23,7 @@ from tests.nginx import absent
 
 _SLACK = 1.5  # Seconds that a busy machine takes to begin a stream.
 _BOOKED = 15.0  # Seconds after which all that has ended must be booked.
+_PATIENCE = 90.0  # Seconds after which a stream without an end is one.
 _LAST = 7_000_000  # From here on streams are numbered that begin when all have ended.
 
 
@@ -84,7 +87,8 @@ async def play(
     upstream = Upstream()
     await upstream.start()
     proxied = not absent()
-    world = World(folder, upstream.url, kind=kind, lease=lease, proxied=proxied, limit=limit)
+    given: dict[str, Any] = {"kind": kind, "lease": lease, "proxied": proxied, "limit": limit}
+    world = World(folder, upstream.url, **given, patience=_patience(steps, limit))
     pages: list[Page] = []
     channels, report = Channels(world), Report()
     began = time.monotonic()
@@ -109,16 +113,31 @@ async def play(
     return report
 
 
+def _patience(steps: Sequence[Step], limit: int) -> float:
+    """Return after how many seconds a stream has none but itself to wait for.
+
+    Where slots are few it may be the last of its user's: who waits has no turn.
+    """
+    answers = (stream.answer for step in steps for stream in step.streams)
+    work = sum(each.events * each.interval for each in answers)
+    return _PATIENCE + (work / USERS / limit if limit else 0.0)
+
+
 async def _play(steps: Sequence[Step], world: World, upstream: Upstream, pages: list[Page]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for step in steps:
-            for stream in step.streams:
-                page = Page(world, upstream, stream)
-                pages.append(page)
-                group.create_task(page.play())
-            if step.fault is not None:
-                await world.apply(step.fault.kind, step.fault.where, step.fault.how)
-            await asyncio.sleep(step.pause)
+    followers = Followers(world)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                for stream in step.streams:
+                    page = Page(world, upstream, stream, followers.follow)
+                    pages.append(page)
+                    group.create_task(page.play())
+                if step.fault is not None:
+                    await world.apply(step.fault.kind, step.fault.where, step.fault.how)
+                await asyncio.sleep(step.pause)
+        await followers.finish()
+    finally:
+        await followers.close()
 
 
 async def _crowded(world: World, upstream: Upstream, seconds: float) -> list[Page]:

@@ -30,7 +30,8 @@ class Kept:
     @property
     def last(self) -> int:
         """The number of its last event."""
-        return self.answer.at if self._fails else self.answer.events + 1
+        # It has an id before it fails, or nobody could ask for the rest.
+        return max(1, self.answer.at) if self._fails else self.answer.events + 1
 
     @property
     def status(self) -> str:

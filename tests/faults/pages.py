@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,8 +17,6 @@ from tests.faults.upstream import Upstream
 from tests.faults.viewer import Viewer, request
 from tests.faults.world import SERVICE, World, any_port
 from tests.support import cookie, settings
-
-_PATIENCE = 90.0  # Seconds after which a stream without an end is one.
 
 
 async def usage_of(world: World, user: str) -> dict[str, Any]:
@@ -39,8 +38,15 @@ async def usage_of(world: World, user: str) -> dict[str, Any]:
 class Page:
     """Plays one stream; `story` is what came of it."""
 
-    def __init__(self, world: World, upstream: Upstream, stream: Stream) -> None:
+    def __init__(
+        self,
+        world: World,
+        upstream: Upstream,
+        stream: Stream,
+        posted: Callable[["Page"], None] = lambda _: None,
+    ) -> None:
         self.story = Story(stream)
+        self._posted = posted
         self.played: dict[str, int] = {}
         self._world = world
         self._upstream = upstream
@@ -55,6 +61,7 @@ class Page:
         if path is None:
             return
         self.story.path = path
+        self._posted(self)
         viewers = [self._view(path, watch) for watch in self._stream.watches]
         await asyncio.gather(self._delete(path), *viewers)
         self.story.calls = self._upstream.calls.get(self._stream.number, [])
@@ -71,7 +78,7 @@ class Page:
         if self._stream.number % 2:
             headers["Idempotency-Key"] = f"key of {self._stream.number}"
         path = f"/tickets/{self._stream.preset}".rstrip("/")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + self._world.patience
         status = 0
         while time.monotonic() < deadline:
             self.story.posted = time.monotonic()
@@ -94,7 +101,7 @@ class Page:
         direct = watch.direct or self._stream.fault == "duplicate"
         viewer = Viewer(path, self._cookie, watch, any_port(self._world, direct=direct))
         self.story.transcripts.append(viewer.transcript)
-        await viewer.run(_PATIENCE)
+        await viewer.run(self._world.patience)
         self._count(viewer.played, watch)
 
     def _count(self, acts: dict[str, int], watch: Watch) -> None:

@@ -198,7 +198,7 @@ class Play:
         """Wait until all that was sent is acknowledged: an RST would overtake the rest of it."""
         sock: socket.socket = self._writer.get_extra_info("socket")
         transport = self._writer.transport
-        await until(lambda: not (transport.get_write_buffer_size() or _unacknowledged(sock)))
+        await until(lambda: not (transport.get_write_buffer_size() or unacknowledged(sock)))
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
@@ -208,7 +208,10 @@ class Play:
         await self._writer.drain()
 
 
-def _unacknowledged(sock: socket.socket) -> int:
+def unacknowledged(sock: socket.socket) -> int:
+    """Return the bytes that the other end has not acknowledged; ConnectionError if it is gone."""
+    if sock.fileno() < 0:
+        raise ConnectionResetError("the caller left")
     size = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(size, sys.byteorder)
 

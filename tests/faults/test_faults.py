@@ -4,6 +4,7 @@ Every run has a seed of its own, which a failure names; GATEWAY_FAULTS_SEED play
 """
 
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.faults.channels import USERS as CHANNEL_USERS
 from tests.faults.harness import new_seed, play
+from tests.faults.kept import Kept
 from tests.faults.oracle import natural_end
-from tests.faults.plays import Call
+from tests.faults.plays import Call, unacknowledged
 from tests.faults.schedule import (
     CLUSTER_FAULTS,
     REDIS_FAULTS,
@@ -20,6 +22,7 @@ from tests.faults.schedule import (
     UPSTREAM_FAULTS,
     USERS,
     VIEWER_FAULTS,
+    Answer,
     Shape,
     draw,
 )
@@ -72,6 +75,18 @@ def test_a_schedule_has_every_fault_as_often_as_asked() -> None:
         assert sum(stream.answer.fault == kind for stream in streams) >= 25
     for kind in VIEWER_FAULTS:
         assert sum(stream.fault == kind for stream in streams) >= 25
+
+
+def test_an_answer_that_can_be_asked_for_again_tells_its_failure_however_early() -> None:
+    kept = Kept(Call(1, 0, "", 0.0), Answer(5, 0.1, fault="garbage", at=0, variant="error"))
+    assert [kept.event(number)[0] for number in (0, kept.last)] == [b"response.created", b"error"]
+
+
+def test_a_caller_that_leaves_while_its_answer_is_sent_is_a_broken_connection() -> None:
+    with socket.socket() as sock:
+        pass
+    with pytest.raises(ConnectionError):
+        unacknowledged(sock)
 
 
 def test_every_end_of_a_call_that_is_no_leaving_has_a_state() -> None:

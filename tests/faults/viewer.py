@@ -202,12 +202,14 @@ class Viewer:
                 continue
             if not chunk:
                 raise EOFError
-            events = lines.feed(body.feed(chunk))
-            if any(each.name == b"end" for each in events):
-                self.transcript.over = time.monotonic()
-            self.transcript.events += events
+            self._got(lines.feed(body.feed(chunk)))
             self._last_id = lines.last_id
             self._retry = self._retry if lines.retry is None else lines.retry
+
+    def _got(self, events: list[Got]) -> None:
+        if any(each.name == b"end" for each in events):
+            self.transcript.over = time.monotonic()
+        self.transcript.events += events
 
     async def _act(self, act: Act, writer: asyncio.StreamWriter) -> bool:
         """Do as planned; say whether that ended the connection."""

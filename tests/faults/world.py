@@ -1,6 +1,7 @@
 """World: the replicas, nginx and Redis of one run, and the faults of processes.
 
-`limit` is how many streams a user may run at once, 0 if any number.
+`limit` is how many streams a user may run at once, 0 if any number, and `patience` after how many
+seconds a stream without an end is one.
 
 Each replica has a place, with a port that a replacement takes over, and its own API key, so that
 the upstream knows who called. A fault waits for its place, or for Redis, to be free of others.
@@ -75,8 +76,10 @@ class World:
         lease: float,
         proxied: bool,
         limit: int = 0,
+        patience: float = 90.0,
     ) -> None:
         self.limit = limit
+        self.patience = patience
         self.findings: list[Finding] = []
         self.played: dict[str, int] = {}
         self.hits: list[Hit] = []
@@ -101,7 +104,7 @@ class World:
             "upstream_url": upstream_url,
             "secrets": SECRET,
             "service_tokens": SERVICE,
-            "start_by": "90",  # Some wait for a slot.
+            "start_by": str(patience),  # Some wait for a slot.
             "lease": str(lease),
         }
 
@@ -112,9 +115,8 @@ class World:
     @property
     def facts(self) -> Facts:
         """What was injected so far."""
-        hits, stalls = tuple(self.hits), tuple(self.stalls)
-        zero = time.time() - time.monotonic()
-        return Facts(hits, tuple(self.losses), tuple(self.outages), self._lease, stalls, zero)
+        given = (tuple(self.losses), tuple(self.outages), self._lease, tuple(self.stalls))
+        return Facts(tuple(self.hits), *given, time.time() - time.monotonic())
 
     @property
     def ports(self) -> list[int]:

@@ -31,6 +31,7 @@ class Peer(Protocol):
 class Paid(Protocol):
     """What is known of the request that a response was made by."""
 
+    at: float
     sent: list[bytes]
     finished: bool
     failed: bool

@@ -175,11 +175,9 @@ class Oracle:
     def _allowed(self, stream: "Stream") -> int:
         preset, stream_id = PresetBook(self._world.settings).get("default"), stream.stream_id
         claims = 1 + self._lost(stream_id, "claims")
-        first = self._world.upstream.kept.of(stream.name)[:1]
-        paid = next((call.sent for call in self._calls(stream) if call.paid), [])
-        told = b"".join(paid)  # One that was paid for before it may have come to nothing.
-        first = [each for each in first if each.name.encode() in told]
-        goes_on = any(self._is_known(stream_id, each.name) for each in first)
+        first = [call for call in self._calls(stream) if call.paid][:1]
+        kept = [each for each in self._world.upstream.kept.of(stream.name) if each.call in first]
+        goes_on = any(self._is_known(stream_id, each.name) for each in kept)
         if preset is None or preset.on_crash != "restart" or goes_on:
             return claims
         return claims * (1 + preset.crash_restarts) + self._lost(stream_id, "takeovers")
@@ -200,8 +198,16 @@ class Oracle:
             known = self._is_known(stream.stream_id, response.name)
             goes_on = not times and response.over_at > ended + _SLACK
             well = self._was_well(ended - 3, ended + 3)
+            if self._is_forgotten(stream.stream_id, response.call.at):
+                continue  # Another claim asked anew, and knows nothing of it.
             if known and well and goes_on and state == "cancelled":
                 self.accuse("told to stop", f"{response.name} goes on, {stream.name} is {state}")
+
+    def _is_forgotten(self, stream_id: str, since: float) -> bool:
+        """Whether Redis lost the claim by which this was asked for."""
+        return any(
+            stream_id in each.claims and each.at > since for each in self._world.redis.losses
+        )
 
     def _judge_log(self, stream: "Stream") -> None:
         redis = self._world.redis

@@ -3,13 +3,17 @@
 import asyncio
 import json
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
-from gateway.store.keys import new_id
+from gateway.store.keys import new_id, record_key
 from gateway.web.positions import MOST
 from tests.composite import Page, whole
 from tests.support import (
@@ -178,19 +182,12 @@ async def test_a_ticket_that_cannot_be_opened_says_so_once_and_the_others_go_on(
     redis_url: str,
 ) -> None:
     user = new_id()
-    given = {"start_by": 0.5}
-    async with (
-        scripted(by_prompt) as upstream,
-        replicas(redis_url, upstream, 1, **given) as (gate,),
-    ):
-        late = await asked(gate, user, 1, 3)
-        await until(lambda: expired(gate, late, user), "it has run out")
-        gone, url = await asked(gate, user, 2, 3), await asked(gate, user, 3, 3)
-        stream_id = gate.gateway.tickets.verify(gone.partition("ticket=")[2]).stream_id
-        await gate.gateway.store.call("DEL", f"gw:{{{stream_id}}}:record")
+    async with scripted(by_prompt) as upstream, replicas(redis_url, upstream, 1) as (gate,):
+        late, url = await asked(gate, user, 1, 3), await asked(gate, user, 3, 3)
+        stream_id = gate.gateway.tickets.verify(late.partition("ticket=")[2]).stream_id
+        await gate.gateway.store.call("HSET", record_key(stream_id), "start_by", "1")
         page = Page(user, [late, url])
-        # Cut after each event: so also between the failure and its end.
-        while not page.ended():
+        while not page.ended():  # Cut after each event: so also between the failure and its end.
             goal = len(page.events) + 1
             await page.look(gate, lambda: len(page.events) >= goal)  # noqa: B023
         (failure, told), (end, state) = page.of(1)
@@ -202,13 +199,6 @@ async def test_a_ticket_that_cannot_be_opened_says_so_once_and_the_others_go_on(
             await push(gate, user, "still here")
             await until(lambda: page.of(0))
         assert len(page.of(1)) == 2
-
-
-async def expired(gate: Served, url: str, user: str) -> bool:
-    """Say whether a ticket can be redeemed no more."""
-    where = url.replace("/stream", "/completion")
-    answer = await gate.http.get(where, headers=gate.cookie(user))
-    return bool(answer.json().get("state") == "expired")
 
 
 async def test_what_is_asked_wrongly_is_refused_before_anything_begins(redis_url: str) -> None:
@@ -253,17 +243,36 @@ async def test_thirty_two_tickets_fit_and_each_takes_its_turn(redis_url: str) ->
 
 async def test_no_fast_stream_starves_a_slow_one(shared_redis: RedisServer) -> None:
     user, script = new_id(), held()
-    script.data = [chunk("x" * 4000) for _ in range(300)]
-    async with scripted(script) as upstream, replicas(shared_redis.url, upstream, 1) as (gate,):
+    script.data = [chunk("x" * 20_000) for _ in range(400)]  # More than sockets take unread.
+    given = {"max_log": 64 << 20}
+    async with (
+        scripted(script) as upstream,
+        replicas(shared_redis.url, upstream, 1, **given) as (gate,),
+        narrow(gate) as slow,
+    ):
         urls = [await gate.ticket(ask(f"{number}"), user) for number in range(2)]
         early = Page(user, urls)
-        await early.look(gate, lambda: len(early.of(1)) == len(early.of(2)) == 300)
+        await early.look(gate, lambda: len(early.of(1)) == len(early.of(2)) == 400)
+        await until(lambda: gate.gateway.fanout.viewers == 0)
         page = Page(user, urls)
-        await page.look(gate, lambda: len(page.of(1)) == len(page.of(2)) == 300)
-        # Both are in memory: slice by slice, of less than five events each.
+        both = partial(until, lambda: gate.gateway.fanout.viewers == 3, "both are there", 20)
+        await page.look(slow, lambda: len(page.of(1)) == len(page.of(2)) == 400, both)
+        # From when both are there until one is through, each has its turn after the other.
         names = [each.name for each in page.events]
-        for at in range(16, 560, 8):
-            assert len(set(names[at : at + 16])) == 2, names[at : at + 16]
+        begun = max(map(names.index, (b"1", b"2")))
+        through = len(names) - max(map(names[::-1].index, (b"1", b"2")))
+        assert through - begun > 100
+        for at in range(begun, through - 8):
+            assert len(set(names[at : at + 8])) == 2, names[at : at + 8]
+
+
+@asynccontextmanager
+async def narrow(gate: Served) -> AsyncIterator[Served]:
+    """Yield a gateway whose sockets take little more than is read from them."""
+    options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)]
+    transport = httpx.AsyncHTTPTransport(socket_options=options)
+    async with httpx.AsyncClient(base_url=gate.url, transport=transport) as http:
+        yield replace(gate, http=http)
 
 
 async def test_a_ticket_that_waits_for_a_slot_holds_up_no_other(shared_redis: RedisServer) -> None:
@@ -281,7 +290,7 @@ async def test_a_ticket_that_waits_for_a_slot_holds_up_no_other(shared_redis: Re
             await until(lambda: page.of(0))
             assert len(upstream.calls) == 1
             script.go.set()
-            await until(page.ended, "the other has had its slot")
+            await until(page.ended, "the other has had its slot", 20)
         assert page.connects == 1
         for number, url in enumerate(urls, 1):
             assert page.of(number) == await whole(gate, url, user)
@@ -335,29 +344,70 @@ async def test_a_stream_whose_viewers_are_sent_off_comes_back_on_the_same_connec
             await until(lambda: len(page.events) == 6)
             assert gate.gateway.cut(page.tickets[0]) == 1
             script.go.set()
-            await until(page.ended)
+            await until(page.ended, seconds=20)
         assert page.connects == 1
         for number, url in enumerate(urls, 1):
             assert page.of(number) == await whole(gate, url, user)
 
 
-async def test_who_does_not_read_is_dropped_and_holds_little(shared_redis: RedisServer) -> None:
+async def test_a_replica_that_cannot_open_a_ticket_sends_its_viewer_to_one_that_can(
+    shared_redis: RedisServer,
+) -> None:
+    user = new_id()
+    async with scripted(by_prompt) as upstream:
+        old = {"redis_url": shared_redis.url, "upstream_url": upstream.url, "lease": 10}
+        presets: dict[str, Any] = {"default": {}, "another": {}}
+        async with running(**old) as before, running(**old, presets=presets) as after:
+            prompt = ask(json.dumps({"seed": 1, "events": 5}))
+            made = await after.http.post(
+                "/tickets/another", json=prompt, headers=after.cookie(user)
+            )
+            urls = [await asked(before, user, 2, 5), str(made.json()["stream_url"])]
+            page = Page(user, urls)
+            await page.look(before)  # It ends by itself, after all of the first.
+            assert page.ended(1)
+            assert page.of(2) == []
+            await page.look(after, page.ended)
+            for number, url in enumerate(urls, 1):
+                assert page.of(number) == await whole(after, url, user)
+
+
+async def test_while_the_store_is_away_it_is_told_to_come_back_and_an_open_one_stays(
+    own_redis: RedisServer,
+) -> None:
+    user, script = new_id(), held(2)
+    async with scripted(script) as upstream, replicas(own_redis.url, upstream, 1) as (gate,):
+        urls = [await gate.ticket(ask(f"{number}"), user) for number in range(2)]
+        page = Page(user, urls)
+        async with page.on(gate):
+            await until(lambda: len(page.events) == 4)
+            own_redis.pause()
+            headers = {**gate.cookie(user), "Accept": "text/event-stream"}
+            answer = await gate.http.get(page.url, headers=headers)
+            assert (answer.status_code, answer.text.partition(": ")[0]) == (200, "retry")
+            assert answer.text.endswith(": store_unavailable\n")
+            own_redis.resume()
+            script.go.set()
+            await until(page.ended, seconds=20)
+        assert page.connects == 1
+        for number, url in enumerate(urls, 1):
+            assert page.of(number) == await whole(gate, url, user)
+
+
+async def test_who_does_not_read_is_dropped_and_frees_what_it_had(
+    shared_redis: RedisServer,
+) -> None:
     user, script = new_id(), held()
-    script.data = [chunk("x" * 100_000) for _ in range(200)]
+    script.data = [chunk("x" * 100_000) for _ in range(100)]
     given = {"write_timeout": 1, "max_log": 64 << 20}
     async with (
         scripted(script) as upstream,
         replicas(shared_redis.url, upstream, 1, **given) as (gate,),
+        narrow(gate) as slow,
     ):
         urls = [await gate.ticket(ask(f"{number}"), user) for number in range(2)]
         fanout, page = gate.gateway.fanout, Page(user, urls)
-        port = int(gate.url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-        cookie = gate.cookie(user)["Cookie"]
-        head = f"GET {page.url} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
-        writer.write(f"{head}Cookie: {cookie}\r\n\r\n".encode())
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        await until(lambda: fanout.viewers == 3, "its parts are there")
-        await until(lambda: fanout.viewers == 0, "it is dropped", 20)
-        writer.close()
-        await page.look(gate, lambda: len(page.of(1)) == len(page.of(2)) == 200)
+        dropped = partial(until, lambda: fanout.viewers == 0, "it is dropped", 20)
+        with pytest.raises(httpx.TransportError):
+            await page.look(slow, lambda: False, dropped)
+        await page.look(gate, lambda: len(page.of(1)) == len(page.of(2)) == 100)
