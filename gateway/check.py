@@ -87,7 +87,12 @@ async def _login(settings: Settings) -> list[Verdict]:
 
 def _allowances(settings: Settings) -> list[Verdict]:
     presets = settings.presets.items()
-    return [Verdict("ok", "preset", f"{name}: {allowance(each)}") for name, each in presets]
+    told = [Verdict("ok", "preset", f"{name}: {allowance(each)}") for name, each in presets]
+    return told + [
+        Verdict("ok", "webhook", f"{name}: {redacted(each.webhook)} is told of each end; signed")
+        for name, each in presets
+        if each.webhook
+    ]
 
 
 def _limits(settings: Settings) -> list[Verdict]:

@@ -31,7 +31,10 @@ _WORDS = {  # What pydantic says of these is said to who writes Python.
     "dict_type": "must be a table, as {name = …}",
     "model_type": "must be a table, as {name = …}",
 }
-_OF_PRESET = [*Preset.model_fields, "api_key_file", "api_key_env"]
+_OF_PRESET = [
+    *(*Preset.model_fields, "api_key_file", "api_key_env"),
+    *("webhook_secret_file", "webhook_secret_env"),
+]
 
 
 def fault_lines(error: ValidationError, names: Collection[str], prefix: str, path: str) -> str:

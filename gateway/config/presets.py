@@ -26,6 +26,7 @@ from gateway.config.dialects import OF, End, Picked, Words, check, dialect
 from gateway.config.price import Price
 from gateway.config.templates import Many, Messages, Variable, template_faults
 from gateway.config.user_limits import NONE, UserLimits
+from gateway.config.webhooks import Receiver, SigningSecret, webhook_faults
 from gateway.errors import redacted
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -132,6 +133,10 @@ class Preset(BaseModel):
     first_byte: float = Field(0, ge=0, description="longest wait for the first byte")
     stall: float = Field(0, ge=0, description="longest silence of the upstream")
     max_run: float = Field(0, ge=0, description="longest run")
+    webhook: Receiver = Field("", description="URL that is told of the end of every stream")
+    webhook_secret: SigningSecret = Field(
+        SecretStr(""), description="signs what it is told: whsec_ and base64"
+    )
 
     # Of one protocol's answers alone, see `dialects`.
     end: End | None = Field(None, description="sse: what proves that an answer is whole")
@@ -154,7 +159,7 @@ class Preset(BaseModel):
             raise ValueError('is for protocol = "responses" alone: no other answer is kept')
         return background
 
-    @field_validator("url", mode="before")
+    @field_validator("url", "webhook", "webhook_secret", mode="before")
     @classmethod
     def _tidy(cls, value: Any) -> Any:
         return tidy(value)
@@ -198,6 +203,7 @@ class Preset(BaseModel):
                 yield f"{part}.model: it is not among the models"
             if self.hides and (names := _MESSAGES.intersection(getattr(self, part))):
                 yield f"{part}.{min(names)}: it would take the place of system and template"
+        yield from webhook_faults(self.webhook, self.webhook_secret)
         for name in self.variables:
             if name in (self.fields or ()):
                 yield f"variables.{name}: a field has this name"

@@ -20,6 +20,8 @@ LISTS = frozenset(
     ("secrets", "cookie_secrets", "service_tokens")
 )  # One a line, if they are not in one with commas or in a JSON list.
 
+OF_PRESET = ("api_key", "webhook_secret")
+
 _LARGEST = 64 * 1024
 _TOKEN = 16  # Characters of a service token at least.
 _SENT = re.compile(r"[A-Za-z0-9._~+/=-]+")  # What may follow "Bearer" (RFC 6750 §2.1).
@@ -82,7 +84,7 @@ def tokens(values: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
 
 
 def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> Any:
-    """Return the tables of presets with the keys that their `api_key_file` or `api_key_env` name.
+    """Return the tables of presets with the secrets that their `…_file` and `…_env` name.
 
     Raises SettingsError, which names the table behind a label, with a line for each that is wrong.
     """
@@ -91,7 +93,7 @@ def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> 
     filled, faults = {}, []
     for name, table in presets.items():
         try:
-            filled[name] = _with_key(f"{label}presets.{name}", table, environment)
+            filled[name] = _with_keys(f"{label}presets.{name}", table, environment)
         except SettingsError as error:
             faults.append(str(error))
     if faults:
@@ -99,18 +101,28 @@ def with_keys(presets: Any, environment: Mapping[str, str], label: str = "") -> 
     return filled
 
 
-def _with_key(told: str, table: Any, environment: Mapping[str, str]) -> Any:
+def _with_keys(told: str, table: Any, environment: Mapping[str, str]) -> Any:
     if not isinstance(table, dict):
         return table
-    ways = [way for way in ("api_key", "api_key_file", "api_key_env") if way in table]
+    for key in OF_PRESET:
+        table = _with_key(key, told, table, environment)
+    return table
+
+
+def _with_key(
+    key: str, told: str, table: dict[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    in_file, in_environment = f"{key}_file", f"{key}_env"
+    ways = [way for way in (key, in_file, in_environment) if way in table]
     if len(ways) > 1:
         raise SettingsError(f"{told}: {' and '.join(ways)} are given; leave all but one out")
     rest = {name: value for name, value in table.items() if name not in ways}
-    if ways == ["api_key_file"]:
-        return {**rest, "api_key": secret_in(table["api_key_file"], f"{told}.api_key_file")}
-    if ways == ["api_key_env"]:
-        key = environment.get(str(table["api_key_env"]), "").strip()
-        if not key:
-            raise SettingsError(f"{told}.api_key_env: there is no such variable, or it is empty")
-        return {**rest, "api_key": key}
+    if ways == [in_file]:
+        return {**rest, key: secret_in(table[in_file], f"{told}.{in_file}")}
+    if ways == [in_environment]:
+        value = environment.get(str(table[in_environment]), "").strip()
+        if not value:
+            words = "there is no such variable, or it is empty"
+            raise SettingsError(f"{told}.{in_environment}: {words}")
+        return {**rest, key: value}
     return table

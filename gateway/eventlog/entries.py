@@ -7,7 +7,7 @@ from "not there any more": what follows an event id is known only if the id itse
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
 from gateway.limits.ledger import Spent
@@ -168,3 +168,8 @@ class Seal:
     if_cancelled: End
     result: bytes
     spent: Spent | None = None  # What it took, to be booked with it.
+    webhook: bool = False  # Whether somebody is to be told of it.
+
+    def always(self, end: End) -> "Seal":
+        """Return the same with this end, whether or not a cancel comes first."""
+        return replace(self, end=end, if_cancelled=end)

@@ -151,10 +151,11 @@ class EventLog:
         await self.flushed()
         last = str(EventId(self.epoch, self._seq))
         ends = self._end(state, events), self._end("cancelled", [end])
-        stored = await self._store_seal(Seal(last, *ends, result, spent))
+        seal = Seal(last, *ends, result, spent, "webhook" in self.fields)
+        stored = await self._store_seal(seal)
         shown = ends[0] if stored == state else ends[1]
         # Written again, it must be what viewers saw, whatever was cancelled since.
-        self._sealed = Seal(last, shown, shown, result, spent)
+        self._sealed = seal.always(shown)
         event_id = EventId(self.epoch, self._seq + shown.number)
         self.entries.append(EntryBatch(event_id, shown.number, shown.frames, stored))
         self.on_commit()

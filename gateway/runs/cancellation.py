@@ -4,7 +4,7 @@ A cancel is stored in the stream's record first, and decides its end whatever be
 Then its owner is told, by a message and by a request that is kept: a message can be lost.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 
 from gateway.errors import Rejected
 from gateway.membership.heartbeat import Heartbeat
@@ -13,6 +13,10 @@ from gateway.runs.record import Record
 from gateway.runs.records import Records
 from gateway.runs.run import Run
 from gateway.sse import lines
+
+
+async def _nobody(stream_id: str) -> None:
+    """Leave it to the replica that finds the list of who is none."""
 
 
 class Cancellation:
@@ -24,30 +28,38 @@ class Cancellation:
         heartbeat: Heartbeat,
         registry: Mapping[str, Run],
         claims: Container[str],
+        tell: Callable[[str], Awaitable[None]] = _nobody,
     ) -> None:
         self._records = records
         self._limits = records.limits
         self._heartbeat = heartbeat
         self._registry = registry
         self._claims = claims  # Of runs to come.
+        self._tell = tell  # Of an end that was perhaps written here, and somebody is to hear of.
 
     async def cancel(self, record: Record) -> str:
         """Store a cancel and make it happen; return the state the stream ends with.
 
         Raises Rejected if the stream is kept no more.
         """
-        waits = record.state == "cached"
-        state = await self.of_stream(record.stream_id, record.subject, waits=waits)
+        waits, webhook = record.state == "cached", bool(record.webhook)
+        given = record.stream_id, record.subject
+        state = await self.of_stream(*given, waits=waits, webhook=webhook)
         if state == "missing":
             raise Rejected("log_expired")
         return state
 
-    async def of_stream(self, stream_id: str, subject: str, *, waits: bool) -> str:
+    async def of_stream(self, stream_id: str, subject: str, *, waits: bool, webhook: bool) -> str:
         """Do the same with one that waited to be redeemed, or did not; return "missing" if it is
         kept no more."""
         _, end, result = ending_events(Ending("cancelled"), None, 0)
         frame = lines(end.data, end.name)
-        state, owner = await self._records.cancel(stream_id, frame, result)
+        alone = waits and webhook  # Nobody runs it, so nobody else would tell its end.
+        if alone:
+            await self._heartbeat.register(stream_id)
+        state, owner = await self._records.cancel(stream_id, frame, result, webhook=webhook)
+        if alone:
+            await self._tell(stream_id)
         if owner == self._records.replica and stream_id in self._registry:
             self.carry_out([stream_id])
         elif owner:

@@ -10,7 +10,7 @@ alone, as another login's.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote, unquote
 
 from gateway.eventlog.fanout import Fanout
@@ -26,6 +26,7 @@ _LOOK = 0.3  # Seconds after which logs are read again: who runs them may have w
 _LINGER = 0.7  # Seconds in which viewers may have the end of what was cancelled.
 _HASTE = 0.2  # Seconds that the word waits for the states, of which the runs' change by it.
 _DIGITS = 20  # Of a time: of thousands, Python makes no number.
+_UNKNOWN = ("unknown", "unknown")  # The state and the webhook of what cannot be read now.
 _AT_ONCE = 64  # Streams that are cancelled side by side.
 
 
@@ -57,9 +58,10 @@ class Logout:
         await asyncio.wait({look}, timeout=_HASTE)
         await self._tell(subject, asked)
         states = await look
-        left = [each for each in streams if states.get(each) not in {"", *FINAL}]
-        waiting = [each for each in left if states.get(each) == "cached"]
-        running = [each for each in left if states.get(each) != "cached"]
+        told = {each: states.get(each, _UNKNOWN) for each in streams}
+        left = {each: found for each, found in told.items() if found[0] not in {"", *FINAL}}
+        waiting = {each: hook for each, (state, hook) in left.items() if state == "cached"}
+        running = {each: hook for each, (state, hook) in left.items() if state != "cached"}
         done = await self._cancelled(subject, running, waits=False)
         done += await self._cancelled(subject, waiting, waits=True)
         for each in done:  # One server that is away keeps nothing of the others alive.
@@ -75,14 +77,15 @@ class Logout:
         await self._records.store.publish((control_channel(each), message) for each in others)
 
     async def _cancelled(
-        self, subject: str, streams: Sequence[str], *, waits: bool
+        self, subject: str, streams: Mapping[str, str], *, waits: bool
     ) -> list[str | BaseException]:
         """Cancel streams; return the states that they end with, or why that is not known."""
         done: list[str | BaseException] = []
+        cancel, all_of_them = self._cancellation.of_stream, [*streams.items()]
         for start in range(0, len(streams), _AT_ONCE):
-            some = streams[start : start + _AT_ONCE]
-            cancels = (self._cancellation.of_stream(each, subject, waits=waits) for each in some)
-            done += await asyncio.gather(*cancels, return_exceptions=True)
+            some = all_of_them[start : start + _AT_ONCE]
+            each = (cancel(id_, subject, waits=waits, webhook=bool(hook)) for id_, hook in some)
+            done += await asyncio.gather(*each, return_exceptions=True)
         return done
 
     def heard(self, words: Sequence[str]) -> None:

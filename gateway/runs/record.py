@@ -1,5 +1,6 @@
 """Record: what Redis knows of a stream, as values that no longer change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,6 +14,22 @@ from gateway.upstream.protocols.table import DEFAULT
 VERSION = PACKED = 3  # The newest that is understood here: of streams whose log was packed.
 FIRST = 1  # Of chats, which replicas of before understand too.
 _DIALECTS = 2
+
+_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
+_TEXTS = (
+    "state",
+    "subject",
+    "preset",
+    "digest",
+    "owner",
+    "protocol",
+    "estimate",
+    "ref",
+    "webhook",
+    "asked",
+    "end_id",
+)
+FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,7 @@ class Record:
     protocol: str  # The dialect of its answer, "" for OpenAI's chat.
     estimate: str  # Tokens of prompt and completion that it may take, "" where none are bounded.
     ref: str  # What the app calls it, "" for nothing.
+    webhook: str  # Who is told of its end, see `webhooks.message`, "" for nobody.
     asked: str  # The request whose repeats may look for it, see `repeats`.
     end_id: str
     result: bytes
@@ -110,6 +128,17 @@ class Claim:
     refusal: Unavailable | None = None
 
 
+def record_of(stream_id: str, time: Sequence[bytes], values: Sequence[Any]) -> Record | None:
+    """Return a record by the values of its `FIELDS`, as they are at a time of Redis's clock."""
+    got = dict(zip(FIELDS, values, strict=True))
+    if got["state"] is None or got["subject"] is None:
+        return None
+    facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
+    facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
+    now = int(time[0]) * 1000 + int(time[1]) // 1000
+    return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
+
+
 def dialect_fields(dialect: str) -> dict[str, Any]:
     """Return what a new record tells of its answer's dialect: nothing of chats.
 
@@ -131,5 +160,6 @@ def fields_of(record: Record) -> dict[str, Any]:
         **({"protocol": record.protocol} if record.protocol else {}),
         **({"estimate": record.estimate} if record.estimate else {}),
         **({"ref": record.ref} if record.ref else {}),
+        **({"webhook": record.webhook} if record.webhook else {}),
         **({"asked": record.asked, "ahead": record.ahead} if record.asked else {}),
     }

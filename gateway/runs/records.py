@@ -21,31 +21,18 @@ from gateway.limits.ledger import as_bill, check
 from gateway.limits.permits import refused
 from gateway.limits.subjects import Held, Limits, Most
 from gateway.runs.endings import FINAL
-from gateway.runs.record import FIRST, Claim, ClaimVerdict, Created, Record
+from gateway.runs.record import FIELDS, FIRST, Claim, ClaimVerdict, Created, Record, record_of
 from gateway.store.client import RedisClient, Script
 from gateway.store.keys import log_key, log_keys, naming, new_id, record_key
 from gateway.store.quorum import Quorum
+from gateway.webhooks.outbox import owing
 
 _DRAWS = 64
+_ENDS = ("state", "webhook")
 _AT_ONCE = 500  # Streams that are asked for in one go.
 _MINUTE = 60_000  # Milliseconds, for which a POST counts.
 _AWAY = 0.2  # Seconds until Redis is asked once more.
 _REFUSED = {b"fenced": Fenced, b"sealed": Sealed, b"behind": EarlierNeeded}
-
-_NUMBERS = ("version", "issued", "start_by", "epoch", "attempts", "cancel", "buried", "ahead")
-_TEXTS = (
-    "state",
-    "subject",
-    "preset",
-    "digest",
-    "owner",
-    "protocol",
-    "estimate",
-    "ref",
-    "asked",
-    "end_id",
-)
-_FIELDS = (*_NUMBERS, *_TEXTS, "result")
 
 
 class Records:
@@ -140,23 +127,19 @@ class Records:
 
     async def read(self, stream_id: str) -> Record | None:
         """Return a record, None if there is none."""
-        time, values = await self.store.calls(
-            [["TIME"], ["HMGET", record_key(stream_id), *_FIELDS]]
-        )
-        return _record(stream_id, time, values)
+        time, values = await self.store.calls([["TIME"], ["HMGET", record_key(stream_id), *FIELDS]])
+        return record_of(stream_id, time, values)
 
     async def read_many(self, stream_ids: Sequence[str]) -> list[Record | Unavailable | None]:
         """Return each record, None where there is none, or why its server does not tell."""
         reads = (
-            read
-            for each in stream_ids
-            for read in (["TIME"], ["HMGET", record_key(each), *_FIELDS])
+            read for each in stream_ids for read in (["TIME"], ["HMGET", record_key(each), *FIELDS])
         )
         replies = await self.store.attempt(reads)
         told = zip(stream_ids, replies[::2], replies[1::2], strict=True)
         return [
             next((part for part in (time, values) if isinstance(part, Unavailable)), None)
-            or _record(each, time, values)
+            or record_of(each, time, values)
             for each, time, values in told
         ]
 
@@ -251,25 +234,32 @@ class Records:
             *(self.replica, epoch, seal.last_id, self._ended_ttl, seal.result),
             *(*seal.end, *seal.if_cancelled, as_bill(after[0]) if after and apart else ""),
         ]
-        steps = [Script("seal", _keys(stream_id), args)]
-        if not apart:
-            steps += after
+        owed = [owing(stream_id)] if seal.webhook else []
+        steps = [Script("seal", _keys(stream_id), args), *owed, *([] if apart else after)]
         # Where appends go: another connection may still lead to a master that is none any more.
-        (_, verdict, *state), *booked = await self.store.chain(steps, of_log=True)
+        replies = await self.store.chain(steps, of_log=True)
+        _, verdict, *state = replies[0]
         if verdict == b"fenced":
             raise Fenced(stream_id)
         if verdict != b"sealed":
             raise InDoubt(f"the log is {verdict.decode()}")
-        if booked:
-            check(booked[0], after[0])
+        if after and not apart:
+            check(replies[1 + len(owed)], after[0])
         elif after:
             await self.limits.ledger.book(stream_id, after)
         return str(state[0].decode())
 
-    async def cancel(self, stream_id: str, end_frame: bytes, result: bytes) -> tuple[str, str]:
-        """Store a cancel; return the state (or missing, expired) and the owner to wake, if any."""
+    async def cancel(
+        self, stream_id: str, end_frame: bytes, result: bytes, *, webhook: bool = False
+    ) -> tuple[str, str]:
+        """Store a cancel; return the state (or missing, expired) and the owner to wake, if any.
+
+        With a `webhook` an end that is written by this is noted for it.
+        """
         args = [self._ended_ttl, end_frame, result]
-        state, owner = await self.store.script("cancel", _keys(stream_id), args)
+        steps = [Script("cancel", _keys(stream_id), args)]
+        steps += [owing(stream_id)] if webhook else []
+        (state, owner), *_ = await self.store.chain(steps)
         return state.decode(), (owner or b"").decode()
 
     async def may_be_forgotten(self, stream_id: str, issued: int) -> bool:
@@ -308,34 +298,25 @@ class Records:
         ((seconds, micros),) = await self.store.calls([["TIME"]])
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def known_states(self, stream_ids: Sequence[str]) -> dict[str, str]:
-        """Return the states of those streams that can be read, "" where there is none."""
+    async def known_states(self, stream_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return the states and the webhooks of those streams that can be read, "" if none."""
         parts = [
             each[at : at + _AT_ONCE]
             for each in self.store.by_node(stream_ids)
             for at in range(0, len(each), _AT_ONCE)
         ]
         told = await asyncio.gather(
-            *(self.store.attempt(["HGET", record_key(i), "state"] for i in each) for each in parts)
+            *(self.store.attempt(["HMGET", record_key(i), *_ENDS] for i in each) for each in parts)
         )
         pairs = (pair for each in zip(parts, told, strict=True) for pair in zip(*each, strict=True))
-        return {i: (got or b"").decode() for i, got in pairs if not isinstance(got, Unavailable)}
+        read = {i: got for i, got in pairs if not isinstance(got, Unavailable)}
+        return {i: ((s or b"").decode(), (w or b"").decode()) for i, (s, w) in read.items()}
 
     async def states(self, stream_ids: list[str]) -> list[tuple[str, int]]:
         """Return the states and epochs of these streams, "" and 0 where there is none."""
         names = ("state", "epoch")
         replies = await self.store.calls(["HMGET", record_key(i), *names] for i in stream_ids)
         return [((state or b"").decode(), int(epoch or 0)) for state, epoch in replies]
-
-
-def _record(stream_id: str, time: Sequence[bytes], values: Sequence[Any]) -> Record | None:
-    got = dict(zip(_FIELDS, values, strict=True))
-    if got["state"] is None or got["subject"] is None:
-        return None
-    facts: dict[str, Any] = {name: int(got[name] or 0) for name in _NUMBERS}
-    facts |= {name: (got[name] or b"").decode() for name in _TEXTS}
-    now = int(time[0]) * 1000 + int(time[1]) // 1000
-    return Record(stream_id=stream_id, result=got["result"] or b"", now=now, **facts)
 
 
 def _keys(stream_id: str) -> list[str]:

@@ -33,12 +33,14 @@ from gateway.store.keys import (
     presence_key,
     record_key,
     subject_keys,
+    webhook_key,
 )
+from gateway.webhooks.outbox import Outbox
 
 _SECONDS = 30.0  # Within which all that it stores expires, should it be cut short.
 _TIMES: dict[str, Any] = {"start_by": _SECONDS, "log_ttl": _SECONDS, "max_run": lambda: _SECONDS}
 _MUCH = 1 << 40
-_KEYS = (record_key, log_key, packed_key, presence_key, asked_key)
+_KEYS = (record_key, log_key, packed_key, presence_key, asked_key, webhook_key)
 _LIMITS = UserLimits(posts_per_minute=9, streams=9, tokens_per_day=_MUCH, cost_per_day=9.0)
 
 
@@ -73,6 +75,7 @@ class Rehearsal:
         self._presence = Presence(store, me)
         self._heartbeat = Heartbeat(store, me, 1)
         self._data_loss = DataLossDetector(store, 1)
+        self._outbox = Outbox(store)
         self._epoch = 0
 
     async def run(self) -> str:
@@ -85,6 +88,7 @@ class Rehearsal:
             "write its log": self._write,
             "read its log": self._read,
             "end it": self._end,
+            "tell of its end": self._tell,
         }
         try:
             for name, act in acts.items():
@@ -150,7 +154,7 @@ class Rehearsal:
         await self._records.append(self._id, first, [entry])
         end = End("done", third, 1, frames[2])
         spent = Spent(self._me, 0, "default", prompt=1, cost=1)
-        self._seal = Seal(second, end, end, b"{}", spent)
+        self._seal = Seal(second, end, end, b"{}", spent, webhook=True)
 
     async def _read(self) -> None:
         await read(self._store, [self._id], [None], [1])
@@ -160,11 +164,18 @@ class Rehearsal:
         await self._records.outlives_log(self._id)
 
     async def _end(self) -> None:
+        await self._store.call("HSET", record_key(self._id), "webhook", "default http://none")
         await self._records.seal(self._id, self._epoch, self._seal)
         await rewrite(self._store, self._id, await read_all(self._store, self._id))
         await read_rest(self._store, self._id, None, 1)
         await self._records.cancel(self._id, b"", b"{}")
         await self._heartbeat.unregister(self._id)
+
+    async def _tell(self) -> None:
+        await self._outbox.receiver(self._id)
+        await self._outbox.begin(self._id, known=False)
+        await self._outbox.put_off(self._id, 0, 1, {b"body": b"{}"})
+        await self._outbox.told(self._id)
 
     async def _leave(self) -> None:
         keys = [each(self._id) for each in _KEYS]

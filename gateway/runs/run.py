@@ -120,6 +120,11 @@ class Run:
         return str(self.log.fields.get("asked", ""))
 
     @property
+    def webhook(self) -> str:
+        """Who is told of its end, "" for nobody."""
+        return str(self.log.fields.get("webhook", ""))
+
+    @property
     def held(self) -> Held:
         """What it holds of what is its subject's."""
         return Held(self.subject, self.log.stream_id, len(self.request), self.log.fields["preset"])

@@ -27,6 +27,7 @@ from gateway.runs.failover import Plan, Refusals
 from gateway.runs.inquiry import WORD, Respondent
 from gateway.runs.intake import RunLimits
 from gateway.runs.logout import Logout
+from gateway.runs.notification import Notification
 from gateway.runs.ownership import Ownership
 from gateway.runs.presence import IdlePolicy, Presence
 from gateway.runs.record import Record
@@ -44,6 +45,7 @@ from gateway.upstream.client import Upstream
 logger = logging.getLogger("gateway.runs.supervisor")
 
 _SEAL_WAIT = 5.0  # Seconds the seals may take after the drain's deadline.
+_TELL_WAIT = 1.0  # Seconds that the webhooks of these have.
 
 _LEVELS = {"done": logging.INFO, "cancelled": logging.INFO, "interrupted": logging.INFO}
 
@@ -83,9 +85,12 @@ class RunSupervisor:
         self._registry = RunRegistry(
             fanout, self._writer, records.limits, run_limits, self._begin, telemetry
         )
+        self._notification = Notification(records, heartbeat, fanout, presets, self._registry)
+        self._courier = self._notification.courier
         parts = (records, heartbeat, self._writer, fanout, upstream, presets)
-        self._takeover = Takeover(*parts, self._registry)
+        self._takeover = Takeover(*parts, self._registry, courier=self._courier)
         self._claims = Claims(records, heartbeat, self._registry, self._tasks, self._lost)
+        self._notification.claims = self._claims
         self.redemption = Redemption(
             records,
             fanout,
@@ -95,10 +100,10 @@ class RunSupervisor:
             draining=lambda: self.draining,
             saw=self._saw,
         )
-        self.cancellation = Cancellation(records, heartbeat, self._registry, self._claims)
+        here = (self._registry, self._claims, self._tell)
+        self.cancellation = Cancellation(records, heartbeat, *here)
         self.logout = Logout(records, heartbeat, fanout, self._registry, self.cancellation)
-        presence = Presence(records.store, records.replica)
-        self._idle = IdlePolicy(presence, heartbeat, self._registry)
+        self._idle = IdlePolicy(Presence(records.store, records.replica), heartbeat, self._registry)
         self._ownership = Ownership(records, heartbeat, interval)
         # Longer than a death takes to be seen.
         self._suspects = Suspects(3 * heartbeat.lease, fanout.owners)
@@ -129,12 +134,20 @@ class RunSupervisor:
             self._takeover.orphan(record.stream_id)
 
     def _holds(self, stream_id: str) -> bool:
-        return stream_id in self._registry or stream_id in self._claims
+        here = (self._registry, self._claims, self._courier)
+        return any(stream_id in each for each in here)
 
     def _lost(self, stream_id: str) -> None:
         """Let the next reclaiming end what was perhaps claimed here, and has no run."""
         self._fanout.disown(stream_id)
         self._takeover.orphan(stream_id)
+
+    async def _tell(self, stream_id: str) -> None:
+        """Tell of an end that was written here though nothing ran here; if any was."""
+        with suppress(Unavailable):
+            if await self._courier.inherit(stream_id):
+                return
+        self._takeover.orphan(stream_id)  # It is named here, and the next reclaiming sees why.
 
     # One run
 
@@ -150,8 +163,7 @@ class RunSupervisor:
             self._registry.ended(run, state)  # Before any wait: who saw it may begin another.
             level = _LEVELS.get(state, logging.WARNING)
             logger.log(level, "%s: %s after %d %s", stream_id, state, run.made, run.why)
-            await self._limits.ledger.booked(stream_id)  # Until then its list has to name it.
-            await self._leave(stream_id)
+            await self._notification.ended(run)
         except Fenced:
             logger.warning("%s: another replica took it over, or its log broke", stream_id)
             await self._let_go(run)
@@ -177,11 +189,6 @@ class RunSupervisor:
         self._registry.let_go(run)
         await self._takeover.follow(run.log.stream_id)
 
-    async def _leave(self, stream_id: str) -> None:
-        with suppress(Unavailable):
-            await self._heartbeat.unregister(stream_id)
-            await self._heartbeat.cancelled(stream_id)
-
     # The life of the replica
 
     def start(self) -> None:
@@ -194,7 +201,8 @@ class RunSupervisor:
             self._looks,
             self._control.listen,
         )
-        for loop in (*loops, self._fanout.follow, self._counts, self._compaction.run):
+        more = (self._fanout.follow, self._counts, self._compaction.run, self._courier.run)
+        for loop in (*loops, *more):
             self._tasks.repeat(loop)
 
     def send_away(self) -> None:
@@ -211,6 +219,8 @@ class RunSupervisor:
             run.stop(Ending("interrupted", why))
         await self._writer.ask()
         await self._while(lambda: self._owes, _SEAL_WAIT)
+        # What is not heard now is another replica's from here on.
+        await self._while(lambda: self._courier.fresh, _TELL_WAIT)
         self.drained = True
 
     @property
@@ -227,8 +237,9 @@ class RunSupervisor:
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
         self.draining = self.stopped = True
-        idle = not (self._owes or self._takeover.busy)
+        idle = not (self._owes or self._takeover.busy or self._courier)
         await self._tasks.stop()
+        await self._courier.close()
         if idle:
             await self._data_loss.stop()
             with suppress(Unavailable):
@@ -254,6 +265,7 @@ class RunSupervisor:
                     logger.warning("the store came back without its memory")
                     self._doubt(self._in_datasets(lost))
                     self._tasks.spawn(self._repeats.again(self._asked_in(lost)))
+                    self._tasks.spawn(self._courier.again(lost))
                 self._evict(dead, owners)
                 pause = self._heartbeat.interval
             except Unavailable as error:

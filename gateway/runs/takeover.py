@@ -41,6 +41,7 @@ from gateway.runs.snapshot import CompletionSnapshot, snapshot_of
 from gateway.sse import Event
 from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.table import DEFAULT
+from gateway.webhooks.courier import Courier
 
 logger = logging.getLogger("gateway.runs.takeover")
 
@@ -49,7 +50,10 @@ _AT_ONCE = 32  # Streams taken over at the same time: a dead replica may have ru
 
 
 class Takeover:
-    """This replica's duties towards dead ones; those that go on run here, if there is room."""
+    """This replica's duties towards dead ones; those that go on run here, if there is room.
+
+    One idea: a stream whose owner died goes on, ends, or is left, and is on a list until it did.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class Takeover:
         upstream: Upstream,
         presets: Callable[[str], Preset | None],
         registry: RunRegistry,
+        *,
+        courier: Courier,
     ) -> None:
         self._records = records
         self._ledger = records.limits.ledger
@@ -69,6 +75,7 @@ class Takeover:
         self._upstream = upstream
         self._presets = presets
         self._registry = registry
+        self._courier = courier
         self._evicting: set[str] = set()
         self._taking_over: set[str] = set()
         self._broken_off: dict[str, str] = {}  # Stream -> the dead replica that ran it.
@@ -202,10 +209,12 @@ class Takeover:
                 await self._leave(stream_id)  # As of a claim that was given up.
 
     async def _leave(self, stream_id: str) -> None:
-        """Take a stream off this replica's list, once what it took is booked."""
-        if await self._ledger.book_left(stream_id):
+        """Take a stream off this replica's list, once what it took is booked and its end heard."""
+        booked = await self._ledger.book_left(stream_id)
+        owed = await self._courier.inherit(stream_id)  # It leaves when that was heard.
+        if booked and not owed:
             await self._heartbeat.unregister(stream_id)
-        else:
+        elif not booked:
             self.orphan(stream_id)
 
     async def follow(self, stream_id: str) -> None:
@@ -215,7 +224,7 @@ class Takeover:
             self._follow(stream_id, record)
             if _is_of(record, self._heartbeat.replica):
                 self.orphan(stream_id)  # Its run broke.
-            elif stream_id not in self._taking_over:
+            elif stream_id not in self._taking_over and stream_id not in self._courier:
                 await self._heartbeat.unregister(stream_id)  # Else it stays on the list for ever.
         except Exception as error:
             _complain(f"{stream_id} is not followed yet", error)

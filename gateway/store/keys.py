@@ -46,6 +46,11 @@ def presence_key(stream_id: str) -> str:
     return f"gw:{{{stream_id}}}:presence"
 
 
+def webhook_key(stream_id: str) -> str:
+    """Return the key of what is to be told of a stream's end, until it was heard."""
+    return f"gw:{{{stream_id}}}:webhook"
+
+
 def channel_id(subject: str) -> str:
     """Return the id of a subject's channel, which is that of no stream."""
     tag = hashlib.sha256(f"channel {subject}".encode("utf-8", "surrogatepass")).hexdigest()[:32]

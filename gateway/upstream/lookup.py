@@ -1,7 +1,11 @@
-"""Lookup: small questions to other servers, each a GET whose whole answer is waited for."""
+"""Lookup: small questions to other servers, and what they are told.
+
+Of a question the whole answer is waited for; of what is told the status counts.
+"""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -13,6 +17,8 @@ from gateway.upstream.transport import Message, Reply, Transport
 
 T = TypeVar("T")
 
+_REST = 0.5  # Seconds that the rest of an answer has whose status is known,
+_MOST_REST = 64 * 1024  # and its bytes.
 _TRIES = 2  # A server may close a kept connection while a question is on its way.
 _SURE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
 _ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
@@ -55,30 +61,53 @@ class Lookup:
     ) -> Answer:
         """Return the answer, of its body `limit` bytes at most; raises NoAnswer."""
         try:
-            host = httpx.URL(url).netloc
-            asked = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-            request = httpx.Request("GET", url, headers=[(b"host", host), *asked])
+            message = _message("GET", url, headers)
             async with asyncio.timeout(seconds):
-                return await _read(await self._sent(Message.of(request), seconds), limit)
+                return await _read(await self._sent(message, seconds), limit)
         except TimeoutError:
             raise NoAnswer(f"no answer in {seconds:g} s") from None
         except _ERRORS as error:
             raise NoAnswer(f"{type(error).__name__}: {error}") from error
 
-    async def _sent(self, message: Message, seconds: float) -> Reply:
+    async def tell(
+        self, url: str, headers: Sequence[tuple[str, str]], body: bytes, *, seconds: float
+    ) -> Answer:
+        """POST what may arrive twice; return the answer without its body. Raises NoAnswer."""
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await self._sent(_message("POST", url, headers), seconds, body)
+        except TimeoutError:
+            raise NoAnswer(f"no answer in {seconds:g} s") from None
+        except _ERRORS as error:
+            raise NoAnswer(f"{type(error).__name__}: {error}") from error
+        # Most have no body, or a short one that is here by now: then the connection is good for
+        # another. Any other is closed, however much is still to come.
+        with suppress(TimeoutError, *_ERRORS):
+            async with asyncio.timeout(_REST):
+                await _read(reply, _MOST_REST)
+        await reply.body.aclose()
+        return Answer(reply.status, reply.headers, b"", whole=False)
+
+    async def _sent(self, message: Message, seconds: float, body: bytes = b"") -> Reply:
         for _ in range(_TRIES - 1):
             try:
-                return await self._transport.send(message, b"", seconds)
+                return await self._transport.send(message, body, seconds)
             except _SURE:
                 raise
             except httpx.TransportError:
                 continue
-        return await self._transport.send(message, b"", seconds)
+        return await self._transport.send(message, body, seconds)
 
     async def close(self) -> None:
         """End all that is going on, and close the connections."""
         await self._tasks.stop()
         await self._transport.aclose()
+
+
+def _message(method: str, url: str, headers: Sequence[tuple[str, str]]) -> Message:
+    host = httpx.URL(url).netloc
+    asked = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    return Message.of(httpx.Request(method, url, headers=[(b"host", host), *asked]))
 
 
 async def _read(reply: Reply, limit: int) -> Answer:

@@ -34,6 +34,7 @@ from gateway.web.requests import (
 )
 from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
+from gateway.webhooks.message import receiver_of
 
 
 class Issued(NamedTuple):
@@ -131,6 +132,8 @@ class TicketEndpoints:
         made, more = body.made(preset), dialect_fields(preset.dialect)
         if ref:
             more["ref"] = ref
+        if preset.webhook:
+            more["webhook"] = receiver_of(name, preset.webhook)
         if preset.fallback:
             more["body"] = body.data
         if self._presets.bounds(name).of_spending:

@@ -17,11 +17,14 @@ from tests.faults.schedule import USERS, Answer, Step, Stream, Watch
 from tests.faults.story import KINDS, Facts, Finding, Hit, Loss, Story
 from tests.faults.upstream import Upstream
 from tests.faults.usage import judge_slots, judge_tokens, judge_usage, rows_of
+from tests.faults.webhooks import Hooks, judge_webhooks
 from tests.faults.world import World
 from tests.nginx import absent
 
 _SLACK = 1.5  # Seconds that a busy machine takes to begin a stream.
 _BOOKED = 15.0  # Seconds after which all that has ended must be booked.
+_DEAF = 6.0  # Seconds that nobody hears of the first ends.
+_HEARD = 60.0  # Seconds after which all ends must be heard, once their receiver is fair.
 _PATIENCE = 90.0  # Seconds after which a stream without an end is one.
 _LAST = 7_000_000  # From here on streams are numbered that begin when all have ended.
 
@@ -85,12 +88,15 @@ async def play(
     upstream = Upstream()
     await upstream.start()
     proxied = not absent()
+    hooks = Hooks()
     given: dict[str, Any] = {"kind": kind, "lease": lease, "proxied": proxied, "limit": limit}
-    world = World(folder, upstream.url, **given, patience=_patience(steps, limit))
+    patience = _patience(steps, limit)
+    world = World(folder, upstream.url, **given, patience=patience, hook=hooks.keys)
     pages: list[Page] = []
     report = Report()
     began = time.monotonic()
     watching = asyncio.create_task(_watch(report))
+    opening = asyncio.create_task(hooks.open(_DEAF))
     try:
         await world.start()
         await _play(steps, world, upstream, pages)
@@ -98,8 +104,12 @@ async def play(
         if limit:
             pages += await _crowded(world, upstream, lease + _SLACK)
         await _judge_books(report, world, [page.story for page in pages])
+        await opening
+        await _judge_hooks(report, world, hooks, [page.story for page in pages])
     finally:
         watching.cancel()
+        opening.cancel()
+        await hooks.close()
         await world.stop()
         await upstream.stop()
     report.seconds = time.monotonic() - began
@@ -172,6 +182,19 @@ async def _judge_books(report: Report, world: World, stories: list[Story]) -> No
     report.findings += findings
     about = {number for each in findings for number in (each.ticket, *each.others)}
     report.stories += [told(each, facts) for each in stories if each.stream.number in about]
+
+
+async def _judge_hooks(report: Report, world: World, hooks: Hooks, stories: list[Story]) -> None:
+    """Judge what was told of the ends, as soon as all of them were heard."""
+    hooks.be_fair()
+    deadline = time.monotonic() + _HEARD
+    while True:
+        findings = list(judge_webhooks(stories, hooks.told, world.facts))
+        if not findings or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.5)
+    report.findings += findings
+    report.faults["deaf"] += sum(not each.heard for each in hooks.told)
 
 
 async def _watch(report: Report) -> None:

@@ -75,6 +75,7 @@ class Page:
         else:
             body["messages"] = [{"role": "user", "content": prompt}]
         headers = {"Cookie": self._cookie, "Content-Type": "application/json"}
+        headers["X-Stream-Ref"] = str(self._stream.number)
         if self._stream.number % 2:
             headers["Idempotency-Key"] = f"key of {self._stream.number}"
         path = f"/tickets/{self._stream.preset}".rstrip("/")

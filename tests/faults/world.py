@@ -1,7 +1,7 @@
 """World: the replicas, nginx and Redis of one run, and the faults of processes.
 
 `limit` is how many streams a user may run at once, 0 if any number, and `patience` after how many
-seconds a stream without an end is one.
+seconds a stream without an end is one. `hook` is what each preset says of its webhook.
 
 Each replica has a place, with a port that a replacement takes over, and its own API key, so that
 the upstream knows who called. A fault waits for its place, or for Redis, to be free of others.
@@ -23,9 +23,8 @@ from tests.nginx import Nginx, servers_at
 from tests.support import SECRET, Process
 
 _KEPT = 'protocol = "responses"\nbackground = true\n'
-_PRESETS = (  # The brief ones are for pages that leave for good.
-    f"[presets.brief]\ngrace = 3\n[presets.kept]\n{_KEPT}[presets.keptbrief]\ngrace = 3\n{_KEPT}"
-)
+_BRIEF = "grace = 3\n"  # For pages that leave for good.
+_PRESETS = {"default": "", "brief": _BRIEF, "kept": _KEPT, "keptbrief": _BRIEF + _KEPT}
 SERVICE = "what-the-harness-itself-asks-with"
 # Failovers that may follow one another at once; then there must be a whole lease in which Redis
 # answers, or nobody could ever be seen to be dead.
@@ -75,6 +74,7 @@ class World:
         lease: float,
         proxied: bool,
         limit: int = 0,
+        hook: str = "",
         patience: float = 90.0,
     ) -> None:
         self.limit = limit
@@ -95,7 +95,8 @@ class World:
         self._watching: asyncio.Task[None] | None = None
         self._master: object = None
         limits = f"[limits]\nstreams = {limit}\n" if limit else ""
-        (folder / "presets.toml").write_text(limits + _PRESETS)
+        presets = [f"[presets.{name}]\n{each}{hook}" for name, each in _PRESETS.items()]
+        (folder / "presets.toml").write_text("".join([limits, *presets]))
         self._settings = {
             **_SETTINGS,
             "config": str(folder / "presets.toml"),

@@ -10,7 +10,7 @@ from unittest.mock import patch
 from gateway.errors import Unavailable
 from gateway.eventlog import packs, reader
 from gateway.eventlog import writer as eventlog
-from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId
+from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId, Seal
 from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
 from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Limits
@@ -22,11 +22,14 @@ from gateway.runs.compaction import Compaction
 from gateway.runs.endings import Ending
 from gateway.runs.intake import Intake
 from gateway.runs.presence import Presence
+from gateway.runs.records import Records
 from gateway.store.client import RedisClient
 from gateway.store.node import Node
 from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.base import NONE, Rest
 from gateway.upstream.protocols.responses import Responses
+from gateway.webhooks.courier import Courier
+from gateway.webhooks.outbox import owing
 from tests.simulation import world
 
 Patches = Iterator[Any]
@@ -224,6 +227,33 @@ def slots_are_not_prolonged() -> Patches:
     yield patch.object(Limits, "_renew", lambda self, holder, turn: None)
 
 
+def nobody_tells_what_a_dead_replica_ran() -> Patches:
+    """An end that was not heard when its owner died is nobody's."""
+
+    async def nothing(self: Courier, stream_id: str) -> bool:
+        return False
+
+    yield patch.object(Courier, "inherit", nothing)
+
+
+def one_try_is_enough() -> Patches:
+    """An end that a receiver refused, or was cut off from, counts as heard."""
+    yield patch.object(Courier, "_is_over", lambda self, owed, answer: True)
+
+
+def an_end_is_noted_after_its_seal() -> Patches:
+    """Between the seal and the note that somebody is to hear of it a replica may die."""
+    seal = Records.seal
+
+    async def apart(self: Records, stream_id: str, epoch: int, seal_: Seal) -> str:
+        state = await seal(self, stream_id, epoch, replace(seal_, webhook=False))
+        if seal_.webhook:
+            await self.store.script(*owing(stream_id))
+        return state
+
+    yield patch.object(Records, "seal", apart)
+
+
 def packs_lack_an_entry() -> Patches:
     """Of each pack the last entry but one is lost."""
     opened = packs.unpacked
@@ -292,6 +322,9 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         a_slot_is_kept,
         slots_are_not_looked_at,
         slots_are_not_prolonged,
+        nobody_tells_what_a_dead_replica_ran,
+        one_try_is_enough,
+        an_end_is_noted_after_its_seal,
         packs_lack_an_entry,
         logs_are_packed_before_their_end,
     )

@@ -19,6 +19,7 @@ from gateway.config.preset_book import PresetBook
 from gateway.eventlog.entries import EventId
 from gateway.sse import OURS, parse
 from tests.simulation.books import Books
+from tests.simulation.receiver import judge_hooks
 from tests.simulation.redis import Args, Id
 from tests.simulation.upstream import Call
 
@@ -129,6 +130,7 @@ class Oracle:
                 continue
             self.accuse("one order", f"an entry was written twice, differently: {clash}")
         self._books.judge()
+        judge_hooks(self._world, self.accuse)
         for key in self._world.redis.immortal():
             self.accuse("everything expires", f"{key!r} has no TTL")
 

@@ -13,12 +13,14 @@ Act = dict[str, Any]
 CALM = 10.0  # From this second on nothing more goes wrong.
 RESTARTS = 4  # The profile that pays again for what a dead replica ran.
 LIMITED = 5  # Added to a profile, it is one with limits.
+HOOKED = 10  # Added to a profile, it is one with webhooks.
 HOWS = (
     *("drop_request", "drop_reply", "half", "hang", "hang_after", "late", "oom", "readonly"),
     *("freeze", "freeze", "murder", "murder_after"),
 )
 TARGETS = ("any", "XADD", "claim", "seal", "hold", "create", "cancel", "takeover", "beat")
 OF_LIMITS = ("admit", "settle", "permit", "book")
+OF_HOOKS = ("owe", "tell", "put_off", "told", "seal", "cancel")
 MORE_TARGETS = ("HMGET", "XRANGE", "SET", "SADD", "PUBLISH", "SREM", "EXISTS")
 
 
@@ -77,6 +79,11 @@ def make(seed: int) -> Schedule:
         profile += LIMITED
         acts += [_of_limits(limits, streams) for _ in range(limits.choice((0, 0, 1, 2)))]
         acts.sort(key=lambda act: float(act["at"]))
+    hooks = random.Random(f"hooks {seed}")
+    if hooks.random() < 0.15:
+        profile += HOOKED
+        acts += [_of_hooks(hooks, streams) for _ in range(hooks.choice((0, 1, 1, 2)))]
+        acts.sort(key=lambda act: float(act["at"]))
     return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
 
 
@@ -104,6 +111,11 @@ def _of_limits(rng: random.Random, streams: list[Act]) -> Act:
     at = round(rng.choice(streams)["at"] + rng.choice((0.1, 4.0)) * rng.random(), 4)
     trap = {"act": "trap", "at": at, **_trap(rng, 2)}
     return {**trap, "on": rng.choice(OF_LIMITS)}
+
+
+def _of_hooks(rng: random.Random, streams: list[Act]) -> Act:
+    at = round(rng.choice(streams)["at"] + 5 * rng.random(), 4)
+    return {"act": "trap", "at": at, **_trap(rng, 2), "on": rng.choice(OF_HOOKS)}
 
 
 def _stream(rng: random.Random, number: int) -> Act:

@@ -27,6 +27,8 @@ OF_OTHERS = {
     "permit": [b"{t}slots", b"{t}leases", b"{t}today", b"{t}posts", b"{t}posts.p"],
     "book": [b"{t}booked", b"{t}today", b"{t}usage:1", b"{t}usage:2"],
     "remember": [b"{t}asked"],
+    "owe": [b"{t}a", b"{t}hook"],
+    **{name: [b"{t}hook"] for name in ("tell", "put_off", "told")},
     "pack": [*KEYS, b"{t}packed"],
     "read": [KEYS[1], b"{t}packed"],
 }
@@ -143,8 +145,16 @@ def _script(rng: random.Random, epoch: int) -> tuple[str, list[Any]]:
     slot = rng.choice([[0, 0, ""], [50, 5, "p"], [7, 0, "other"]])
     packs: list[list[Any]] = [[f"{epoch}-0", "", 0], [last, b"\x00pack", 500], []]
     bounds = [rng.choice([0, 2]), rng.choice([0, 1]), rng.choice([0, 100]), rng.choice([0, 9])] * 2
+    hook: list[tuple[str, list[Any]]] = [
+        ("create", [0, 90_000, "digest", "webhook", "p http://x"]),
+        ("owe", [90_000]),
+        ("tell", [rng.choice([0, 20_000]), 90_000, rng.choice(["", "1"])]),
+        ("put_off", [rng.choice([0, 5_000]), 90_000, 3, b"body", b"{}"]),
+        ("told", [90_000]),
+    ]
     return rng.choice(
         [
+            *hook,
             ("create", [rng.choice([0, 60_000]), 90_000, "digest", "request", b"{}"]),
             ("claim", [owner, nonce, 90_000, rng.randrange(2)]),
             ("takeover", [owner, rng.choice(OWNERS), nonce, 90_000]),

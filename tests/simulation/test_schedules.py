@@ -15,6 +15,7 @@ HOME = Path(__file__).parents[2]
 SHOWS = {
     "a_slot_is_kept": 0,
     "a_stream_is_booked_twice": 10,
+    "an_end_is_noted_after_its_seal": 1190,
     "appends_make_the_log": 10,
     "asks_again_after_a_cut": 0,
     "cancel_is_overruled": 150,
@@ -28,6 +29,8 @@ SHOWS = {
     "nobody_books_what_a_dead_replica_ran": 10,
     "nobody_is_told_to_stop": 200,
     "nobody_takes_over": 10,
+    "nobody_tells_what_a_dead_replica_ran": 0,
+    "one_try_is_enough": 0,
     "packs_lack_an_entry": 0,
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,

@@ -34,7 +34,8 @@ from tests.simulation.kept import PATH
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle
-from tests.simulation.schedule import CALM, LIMITED, Act, Schedule
+from tests.simulation.receiver import HOOK, Receiver, unheard
+from tests.simulation.schedule import CALM, HOOKED, LIMITED, Act, Schedule
 from tests.simulation.server import Server, Trap
 from tests.simulation.upstream import Upstream
 from tests.support import SECRET, settings
@@ -85,8 +86,10 @@ _CHANGES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 )
 # Two of its streams may wait at once, and a third one that was cancelled be kept; one may run.
 _LIMITS: dict[str, Any] = {"subject_bytes": 3300, "limits": {"streams": 1}}
+_HOOKS: tuple[dict[str, Any], ...] = ({}, HOOK)
 PROFILES = tuple(
-    _profile(preset, **changes, **limits)
+    _profile({**preset, **hook}, **changes, **limits)
+    for hook in _HOOKS
     for limits in ({}, _LIMITS)
     for preset, changes in _CHANGES
 )
@@ -181,11 +184,14 @@ class World:
         self.schedule = schedule
         self.loop = loop
         self.settings = PROFILES[schedule.profile]
-        self.limited = schedule.profile >= LIMITED
+        self.limited = schedule.profile % HOOKED >= LIMITED
+        self.hooked = schedule.profile >= HOOKED
         self.network = Network(loop, random.Random(f"network {schedule.seed}"))
         self.redis = Server(self.network, NAMES, _HEADS, self.say)
         self.upstream = Upstream(self.network, self.say)
-        loop.hosts = {"redis": self.redis, "upstream": self.upstream}
+        chance = random.Random(f"receiver {schedule.seed}")
+        self.receiver = Receiver(self.network, CALM, chance)
+        loop.hosts = {"redis": self.redis, "upstream": self.upstream, "receiver": self.receiver}
         self.replicas: list[Replica] = []
         self.everybody: list[Replica] = []
         self.streams = {plan["name"]: Stream(plan) for plan in schedule.streams}
@@ -268,6 +274,8 @@ class World:
         await self.until(over + self.settings.lease + 1.5)
         deadline = max(CALM, self.loop.time()) + _SETTLE
         while self.loop.time() < deadline and self.oracle.open():  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        while self.loop.time() < CALM + _SETTLE and unheard(self):  # noqa: ASYNC110
             await asyncio.sleep(0.5)
 
     async def _stop_all(self) -> None:

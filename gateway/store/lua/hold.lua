@@ -35,7 +35,7 @@ end
 if theirs == mine and was[2] and is[2] and tonumber(was[2]) > tonumber(is[2]) then
   redis.call('HSET', KEYS[1], 'attempts', was[2])
 end
-redis.call('HDEL', KEYS[1], 'end_id', 'result')
+redis.call('HDEL', KEYS[1], 'end_id', 'result', 'owed')
 if epoch < mine or torn then
   redis.call('DEL', KEYS[2])
   for at = 6, 5 + 3 * before, 3 do

@@ -1,0 +1,1 @@
+"""Webhooks: the end of a stream, told to the app's own server, whoever has left."""

@@ -1,0 +1,1 @@
+"""What an app's own server is told of the ends of streams."""
