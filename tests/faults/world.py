@@ -41,7 +41,6 @@ _SETTINGS = {
     "log_ttl": "90",
 }
 
-
 _Servers = Single | Sentinels | Cluster
 _SERVERS: dict[str, Callable[[Path], _Servers]] = {
     "single": Single,
