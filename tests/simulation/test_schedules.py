@@ -36,6 +36,7 @@ SHOWS = {
     "shown_before_stored": 0,
     "slots_are_not_looked_at": 0,
     "slots_are_not_prolonged": 210,
+    "some_places_are_forgotten": 1000,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
     "what_is_written_again_is_not_booked": 0,
