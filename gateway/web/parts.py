@@ -30,6 +30,7 @@ logger = logging.getLogger("gateway.web.parts")
 
 _AT_ONCE = 8  # Tickets that one connection opens at the same time.
 _TRIES = 3  # Before a replica that cannot open a ticket sends its viewer on, maybe to another.
+_PAUSE = 0.1  # Seconds at least until a ticket is tried again, however short the grace.
 _ELSEWHERE = frozenset(("overloaded", "newer_record"))
 
 
@@ -243,7 +244,7 @@ class Parts:
         left = _TRIES
         while left:
             if again:
-                await asyncio.sleep(self._retry.seconds())
+                await asyncio.sleep(max(_PAUSE, self._retry.delay()))
             try:
                 async with self._turns:
                     part = await self._part(number)

@@ -44,7 +44,14 @@ class Retry:
 
     def line(self) -> bytes:
         """Return a `retry:` line, another for every connection: they must not come in step."""
-        return retry(random.randint(max(1, self._longest // 3), max(1, self._longest)))
+        return retry(self._milliseconds())
+
+    def delay(self) -> float:
+        """Return the seconds that an EventSource would wait."""
+        return self._milliseconds() / 1000
+
+    def _milliseconds(self) -> int:
+        return random.randint(max(1, self._longest // 3), max(1, self._longest))
 
     def seconds(self) -> int:
         """Return a value for Retry-After."""

@@ -42,7 +42,6 @@ _SETTINGS = {
     "events_keep": "10000",  # Else a gap would be told for what nobody lost.
 }
 
-
 _Servers = Single | Sentinels | Cluster
 _SERVERS: dict[str, Callable[[Path], _Servers]] = {
     "single": Single,

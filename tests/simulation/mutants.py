@@ -28,6 +28,7 @@ from gateway.store.node import Node
 from gateway.upstream.client import Upstream
 from gateway.upstream.protocols.base import NONE, Rest
 from gateway.upstream.protocols.responses import Responses
+from gateway.web.positions import Place, Positions
 from gateway.webhooks.courier import Courier
 from gateway.webhooks.outbox import owing
 from tests.simulation import world
@@ -306,6 +307,18 @@ def logs_are_packed_before_their_end() -> Patches:
     yield from _script("pack", " or last[2][3] ~= 'end'", "")
 
 
+def some_places_are_forgotten() -> Patches:
+    """Of several streams on one connection an id does not tell each place."""
+    moved = Positions.moved
+
+    def lag(self: Positions, number: int, place: Place) -> bytes:
+        if isinstance(place, EventId) and place.seq % 3 == 2:
+            return str(self).encode()
+        return moved(self, number, place)
+
+    yield patch.object(Positions, "moved", lag)
+
+
 def _blind(self: NodeCommitter) -> None:
     self._generation = self._node.generation
 
@@ -345,6 +358,7 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         an_end_is_noted_after_its_seal,
         packs_lack_an_entry,
         logs_are_packed_before_their_end,
+        some_places_are_forgotten,
     )
 }
 

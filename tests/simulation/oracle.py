@@ -97,6 +97,15 @@ class Oracle:
         if block.startswith(b"event: end\n"):
             viewer.ended_at = self._world.loop.time()
 
+    def id_of(self, stream_id: str, lines: bytes) -> str:
+        """Return the id of the event in a log that has these lines, "" for none."""
+        found = [
+            event_id
+            for (each, event_id), block in self._blocks.items()
+            if each == stream_id and block.rpartition(b"\nid: ")[0] == lines
+        ]
+        return found[-1] if found else ""
+
     def _follows(self, viewer: "EventSource", before: str, event_id: str) -> None:
         last, this = EventId.parse(before), EventId.parse(event_id)
         assert last is not None

@@ -40,6 +40,10 @@ class Schedule:
         return replace(self, acts=kept)
 
 
+# From this seed on some viewers follow their stream on the connection of its channel.
+COMPOSITE = 1000
+
+
 def from_json(text: str) -> Schedule:
     """Return a schedule that was kept as JSON."""
     plain = json.loads(text)
@@ -70,6 +74,11 @@ def make(seed: int) -> Schedule:
                 act = {"act": "cancel", "stream": stream["name"], "form": "DELETE"}
                 at = round(stream["at"] + kept.uniform(0.3, 4), 4)
                 acts.append({**act, "at": at, "host": kept.randrange(3)})
+    one = random.Random(f"composite {seed}")
+    if seed >= COMPOSITE and one.random() < 0.3:
+        for act in acts:
+            if act["act"] == "view":
+                act["composite"] = one.random() < 0.6
     acts.sort(key=lambda act: float(act["at"]))
     profile = rng.randrange(4)
     if rng.random() < 0.2:

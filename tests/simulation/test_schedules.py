@@ -38,6 +38,7 @@ SHOWS = {
     "shown_before_stored": 0,
     "slots_are_not_looked_at": 0,
     "slots_are_not_prolonged": 550,
+    "some_places_are_forgotten": 1000,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
     "what_was_trimmed_is_not_missed": 140,

@@ -31,6 +31,7 @@ from gateway.runs import compaction
 from gateway.store.pools import TIMEOUT
 from tests.simulation.channel import TOKEN, Channel
 from tests.simulation.client import Broken, EventSource, Exchange
+from tests.simulation.composite import CompositeSource
 from tests.simulation.kept import PATH
 from tests.simulation.loop import Host, VirtualLoop, run
 from tests.simulation.network import Network
@@ -324,7 +325,8 @@ class World:
         return True
 
     async def _view(self, act: Act, number: int) -> None:
-        viewer = EventSource(self.streams[act["stream"]], act, number)
+        kind = CompositeSource if act.get("composite") and not act["post"] else EventSource
+        viewer = kind(self.streams[act["stream"]], act, number)
         self.viewers.append(viewer)
         task = asyncio.create_task(viewer.run(self))
         await asyncio.wait({task}, timeout=CALM + _SETTLE)
