@@ -75,7 +75,8 @@ class Run:
         self.attempts = before + 1  # The one at hand; it counts as sent when it is.
         self._before = before  # Sent by owners that died.
         self.sent = 0
-        self.read = False  # Whether the upstream may have read the request at hand.
+        # Whether the upstream may have read the request at hand: of an answer that goes on it has.
+        self.read = completion is not None
         self.switched = False  # Whether another preset is asked than its record named at first.
         self.unseen_since: float | None = None
         self.finished_at: float | None = None

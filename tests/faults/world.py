@@ -39,8 +39,8 @@ _SETTINGS = {
     "upstream_stall": "4",
     "upstream_retries": "2",
     "log_ttl": "90",
+    "events_keep": "10000",  # Else a gap would be told for what nobody lost.
 }
-
 
 _Servers = Single | Sentinels | Cluster
 _SERVERS: dict[str, Callable[[Path], _Servers]] = {

@@ -351,10 +351,28 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     """There is no run to be woken yet, and the record was read before."""
+    got, calls = await cancelled_meanwhile(own_redis, tmp_path, in_turn(dies), len(LOST))
+    assert (got.end["state"], got.names) == ("cancelled", ["", "", "reset", "end"])
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("kept")
+async def test_a_kept_answer_that_is_cancelled_before_it_is_gone_on_with_took_its_prompt(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    got, _ = await cancelled_meanwhile(own_redis, tmp_path, keeps, 2)
+    assert got.end["state"] == "cancelled"
+    assert got.end["tokens"]["prompt"] > 0
+
+
+async def cancelled_meanwhile(
+    own_redis: RedisServer, tmp_path: Path, script: Script, seen: int
+) -> tuple[Transcript, list[Call]]:
+    """Cancel a stream between the takeover and the new run; return what came of it, and calls."""
     is_takeover, is_read = script_is("takeover"), script_is("read")
     taken, reads = asyncio.Event(), asyncio.Event()
     async with (
-        scripted(in_turn(dies)) as upstream,
+        scripted(script) as upstream,
         proxied(own_redis) as proxy,
         successor(proxy.url, upstream.url, lease=2) as b,
         running(redis_url=own_redis.url, lease=60) as c,
@@ -370,15 +388,13 @@ async def test_a_cancel_between_the_takeover_and_the_new_run_costs_nothing(
                 proxy.answering.clear()
 
         proxy.judge = judge
-        url = await c.ticket()
-        await via(a, url, len(LOST))
+        url = await c.ticket(ask(n=2))
+        await via(a, url, seen)
         a.signal(signal.SIGKILL)
         await asyncio.wait_for(reads.wait(), 10)
         assert (await c.http.delete(url, headers=ALICE)).json() == {"state": "cancelled"}
         proxy.answering.set()
-        got = await asyncio.wait_for(b.read(url), 5)
-        assert (got.end["state"], got.names) == ("cancelled", ["", "", "reset", "end"])
-    assert len(upstream.calls) == 1
+        return await asyncio.wait_for(b.read(url), 5), upstream.calls
 
 
 async def test_a_replica_that_is_full_asks_nothing_again(
