@@ -133,22 +133,24 @@ def wanted_of(request: Request, *, streams: bool) -> Wanted:
     told = query.get("stream")
     if told not in (None, "true", "false", "1", "0"):
         raise Rejected("bad_request", "`stream` is true or false.")
-    after = last_event_id(request)
+    streams = streams if told is None else told in ("true", "1")
+    after, usage = last_event_id(request), query.get("usage") != "0"
     if after and EventId.parse(after) is None:
         raise Rejected("bad_position", "It is the id of no event.")
-    return Wanted(
-        streams if told is None else told in ("true", "1"),
-        query.get("usage") != "0",
-        after,
-        _count(query.get("after", "0")),
-        _count(query.get("starting_after", "-1")),
-    )
+    had, beyond = _count(query.get("after"), 0), _count(query.get("starting_after"), -1)
+    if not streams:
+        return Wanted(streams, usage)  # Of a part of the events the whole cannot be made.
+    if after:
+        return Wanted(
+            streams, usage, after
+        )  # What the URL says is older, and counts from the start.
+    return Wanted(streams, usage, "", had, beyond)
 
 
-def _count(text: str) -> int:
+def _count(text: str | None, unsaid: int) -> int:
     """Return a number of events; raises Rejected."""
-    if text == "-1":
-        return -1
+    if text is None:
+        return unsaid
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
         raise Rejected("bad_position", "It is a whole number from 0.")
     return int(text)

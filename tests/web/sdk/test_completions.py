@@ -20,6 +20,7 @@ from tests.sdk_clients import (
     TOKEN,
     Sdk,
     asked,
+    bare,
     bearer,
     before,
     pretended,
@@ -287,6 +288,27 @@ async def test_an_object_is_had_again_where_its_content_location_says() -> None:
         assert again.headers["Content-Type"] == "application/json"
 
 
+async def test_an_object_is_whole_wherever_its_caller_says_to_be_in_the_stream() -> None:
+    async with pretended() as base, before(base) as gate:
+        began = await post(gate, CHAT.body)
+        streamed = await post(gate)
+        ids = [each[4:] for each in streamed.text.splitlines() if each.startswith("id: ")]
+        there = f"{streamed.headers['Content-Location']}&stream=false"
+        for told, query in (({"Last-Event-ID": ids[3]}, ""), ({}, "&after=3")):
+            again = await gate.http.get(there + query, headers=bearer(**told))
+            assert bare(again.json())["choices"] == bare(began.json())["choices"]
+
+
+async def test_an_events_id_is_newer_than_the_count_in_the_url_and_nothing_is_left_out() -> None:
+    async with pretended() as base, before(base) as gate:
+        began = await post(gate)
+        blocks = began.text.split("\n\n")
+        last = next(each for each in blocks[5].splitlines() if each.startswith("id: "))[4:]
+        there = f"{began.headers['Content-Location']}&after=3"
+        rest = await gate.http.get(there, headers=bearer(**{"Last-Event-ID": last}))
+        assert rest.text.split("\n\n") == blocks[6:]
+
+
 async def test_whom_a_request_is_for_is_told_by_its_body_or_by_a_header() -> None:
     async with pretended() as base, before(base) as gate:
         for body, headers in (
@@ -314,7 +336,13 @@ async def test_who_is_further_than_the_stream_is_told_so(sdk: Sdk) -> None:
         body = {**sdk.body, "stream": True}
         began = await gate.http.post(sdk.path, json=body, headers=bearer())
         there, events = began.headers["Content-Location"], sdk.events + 12
-        for told in (f"{position}=1000", f"{position}=-7", f"{position}=x", "last_event_id=1-x"):
+        for told in (
+            "after=-1",
+            f"{position}=1000",
+            f"{position}=-7",
+            f"{position}=x",
+            "last_event_id=1-x",
+        ):
             answer = await gate.http.get(f"{there}&{told}", headers=bearer())
             assert (answer.status_code, answer.json()["code"]) == (400, "bad_position")
         nothing = await gate.http.get(f"{there}&last_event_id=7-7", headers=bearer())
