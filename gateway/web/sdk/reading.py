@@ -87,6 +87,7 @@ class Position:
 
     def __init__(self, api: Api, *, usage: bool, had: int = 0, beyond: int = -1) -> None:
         self.next = 0  # The number of the next event.
+        self.told = False  # Whether the last event was told: who has more hears nothing of it.
         self._api = api
         self._usage = usage
         self._left = had  # Events that it has, by its own count.
@@ -103,6 +104,7 @@ class Position:
         for event in events:
             number = api.number(event, self.next)
             self.next = number + 1
+            self.told = not (self._left or number <= self._beyond)
             if number <= self._beyond or (not self._usage and api.is_usage(event)):
                 continue
             if self._left:

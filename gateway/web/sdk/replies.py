@@ -126,7 +126,7 @@ class StreamReply(Reply):
         if problem is not None and not self._headed:
             return problem
         await self._head(send)
-        if problem is not None and not self.reading.raised:
+        if problem is not None and not (self.reading.raised and self._position.told):
             event = self.api.error_event(problem, self._position.next)
             await self.send_piece(send, _framed(event))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -405,6 +405,25 @@ async def test_a_stream_that_begins_late_has_its_head_with_the_first_heartbeat()
     assert (error["type"], error["code"]) == ("rate_limit_error", "upstream_refused")
 
 
+async def test_who_counts_the_upstreams_own_error_is_told_one_all_the_same() -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.send(OK, sse(chunk("a")))
+        await go_on.wait()
+        await call.send(sse(b'{"error":{"message":"Overloaded"}}'))
+
+    body = {**CHAT.body, "stream": True}
+    async with gateway(script, **KEYED | {"heartbeat": 0.1}) as (gate, _):
+        async with gate.http.stream("POST", CHAT.path, json=body, headers=bearer()) as began:
+            there = f"{began.headers['Content-Location']}&after=2"
+        async with gate.http.stream("GET", there, headers=bearer()) as rest:
+            assert rest.status_code == 200  # With the first heartbeat.
+            go_on.set()
+            told = (await rest.aread()).rpartition(b"data: ")[2]
+    assert json.loads(told)["error"]["message"] == "Overloaded"
+
+
 async def test_usage_that_was_not_asked_for_is_in_no_chunk() -> None:
     async with pretended() as base, before(base) as gate, CHAT.client(gate.url) as client:
         plain = await CHAT.stream(client)
