@@ -52,15 +52,19 @@ class AnthropicWhole:
             source, target = _TEXTS[kind]
             self._texts.setdefault((index, target), []).append(str(delta.get(source) or ""))
         elif kind == "citations_delta":
-            block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+            known = block.get("citations")
+            known = known if isinstance(known, list) else []
+            block["citations"] = [*known, delta.get("citation")]
         else:  # A signature, and what there may be some day.
             block |= {name: value for name, value in delta.items() if name != "type"}
 
     def _end(self, told: dict[str, Any]) -> None:
         for name, value in told.items():
             if name in ("delta", "usage") and isinstance(value, dict):
-                known = self._message if name == "delta" else self._message.setdefault(name, {})
-                known |= {key: each for key, each in value.items() if each is not None}
+                more = {key: each for key, each in value.items() if each is not None}
+                known = self._message if name == "delta" else self._message.get(name)
+                more = {**known, **more} if isinstance(known, dict) else more
+                self._message |= more if name == "delta" else {name: more}
             elif name not in ("type", "delta", "usage"):
                 self._message[name] = value
 

@@ -14,6 +14,7 @@ from gateway.upstream.protocols.chat_chunks import choices_of, decoded
 _SAID_ONCE = frozenset({"id", "type", "role", "name", "status"})  # Texts that some tell each time.
 _OF_CHUNKS = frozenset({"choices", "obfuscation", "object"})
 _MOST = 1000  # Choices.
+_DEEP = 64  # Objects in objects that are merged: servers stream pieces of some two or three.
 
 
 class ChatWhole:
@@ -62,8 +63,9 @@ class ChatWhole:
 class _Merged:
     """An object of which each part is a piece; texts are joined once, at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int = _DEEP) -> None:
         self._parts: dict[str, Any] = {}
+        self._left = left
 
     @property
     def empty(self) -> bool:
@@ -75,9 +77,9 @@ class _Merged:
                 self._parts.setdefault(name, None)
             elif isinstance(value, str) and name not in _SAID_ONCE:
                 self._texts(name).append(value)
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and self._left:
                 self._part(name, _Merged).add(value)
-            elif isinstance(value, list):
+            elif isinstance(value, list) and self._left:
                 self._part(name, _List).add(value)
             else:
                 self._parts[name] = value
@@ -93,10 +95,10 @@ class _Merged:
     def _part(self, name: str, kind: Any) -> Any:
         known = self._parts.get(name)
         if isinstance(known, _Text) and kind is _List:
-            before, known = known, _List()
+            before, known = known, _List(self._left - 1)
             known.texts().extend(before)
         elif not isinstance(known, kind):
-            known = kind()
+            known = kind(self._left - 1)
         self._parts[name] = known
         return known
 
@@ -114,7 +116,8 @@ class _Text(list[str]):
 class _List:
     """The parts of a list, those with an `index` each in its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int) -> None:
+        self._left = left
         self._parts: list[Any] = []
         self._places: dict[int, _Merged] = {}
 
@@ -125,7 +128,7 @@ class _List:
                 self._parts.append(piece)
                 continue
             if index not in self._places:
-                self._places[index] = _Merged()
+                self._places[index] = _Merged(self._left)
                 self._parts.append(self._places[index])
             self._places[index].add({k: v for k, v in piece.items() if k != "index"})
 

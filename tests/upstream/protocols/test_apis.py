@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
-from gateway.upstream.protocols.api import Api
+from gateway.upstream.protocols.api import Api, json_of
 from gateway.upstream.protocols.apis import APIS, CHAT, MESSAGES, RESPONSES, api_of, speaks
 from gateway.upstream.protocols.problems import Problem
 from tests.sdks import sdk
@@ -283,10 +283,21 @@ def test_whatever_an_upstream_sends_is_taken_by_what_puts_an_answer_together(api
         b'{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta"}}',
         b'{"type":"content_block_delta","index":1,"delta":{"type":[],"x":1}}',
         b'{"type":"message_delta","delta":1,"usage":2}',
+        b'{"type":"message_delta","usage":{"output_tokens":1}}',
+        b'{"type":"content_block_start","index":2,"content_block":{"citations":1}}',
+        b'{"type":"content_block_delta","index":2,"delta":{"type":"citations_delta"}}',
+        b'{"choices":[{"delta":{"x":' + b'{"a":' * 800 + b"1" + b"}" * 802 + b"]}",
         b'{"type":"response.completed","response":1}',
     ):
         whole.see(Event(data))
-    assert isinstance(whole.answer(), dict)
+    assert json_of(whole.answer())
+
+
+def test_the_usage_of_a_message_that_began_without_one_is_what_was_told_last() -> None:
+    whole = MESSAGES.whole()
+    whole.see(Event(b'{"type":"message_start","message":{"id":"m","usage":null}}'))
+    whole.see(Event(b'{"type":"message_delta","delta":{},"usage":{"output_tokens":3}}'))
+    assert whole.answer()["usage"] == {"output_tokens": 3}
 
 
 def test_an_error_is_in_each_apis_own_words() -> None:
