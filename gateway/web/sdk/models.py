@@ -46,7 +46,9 @@ class Models:
         if name != model and preset.models and model is not None and model not in preset.models:
             raise _no_model(model, named)
         dropped = {"model"} if name == model and _has_model(preset, name) else set()
-        if dropped or body.values.get("stream") is not True:
+        if preset.template:  # A role takes its variables alone, and streams.
+            body = body.changed({}, dropped | {"stream"})
+        elif dropped or body.values.get("stream") is not True:
             body = body.changed({"stream": True}, dropped)
         return Chosen(name, preset, body)
 
@@ -96,7 +98,7 @@ def _has_model(preset: Preset, name: str) -> bool:
     """Whether a preset names its models: then its own name is none of them, unless it says so."""
     if name in preset.models:
         return False
-    return bool(preset.models) or "model" in preset.defaults or "model" in preset.force
+    return bool(preset.template or preset.models) or "model" in preset.defaults or "model" in preset.force
 
 
 def _no_model(model: Any, preset: Preset | None) -> Rejected:

@@ -15,7 +15,9 @@ from gateway.store.keys import log_key, new_id
 from tests.sdk_clients import (
     CHAT,
     MESSAGES,
+    PROMPT,
     RESPONSES,
+    SAID,
     SDKS,
     TOKEN,
     Sdk,
@@ -37,6 +39,7 @@ from tests.support import (
     scripted,
     sse,
     until,
+    whole,
 )
 from tests.test_clients import cutting, paused
 
@@ -507,6 +510,28 @@ async def test_a_preset_that_is_for_servers_is_a_model_for_them_alone() -> None:
             assert [each["id"] for each in listed.json()["data"]] == ["default", "resp", "claude"]
             with pytest.raises(openai.NotFoundError):
                 await client.models.retrieve("gone")
+
+
+ROLE: dict[str, Any] = {
+    "template": [{"role": "system", "content": "You are ${role}."}],
+    "variables": {"role": {"choices": {"poet": "a poet", "pirate": "a pirate"}}},
+    "fields": ["messages"],
+    "defaults": {"model": "m"},
+}
+
+
+@pytest.mark.parametrize("streams", [True, False], ids=["stream", "object"])
+async def test_a_role_is_a_model_that_takes_its_variables(streams: bool) -> None:
+    async with scripted(whole) as upstream:
+        presets = {"talk": {"url": upstream.url, **ROLE}}
+        async with before("http://127.0.0.1:9", presets=presets) as gate:
+            async with CHAT.client(gate.url) as client:
+                more = {"model": "talk", "extra_body": {"role": "pirate"}}
+                asks = CHAT.calls(client).create
+                assert await asks(messages=SAID, stream=streams, **more)
+        sent = upstream.calls[0].json
+    assert (sent["model"], sent["stream"]) == ("m", True)
+    assert [each["content"] for each in sent["messages"]] == ["You are a pirate.", PROMPT]
 
 
 async def test_the_models_are_listed_for_both_sdks() -> None:
