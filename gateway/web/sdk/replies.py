@@ -30,7 +30,7 @@ class Shown(NamedTuple):
     """What is told of a stream that is shown to somebody, and to whom it matters."""
 
     first: Callable[[Event], Awaitable[None]]  # Called with its first event, before it is sent.
-    head: Callable[[], Awaitable[None]]  # Called before a good head is.
+    head: Callable[[], Awaitable[None]]  # Called before a head is that ends the asking.
 
 
 async def _noted(_: Event) -> None:
@@ -47,15 +47,20 @@ UNNOTED = Shown(_noted, _free)  # Of what was begun before.
 class Reply(EventStream):
     """One caller's response; who inherits says what is sent."""
 
-    def __init__(self, fanout: Fanout, opened: Opened, api: Api, reading: Reading) -> None:
+    def __init__(
+        self, fanout: Fanout, opened: Opened, api: Api, reading: Reading, shown: Shown
+    ) -> None:
         super().__init__(fanout, opened, b"")
         self.raw_headers = []  # What is added for whatever the answer turns out to be.
         self.api = api
         self.reading = reading
+        self.shown = shown
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = await self._tell(send)
         if problem is not None:
+            if not problem.again:  # Who asks the same later is to have another answer.
+                await self.shown.head()
             answer = failed(self.api, problem)
             answer.raw_headers += self.raw_headers
             await answer(scope, receive, send)
@@ -106,16 +111,15 @@ class StreamReply(Reply):
         position: Position,
         shown: Shown,
     ) -> None:
-        super().__init__(fanout, opened, api, reading)
+        super().__init__(fanout, opened, api, reading, shown)
         self._position = position
-        self._shown = shown
         self._begun = self._headed = False
 
     async def _tell(self, send: Send) -> Problem | None:
         while (events := await self.next_events()) is not None:
             if events and not self._begun:
                 self._begun = True
-                await self._shown.first(events[0])
+                await self.shown.first(events[0])
             shown = b"".join([_framed(each) for each in self._position.shown(events)])
             if shown or not events:
                 await self._head(send)
@@ -134,7 +138,7 @@ class StreamReply(Reply):
 
     async def _head(self, send: Send) -> None:
         if not self._headed:
-            await self._shown.head()
+            await self.shown.head()
             self._headed = True
             headers = [*STREAM_HEADERS, *self.raw_headers]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -146,8 +150,7 @@ class ObjectReply(Reply):
     def __init__(
         self, fanout: Fanout, opened: Opened, api: Api, reading: Reading, shown: Shown
     ) -> None:
-        super().__init__(fanout, opened, api, reading)
-        self._shown = shown
+        super().__init__(fanout, opened, api, reading, shown)
         self._whole = api.whole()
         self._begun = False
 
@@ -158,13 +161,13 @@ class ObjectReply(Reply):
                 self._begun = False  # It has another id now.
             if events and not self._begun:
                 self._begun = True
-                await self._shown.first(events[0])
+                await self.shown.first(events[0])
             for event in events:
                 self._whole.see(event)
             self.viewer.sent()  # Nothing is, but the next heartbeat is to wake us again.
         if self.problem is not None:
             return self.problem
-        await self._shown.head()
+        await self.shown.head()
         await self._send_object(send, json_of(self._whole.answer()))
         return None
 
