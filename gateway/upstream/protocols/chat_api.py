@@ -28,7 +28,8 @@ class ChatApi:
 
     def user(self, body: dict[str, Any]) -> Any:
         """Return its `user`, or the newer name of it."""
-        return body.get("user") or body.get("safety_identifier")
+        user = body.get("user")
+        return body.get("safety_identifier") if user in (None, "") else user
 
     def wants_usage(self, body: dict[str, Any]) -> bool:
         """Whether its `stream_options` ask for it."""

@@ -26,7 +26,7 @@ class SdkCaller(NamedTuple):
         """Return the subject, by what a request tells; raises Rejected if that names nobody."""
         if self.subject or not self.server:
             return self.subject
-        return named(told) if isinstance(told, str) and told else self.server
+        return self.server if told in (None, "") else named(told)
 
     @property
     def lookup(self) -> str:
@@ -43,8 +43,7 @@ class SdkCallers:
 
     async def of(self, request: Request, *, watches: bool = False) -> SdkCaller:
         """Return who asks; raises Rejected and Unavailable. `watches`: it opens a stream."""
-        key = request.headers.get("x-api-key")
-        if key is not None:  # Anthropic's SDKs; who sends another bearer beside it is nobody.
+        for key in request.headers.getlist("x-api-key"):  # Anthropic's SDKs; two keys are nobody's.
             request.scope["headers"].append((b"authorization", f"Bearer {key}".encode("latin-1")))
         server = self._service.owner(request.headers)
         if server:

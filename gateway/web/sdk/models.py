@@ -98,7 +98,11 @@ def _has_model(preset: Preset, name: str) -> bool:
     """Whether a preset names its models: then its own name is none of them, unless it says so."""
     if name in preset.models:
         return False
-    return bool(preset.template or preset.models) or "model" in preset.defaults or "model" in preset.force
+    return (
+        bool(preset.template or preset.models)
+        or "model" in preset.defaults
+        or "model" in preset.force
+    )
 
 
 def _no_model(model: Any, preset: Preset | None) -> Rejected:

@@ -209,12 +209,19 @@ async def test_what_is_asked_again_after_nobody_was_asked_is_a_new_request() -> 
         assert len(upstream.calls) == 2
 
 
-async def test_the_same_request_of_another_day_is_a_new_one_though_it_is_a_retry() -> None:
+TOLD: dict[str, dict[str, Any]] = {"an answer": {}, "a failure": {"pretend": {"fault": "cut:3"}}}
+
+
+@pytest.mark.parametrize("more", TOLD.values(), ids=TOLD.keys())
+async def test_the_same_request_of_another_day_is_a_new_one_though_it_is_a_retry(
+    more: dict[str, Any],
+) -> None:
     async with pretended() as base, before(base) as gate:
-        await post(gate)
+        body = {**CHAT.body, **more}
+        await post(gate, body)
         name = next(iter(await gate.gateway.store.call("KEYS", "gw:*:given")))
         await gate.gateway.store.call("DEL", name)  # As it is some seconds later.
-        await post(gate, **RETRIED)
+        await post(gate, body, **RETRIED)
         assert await asked(base) == 2
 
 
@@ -328,8 +335,13 @@ async def test_whom_a_request_is_for_is_told_by_its_body_or_by_a_header() -> Non
         told = await gate.http.post(MESSAGES.path, json=message, headers={"X-Api-Key": TOKEN})
         there = told.headers["Content-Location"]
         assert (await gate.http.get(there, headers=gate.cookie("alice"))).status_code == 200
-        bad = await post(gate, CHAT.body, **{"X-Subject": "a" * 300})
-        assert (bad.status_code, bad.json()["code"]) == (400, "bad_subject")
+        number = (await post(gate, {**CHAT.body, "user": 0})).headers["Content-Location"]
+        assert (await gate.http.get(number, headers=gate.cookie("0"))).status_code == 200
+        for bad in ({"user": ["alice"]}, {"user": "a" * 300}, {"safety_identifier": False}):
+            answer = await post(gate, {**CHAT.body, **bad})
+            assert (answer.status_code, answer.json()["code"]) == (400, "bad_subject")
+        answer = await post(gate, CHAT.body, **{"X-Subject": "a" * 300})
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_subject")
 
 
 @pytest.mark.parametrize("sdk", [CHAT, RESPONSES], ids=["counted", "numbered"])
@@ -571,6 +583,8 @@ async def test_two_keys_that_differ_are_nobodys() -> None:
         assert answer.json()["error"]["type"] == "authentication_error"
         models = await gate.http.get("/v1/models", headers={"X-Api-Key": "no"} | headers)
         assert models.json()["type"] == "error"
+        twice = [("X-Api-Key", TOKEN), ("X-Api-Key", "another")]
+        assert (await gate.http.get("/v1/models", headers=twice)).status_code == 401
 
 
 async def test_a_page_may_send_what_sdks_tell_of_themselves() -> None:
