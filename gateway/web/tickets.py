@@ -40,6 +40,7 @@ from gateway.web.streams import StreamEndpoints
 from gateway.webhooks.message import receiver_of
 
 _FIRST_TRY = 15 * 60_000  # Milliseconds: SDKs wait for ten minutes.
+_REFUSALS = 16  # Of one key; then the last of them stands. An SDK sends a request three times.
 
 
 class Issued(NamedTuple):
@@ -144,8 +145,7 @@ class TicketEndpoints:
             ticket = self._tickets.issue(first.stream_id, subject, first.issued)
             return Begun(first.stream_id, ticket, repeat, {})
         if key:
-            stream_id = idempotent_stream_id(subject, name, key)
-            created = await self._created(stream_id, subject, name, made, known=True)
+            stream_id, created = await self._of_key(key, subject, name, made)
         else:
             stream_id = self._records.new_stream()
             created = await self._begun(request, stream_id, subject, name, made, repeat)
@@ -160,10 +160,26 @@ class TicketEndpoints:
             if stream_id and await self._records.may_be_forgotten(stream_id, 0):
                 raise Unavailable("not_yet")
             return None
-        if record.expired or record.now - record.issued > _FIRST_TRY:
-            return None
-        result = json.loads(record.result) if record.result else {}
-        return None if asked_nobody(result.get("failure", {})) else record
+        late = record.expired or record.now - record.issued > _FIRST_TRY
+        return None if late or _asked_nobody(record) else record
+
+    async def _of_key(
+        self, key: str, subject: str, name: str, made: PreparedRequest
+    ) -> tuple[str, Created]:
+        """Store a request, or find what its key has begun, but for streams that asked nobody.
+
+        An SDK that is told of a 429 sends its request again, with the same key.
+        """
+        for number in range(_REFUSALS):
+            words = f"{key}\0{number}" if number else key  # No key has such a character.
+            stream_id = idempotent_stream_id(subject, name, words)
+            created = await self._created(stream_id, subject, name, made, known=True)
+            if created.state != "failed":
+                break
+            record = await self._records.read(stream_id)
+            if record is None or not _asked_nobody(record):
+                break
+        return stream_id, created
 
     async def issue(
         self, subject: str, name: str, data: bytes, root_path: str, *, key: str, ref: str
@@ -262,3 +278,9 @@ class TicketEndpoints:
         if preset is None or not (preset.public or on_behalf):
             raise Rejected("preset_not_found")
         return preset
+
+
+def _asked_nobody(record: Record) -> bool:
+    """Whether a stream has failed before anything could be paid for."""
+    result = json.loads(record.result) if record.result else {}
+    return asked_nobody(result.get("failure", {}))

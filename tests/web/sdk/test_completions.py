@@ -225,6 +225,19 @@ async def test_the_same_request_of_another_day_is_a_new_one_though_it_is_a_retry
         assert await asked(base) == 2
 
 
+async def test_a_key_begins_another_stream_where_nobody_was_asked_and_then_no_more() -> None:
+    no = b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n"
+    answers = [no, no, OK + sse(chunk("x", finish="stop"))]
+
+    async def script(call: Call) -> None:
+        await call.send(answers.pop(0))
+
+    async with gateway(script, **KEYED) as (gate, upstream):
+        told = [(await post(gate, **{"Idempotency-Key": "one"})).status_code for _ in range(4)]
+        assert told == [429, 429, 200, 200]
+        assert len(upstream.calls) == 3
+
+
 async def test_a_key_begins_one_stream_whatever_form_is_asked_for() -> None:
     async with pretended() as base, before(base) as gate, CHAT.client(gate.url) as client:
         key = {"extra_headers": {"Idempotency-Key": "one"}}
@@ -536,11 +549,10 @@ ROLE: dict[str, Any] = {
 async def test_a_role_is_a_model_that_takes_its_variables(streams: bool) -> None:
     async with scripted(whole) as upstream:
         presets = {"talk": {"url": upstream.url, **ROLE}}
-        async with before("http://127.0.0.1:9", presets=presets) as gate:
-            async with CHAT.client(gate.url) as client:
-                more = {"model": "talk", "extra_body": {"role": "pirate"}}
-                asks = CHAT.calls(client).create
-                assert await asks(messages=SAID, stream=streams, **more)
+        nowhere = "http://127.0.0.1:9"
+        async with before(nowhere, presets=presets) as gate, CHAT.client(gate.url) as client:
+            more = {"model": "talk", "extra_body": {"role": "pirate"}}
+            assert await CHAT.calls(client).create(messages=SAID, stream=streams, **more)
         sent = upstream.calls[0].json
     assert (sent["model"], sent["stream"]) == ("m", True)
     assert [each["content"] for each in sent["messages"]] == ["You are a pirate.", PROMPT]
