@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 
 from gateway.auth.service import ServiceTokens
+from gateway.errors import Rejected
 from gateway.web.endpoint import Guards
 from gateway.web.requests import words_in
 from gateway.web.users import named
 
 SERVICE = ""  # Whose the aliases are that an app's server looks up without saying for whom.
+
+_NOBODYS = "The key is neither one of GATEWAY_SERVICE_TOKENS nor a user's."
 
 
 class SdkCaller(NamedTuple):
@@ -50,4 +53,10 @@ class SdkCallers:
             told = words_in(request, "x-subject") or request.query_params.get("user", "")
             return SdkCaller(named(told) if told else "", server)
         guard = self._guards.viewer if watches else self._guards.caller
-        return SdkCaller(await guard(request))
+        try:
+            return SdkCaller(await guard(request))
+        except Rejected as error:
+            keyed = "authorization" in request.headers and error.reason != "expired"
+            if error.code != "not_authenticated" or not keyed:
+                raise
+            raise Rejected(error.code, _NOBODYS, reason=error.reason) from None
