@@ -26,6 +26,7 @@ class AnthropicApi:
     protocol = "anthropic"
     path = "/v1/messages"
     needs = "messages"
+    request_id = "request-id"
 
     def user(self, body: dict[str, Any]) -> Any:
         """Return the `user_id` of its metadata."""

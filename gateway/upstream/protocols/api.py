@@ -29,6 +29,7 @@ class Api(typing.Protocol):
     protocol: str  # What its presets speak.
     path: str
     needs: str  # The member that a request of another API has not.
+    request_id: str  # The header by whose words its SDKs tell one request from others.
 
     def user(self, body: dict[str, Any]) -> Any:
         """Return whom a request says that it is for, None if it does not."""

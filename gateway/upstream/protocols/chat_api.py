@@ -25,6 +25,7 @@ class ChatApi:
     protocol = "openai"
     path = "/v1/chat/completions"
     needs = "messages"
+    request_id = "x-request-id"
 
     def user(self, body: dict[str, Any]) -> Any:
         """Return its `user`, or the newer name of it."""

@@ -27,6 +27,7 @@ class ResponsesApi:
     protocol = "responses"
     path = "/v1/responses"
     needs = "input"
+    request_id = "x-request-id"
 
     def user(self, body: dict[str, Any]) -> Any:
         """Return its `user`, or the newer name of it."""

@@ -125,6 +125,8 @@ async def test_an_upstreams_status_arrives_as_a_status_and_only_a_sure_one_is_as
             with pytest.raises(refusal_of(sdk)) as caught:
                 await sdk.stream(client, **pretend(f"status:{status}"))
         assert caught.value.status_code == status
+        there = caught.value.response.headers["Content-Location"]
+        assert caught.value.request_id == ticket_in(gate, there).stream_id
         assert "is pretended" in str(caught.value)
         assert caught.value.response.json()["code"] == "upstream_refused"
         assert await asked(base) == asks
@@ -488,7 +490,7 @@ async def test_a_wrong_key_and_an_unknown_model_are_the_sdks_own_errors(sdk: Sdk
     module = module_of("anthropic") if sdk is MESSAGES else openai
     async with pretended() as base, before(base, preset={"models": ["m"]}) as gate:
         async with sdk.client(gate.url, "wrong") as client:
-            with pytest.raises(module.AuthenticationError, match="No valid login"):
+            with pytest.raises(module.AuthenticationError, match="The key is neither"):
                 await sdk.stream(client)
         async with sdk.client(gate.url) as client:
             with pytest.raises(module.NotFoundError, match="'unknown'") as caught:
