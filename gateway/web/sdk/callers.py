@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
+from gateway.auth.base import different_lines
 from gateway.auth.service import ServiceTokens
 from gateway.errors import Rejected
 from gateway.web.endpoint import Guards
@@ -44,13 +45,21 @@ class SdkCallers:
         self._service = service
         self._guards = guards
 
-    async def of(self, request: Request, *, watches: bool = False) -> SdkCaller:
-        """Return who asks; raises Rejected and Unavailable. `watches`: it opens a stream."""
+    async def of(
+        self, request: Request, *, watches: bool = False, has_body: bool = False
+    ) -> SdkCaller:
+        """Return who asks; raises Rejected and Unavailable. `watches`: it opens a stream.
+
+        `has_body`: its body may say for whom it is, and its query does not.
+        """
         for key in request.headers.getlist("x-api-key"):  # Anthropic's SDKs; two keys are nobody's.
             request.scope["headers"].append((b"authorization", f"Bearer {key}".encode("latin-1")))
         server = self._service.owner(request.headers)
         if server:
-            told = words_in(request, "x-subject") or request.query_params.get("user", "")
+            if len(different_lines(request.headers, "x-subject")) > 1:  # One may be a page's own.
+                raise Rejected("bad_subject", "X-Subject names two.")
+            query = "" if has_body else request.query_params.get("user", "")
+            told = words_in(request, "x-subject") or query
             return SdkCaller(named(told) if told else "", server)
         guard = self._guards.viewer if watches else self._guards.caller
         try:

@@ -76,7 +76,7 @@ class CompletionEndpoints:
 
     async def create(self, request: Request) -> AnyResponse:
         """POST: ask a model; the body's `stream` says how the answer is to come."""
-        caller = await self._callers.of(request)
+        caller = await self._callers.of(request, has_body=True)
         body = await body_of(request, self._max_body)
         subject = caller.acting_for(self._api.user(body.values))
         streams = body.values.get("stream") or False

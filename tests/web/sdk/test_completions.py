@@ -350,13 +350,19 @@ async def test_whom_a_request_is_for_is_told_by_its_body_or_by_a_header() -> Non
         told = await gate.http.post(MESSAGES.path, json=message, headers={"X-Api-Key": TOKEN})
         there = told.headers["Content-Location"]
         assert (await gate.http.get(there, headers=gate.cookie("alice"))).status_code == 200
+        query = f"{CHAT.path}?user=bob"  # Of a GET that is whose stream it is.
+        asks = await gate.http.post(query, json={**CHAT.body, "user": "alice"}, headers=bearer())
+        there = asks.headers["Content-Location"]
+        assert (await gate.http.get(there, headers=gate.cookie("alice"))).status_code == 200
         number = (await post(gate, {**CHAT.body, "user": 0})).headers["Content-Location"]
         assert (await gate.http.get(number, headers=gate.cookie("0"))).status_code == 200
         for bad in ({"user": ["alice"]}, {"user": "a" * 300}, {"safety_identifier": False}):
             answer = await post(gate, {**CHAT.body, **bad})
             assert (answer.status_code, answer.json()["code"]) == (400, "bad_subject")
-        answer = await post(gate, CHAT.body, **{"X-Subject": "a" * 300})
-        assert (answer.status_code, answer.json()["code"]) == (400, "bad_subject")
+        two = [*bearer().items(), ("X-Subject", "alice"), ("X-Subject", "bob")]
+        for headers in (bearer(**{"X-Subject": "a" * 300}), two):
+            answer = await gate.http.post(CHAT.path, json=CHAT.body, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (400, "bad_subject")
 
 
 @pytest.mark.parametrize("sdk", [CHAT, RESPONSES], ids=["counted", "numbered"])
