@@ -69,7 +69,7 @@ class Answers:
         if isinstance(opened, NothingMore):
             raise Rejected("log_expired")
         reply = self._reply(api, opened, wanted, self._shown(api, begun, caller))
-        told = {"content-location": url, **begun.left}
+        told = {"content-location": url, api.request_id: begun.stream_id, **begun.left}
         reply.raw_headers += [(each.lower().encode(), told[each].encode()) for each in told]
         return reply
 
@@ -83,7 +83,9 @@ class Answers:
         )
         if isinstance(opened, NothingMore):
             raise Rejected("log_expired", "There is nothing after this event.")
-        return self._reply(api, opened, wanted, UNNOTED)
+        reply = self._reply(api, opened, wanted, UNNOTED)
+        reply.raw_headers.append((api.request_id.encode(), record.stream_id.encode()))
+        return reply
 
     def _reply(self, api: Api, opened: Opened, wanted: Wanted, shown: Shown) -> Reply:
         """Return the reply; lets go of the viewer where this replica cannot read the log."""

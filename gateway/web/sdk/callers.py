@@ -68,4 +68,4 @@ class SdkCallers:
             keyed = "authorization" in request.headers and error.reason != "expired"
             if error.code != "not_authenticated" or not keyed:
                 raise
-            raise Rejected(error.code, _NOBODYS, reason=error.reason) from None
+            raise Rejected("not_authenticated", _NOBODYS, reason=error.reason) from None

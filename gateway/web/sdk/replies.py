@@ -51,8 +51,7 @@ class Reply(EventStream):
         self, fanout: Fanout, opened: Opened, api: Api, reading: Reading, shown: Shown
     ) -> None:
         super().__init__(fanout, opened, b"")
-        named = api.request_id.encode(), self.viewer.tail.stream_id.encode()  # As logs name it.
-        self.raw_headers = [named]  # And what is added for whatever the answer turns out to be.
+        self.raw_headers = []  # What is added for whatever the answer turns out to be.
         self.api = api
         self.reading = reading
         self.shown = shown
