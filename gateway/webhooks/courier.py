@@ -240,11 +240,7 @@ class Courier:
         try:
             told = message_id(owed.stream_id, owed.fields)
             answer = await self._post.send(owed.receiver, told, body)
-            if 200 <= answer.status < 300:
-                return None
-            if answer.status == 410:
-                words = "%s: its webhook is told no more: the receiver answered 410"
-                logger.warning(words, owed.stream_id)
+            if self._is_over(owed, answer):
                 return None
             asked_for = retry_after(_lowered(answer))
             why = NoAnswer(f"it answered {answer.status}")
@@ -286,6 +282,12 @@ class Courier:
         if not owed.body and self._bodies + len(body) <= _BODIES:
             owed.body = body
             self._bodies += len(body)
+
+    def _is_over(self, owed: Owed, answer: Answer) -> bool:
+        if answer.status == 410:
+            words = "%s: its webhook is told no more: the receiver answered 410"
+            logger.warning(words, owed.stream_id)
+        return answer.status == 410 or 200 <= answer.status < 300
 
     async def _put_off(
         self, owed: Owed, wait: float, *, body: bytes = b"", whole: bool = False
