@@ -168,8 +168,9 @@ def start_nginx(bench: Bench) -> Running:
 
 
 def start_gateway(
-    bench: Bench, workers: int = 1, tools: Path = PYTHON, config: str = ""
+    bench: Bench, workers: int = 1, tools: Path = PYTHON, config: str = "", **more: str
 ) -> Running:
+    """`more` are settings."""
     port = free_port()
     env = {
         "GATEWAY_REDIS_URL": f"redis://127.0.0.1:{bench.redis.port}/0",
@@ -181,6 +182,7 @@ def start_gateway(
         "GATEWAY_SUBJECT_BYTES": str(1 << 40),
         "GATEWAY_SUBJECT_STREAMS": str(1 << 20),
         "GATEWAY_SUBJECT_VIEWERS": str(1 << 20),
+        **{f"GATEWAY_{name.upper()}": value for name, value in more.items()},
     }
     command: Command = [tools / "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
     cores = SERVER_CORE if workers == 1 else set(CORES)

@@ -267,12 +267,13 @@ class Fanout:
 
     async def turn(self, viewer: Viewer) -> None:
         """Read what a viewer needs who is behind, or give it time for a heartbeat."""
+        at = viewer.at
         try:
-            page = await self._page(viewer.tail, viewer.at, _PAUSE)
+            page = await self._page(viewer.tail, at, _PAUSE)
         except Unavailable:  # As with any other tail: it comes when Redis does.
             await asyncio.sleep(_PAUSE)
             return
-        if page is not None:
+        if page is not None and viewer.at == at:  # Else it was told of a gap meanwhile.
             viewer.turn(page)
             if not page.more and len(page.entries) < 2:
                 await asyncio.sleep(_BREATH)  # The tail has more: it is to be read once more.

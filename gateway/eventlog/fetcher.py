@@ -139,9 +139,10 @@ class Fetcher:
         owner = await self._source.owner(tail.stream_id)
         if tail.local:
             return
-        if not page.entries:
+        is_judged = tail.last != seen  # By another look, which was quicker.
+        if not page.entries and not is_judged:
             tail.drop()  # What becomes of them is told as they come back.
-        elif lost:
+        elif lost and not is_judged:
             tail.replace(page)
             tail.wake()
         else:

@@ -432,6 +432,34 @@ async def test_a_log_that_begins_anew_under_a_viewer_who_is_behind_is_a_gap(
         assert [each.id.decode() for each in rest] == numbered(1, 9, 9)
 
 
+async def test_a_page_that_was_asked_for_before_a_gap_is_no_place_to_go_on_from(
+    any_redis_url: str,
+) -> None:
+    async with elsewhere(any_redis_url) as there:
+        await there.write(fence(), *map(large, range(1, 10)))
+        one = await there.attach(EventId(EPOCH, 2))
+        turning = asyncio.create_task(there.fanout.turn(one))
+        await asyncio.sleep(0)  # It asks for what follows its position.
+        one.miss(EventId(EPOCH, 9))
+        await turning
+        gap, *rest = parse(one.take() + await there.frames(one))
+        assert json.loads(gap.data) == {"from": "5-9", "to": "5-0"}
+        assert [each.id.decode() for each in rest] == numbered(1, 9)
+
+
+async def test_two_who_look_at_a_new_log_at_once_tell_one_gap(any_redis_url: str) -> None:
+    async with elsewhere(any_redis_url) as there:
+        of = Tail(there.stream_id, local=False)
+        of.entries.replace([fence(), entry(1, 2)])
+        one, news = viewer(of, EPOCH, 2), entry(1, 1, epoch=9)
+        await there.write(fence(9), news)
+        fetcher = fetching(_records(there.store), of)
+        await asyncio.gather(*(fetcher.compare(of, [news]) for _ in range(2)))
+        gap, *rest = taken(one)
+        assert json.loads(gap.data) == {"from": "5-2", "to": "9-0"}
+        assert [each.id.decode() for each in rest] == ["9-1"]
+
+
 async def test_who_is_in_the_midst_of_an_event_that_is_gone_is_sent_away(
     shared_redis: RedisServer,
 ) -> None:

@@ -14,6 +14,7 @@ a short one. The same seed gives the same schedule; what it meets differs by a f
     pages      one page per stream: POST, viewers, DELETE
     followers  pages that follow several streams over one connection
     story      all that is known of one stream, and of what was injected
+    channels   messages that are pushed to two users all the time, and what their pages got
     usage      what is booked for each user, and how many streams it ran at once
     oracle     what each viewer got against what was sent, and what was injected
     harness    plays a schedule in a world and makes the report

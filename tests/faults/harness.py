@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tests.faults.channels import Channels, judge_channel
 from tests.faults.followers import Followers
 from tests.faults.oracle import judge
 from tests.faults.pages import Page, usage_of
@@ -38,6 +39,7 @@ class Report:
     connections: int = 0
     events: int = 0
     calls: int = 0
+    messages: int = 0  # Of channels.
     seconds: float = 0.0
     lag: float = 0.0  # The longest the harness's own loop was late, in seconds.
     faults: Counter[str] = field(default_factory=Counter)
@@ -55,8 +57,8 @@ class Report:
         kinds = Counter(each.kind for each in self.findings)
         lines = [
             f"{self.streams} streams, {self.viewers} viewers on {self.connections} connections, "
-            f"{self.events} events, {self.calls} upstream calls, {self.seconds:.0f} s, "
-            f"the harness was late by {self.lag:.2f} s at most",
+            f"{self.events} events, {self.calls} upstream calls, {self.messages} messages, "
+            f"{self.seconds:.0f} s, the harness was late by {self.lag:.2f} s at most",
             "faults:  " + _counts(self.faults),
             "ends:    " + _counts(self.states),
             "allowed: " + (_counts(self.allowed) or "nothing was needed"),
@@ -93,14 +95,15 @@ async def play(
     patience = _patience(steps, limit)
     world = World(folder, upstream.url, **given, patience=patience, hook=hooks.keys)
     pages: list[Page] = []
-    report = Report()
+    channels, report = Channels(world), Report()
     began = time.monotonic()
     watching = asyncio.create_task(_watch(report))
     opening = asyncio.create_task(hooks.open(_DEAF))
     try:
         await world.start()
-        await _play(steps, world, upstream, pages)
-        await world.settle()
+        async with channels.playing():
+            await _play(steps, world, upstream, pages)
+            await world.settle()
         if limit:
             pages += await _crowded(world, upstream, lease + _SLACK)
         await _judge_books(report, world, [page.story for page in pages])
@@ -114,6 +117,9 @@ async def play(
         await upstream.stop()
     report.seconds = time.monotonic() - began
     _sum_up(report, world, upstream, pages)
+    for channel in channels.told:
+        report.messages += len(channel.messages)
+        report.findings += judge_channel(channel, world.facts)
     return report
 
 

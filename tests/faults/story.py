@@ -12,7 +12,7 @@ from tests.faults.viewer import Transcript
 KINDS = (
     *("lost", "repeated", "reordered", "altered", "extra call", "false done", "false end"),
     *("no end", "after the end", "gap", "differ", "viewer lost", "silence", "process", "mistake"),
-    *("not stopped", "booked", "overrun", "unheard"),
+    *("not stopped", "booked", "overrun", "unheard", "channel"),
 )
 
 

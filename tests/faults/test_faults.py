@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.channels import USERS as CHANNEL_USERS
 from tests.faults.harness import new_seed, play
 from tests.faults.kept import Kept
 from tests.faults.oracle import natural_end
@@ -55,6 +56,7 @@ async def test_no_promise_breaks_whatever_fails(tmp_path: Path, kind: str, shape
     assert report.streams == shape.streams + USERS * limit * 2
     assert report.calls > shape.streams / 2
     assert report.states["done"] > 0
+    assert report.messages > 2 * len(CHANNEL_USERS)
     assert all(report.faults[each] == 2 for each in shape.faults if each != "reload")
 
 

@@ -39,6 +39,7 @@ _SETTINGS = {
     "upstream_stall": "4",
     "upstream_retries": "2",
     "log_ttl": "90",
+    "events_keep": "10000",  # Else a gap would be told for what nobody lost.
 }
 
 _Servers = Single | Sentinels | Cluster

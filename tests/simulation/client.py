@@ -354,8 +354,11 @@ class EventSource:
         lines = [line for line in lines if not line.startswith(b"retry: ")]
         if lines:
             event_id = lines[-1].removeprefix(b"id: ").decode()
-            world.oracle.shown(self, event_id, b"\n".join(lines))
+            self._show(world, event_id, b"\n".join(lines))
             self.last_id = event_id
+
+    def _show(self, world: Any, event_id: str, block: bytes) -> None:
+        world.oracle.shown(self, event_id, block)
 
 
 def _code(body: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 from gateway.errors import Unavailable
-from gateway.eventlog import packs, reader
+from gateway.eventlog import channel, packs, reader
 from gateway.eventlog import writer as eventlog
 from gateway.eventlog.entries import EntryBatch, EntryBatches, EventId, Seal
 from gateway.eventlog.group_commit import GroupCommit, NodeCommitter
@@ -228,6 +228,21 @@ def slots_are_not_prolonged() -> Patches:
     yield patch.object(Limits, "_renew", lambda self, holder, turn: None)
 
 
+def a_message_is_stored_again() -> Patches:
+    """A push that is sent twice is stored twice."""
+    yield from _script("push", "if id then return {1, id, unpack(watchers)} end\n", "\n")
+
+
+def another_server_goes_on_with_the_ids() -> Patches:
+    """Ids of messages that a failover lost are given once more."""
+    yield from _script("push", "if was[1] and was[2] == server then", "if was[1] then")
+
+
+def what_was_trimmed_is_not_missed() -> Patches:
+    """Who was shown less than was kept is not told of what went."""
+    yield patch.object(channel, "_follows", lambda entry, last: True)
+
+
 def nobody_tells_what_a_dead_replica_ran() -> Patches:
     """An end that was not heard when its owner died is nobody's."""
 
@@ -335,6 +350,9 @@ MUTANTS: dict[str, Callable[[], Patches]] = {
         a_slot_is_kept,
         slots_are_not_looked_at,
         slots_are_not_prolonged,
+        a_message_is_stored_again,
+        another_server_goes_on_with_the_ids,
+        what_was_trimmed_is_not_missed,
         nobody_tells_what_a_dead_replica_ran,
         one_try_is_enough,
         an_end_is_noted_after_its_seal,

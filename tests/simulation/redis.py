@@ -42,6 +42,7 @@ class Redis:
 
     def __init__(self) -> None:
         self.now = 0
+        self.process = 0  # Which one it is: another begins to write its own history.
         self.data: dict[bytes, Any] = {}
         self.expires: dict[bytes, int] = {}  # In milliseconds.
         self.published: list[tuple[bytes, bytes]] = []
@@ -222,6 +223,15 @@ class Redis:
         self.on_entry(key, number, words)
         return b"%d-%d" % number
 
+    def _xdel(self, key: bytes, *numbers: bytes) -> Reply:
+        stream, gone = self.value(key, Stream), {_id(each) for each in numbers}
+        kept = [each for each in stream or () if each[0] not in gone]
+        count = len(stream or ()) - len(kept)
+        if count:
+            self.wrote = True
+            stream[:] = kept
+        return count
+
     def _xlen(self, key: bytes) -> Reply:
         return len(self.value(key, Stream) or [])
 
@@ -244,6 +254,9 @@ class Redis:
 
     def _time(self) -> Reply:
         return [b"%d" % (self.now // 1_000_000), b"%d" % (self.now % 1_000_000)]
+
+    def _info(self, _: bytes) -> Reply:
+        return b"# Replication\r\nmaster_replid:%040x\r\n" % self.process
 
     def _ping(self) -> Reply:
         return Status("PONG")
@@ -386,6 +399,7 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"HSET": Redis._hset,
     b"HINCRBY": Redis._hincrby,
     b"HSETNX": Redis._hsetnx,
+    b"INFO": Redis._info,
     b"PEXPIRE": Redis._pexpire,
     b"PING": Redis._ping,
     b"PTTL": Redis._pttl,
@@ -397,6 +411,7 @@ _COMMANDS: dict[bytes, Callable[..., Reply]] = {
     b"SREM": Redis._srem,
     b"TIME": Redis._time,
     b"XADD": Redis._xadd,
+    b"XDEL": Redis._xdel,
     b"XLEN": Redis._xlen,
     b"XRANGE": Redis._xrange,
     b"XREVRANGE": Redis._xrevrange,

@@ -93,7 +93,34 @@ def make(seed: int) -> Schedule:
         profile += HOOKED
         acts += [_of_hooks(hooks, streams) for _ in range(hooks.choice((0, 1, 1, 2)))]
         acts.sort(key=lambda act: float(act["at"]))
+    acts = sorted([*acts, *_of_channel(random.Random(f"channel {seed}"))], key=_at)
     return Schedule(seed, replicas, profile, tuple(streams), tuple(acts))
+
+
+def _at(act: Act) -> float:
+    return float(act["at"])
+
+
+def _of_channel(rng: random.Random) -> list[Act]:
+    """Make the messages of two who write to one user's channel, and pages that listen."""
+    if rng.random() > 0.2:
+        return []
+    acts: list[Act] = []
+    for number in range(rng.choice((6, 12, 24))):
+        at, writer = round(rng.choice((2.0, 9.0)) * rng.random(), 4), rng.randrange(2)
+        acts.append({"act": "push", "at": at, "writer": writer, "text": f"m{number}."})
+        acts[-1] |= {"seed": rng.randrange(1 << 30), "twice": rng.random() < 0.3}
+    for _ in range(rng.choice((1, 1, 2))):
+        act = _viewer(rng, {"name": "", "at": 3 * rng.random(), "key": False}, stays=True)
+        del act["stream"]
+        acts.append({**act, "act": "listen", "reloads": False, "start": rng.random() < 0.3})
+    for _ in range(rng.choice((0, 1, 2))):
+        at = round(5 * rng.random(), 4)
+        acts.append({"act": "trap", "at": at, **_trap(rng, 2), "on": "push"})
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        lost = {"act": "failover", "at": round(6 * rng.random(), 4), **_failover(rng, 2)}
+        acts.append(lost if rng.random() < 0.8 else {"act": "flush", "at": lost["at"]})
+    return acts
 
 
 def _afterwards(rng: random.Random, streams: list[Act]) -> list[Act]:

@@ -92,7 +92,7 @@ class Server:
         self._heads = heads  # The same by their first lines.
         self._known: dict[bytes, str] = {}  # What is made of several, by its digest.
         self._say = say
-        self._journal: list[tuple[int, list[Args]]] = []
+        self._journal: list[tuple[int, int, list[Args]]] = []
         self._peers: dict[int, _Peer] = {}
         self._made = 0
         self._servers = 0  # Processes that were here before this one.
@@ -147,13 +147,14 @@ class Server:
         self._journal = kept
         redis = Redis()
         redis.scripts = self.redis.scripts
-        for now, commands in kept:
-            redis.now = now
+        for now, process, commands in kept:
+            redis.now, redis.process = now, process
             for command in commands:
                 redis.run(command)
         redis.published.clear()
         redis.scripts, redis.on_entry = {}, self._note
         redis.wrote = False
+        redis.process = self._servers
         self.redis = redis
         self.shift(clock)
         self.losses.append(self._loss(before, everything=count is None))
@@ -164,13 +165,14 @@ class Server:
     def end(self) -> None:
         """End the process: its connections, and what is in their buffers."""
         self._servers += 1
+        self.redis.process = self._servers
         self.cut()
 
     def _streams(self) -> dict[str, tuple[Any, int]]:
         self.tick()
         found: dict[str, tuple[Any, int]] = {}
         for key in self.redis.data:
-            if key.endswith(b":record"):
+            if key.endswith((b":record", b":channel")):
                 stream_id = key.decode().split("{")[1].split("}")[0]
                 record = dict(self.redis.value(key, dict) or {})
                 record.pop(b"version", None)  # Of its form only.
@@ -316,7 +318,7 @@ class Server:
         if self.redis.wrote:
             self.on_ran()
             self.redis.wrote = False
-            self._journal.append((self.redis.now, commands))
+            self._journal.append((self.redis.now, self.redis.process, commands))
         if self.redis.published:
             for channel, message in self.redis.published:
                 for peer in self._peers.values():

@@ -13,9 +13,11 @@ HOME = Path(__file__).parents[2]
 
 # Where in the seeds each way of breaking the code begins to show.
 SHOWS = {
+    "a_message_is_stored_again": 0,
     "a_slot_is_kept": 0,
     "a_stream_is_booked_twice": 10,
     "an_end_is_noted_after_its_seal": 1190,
+    "another_server_goes_on_with_the_ids": 0,
     "appends_make_the_log": 10,
     "asks_again_after_a_cut": 0,
     "cancel_is_overruled": 150,
@@ -35,10 +37,11 @@ SHOWS = {
     "resumed_at_the_entry": 60,
     "shown_before_stored": 0,
     "slots_are_not_looked_at": 0,
-    "slots_are_not_prolonged": 210,
+    "slots_are_not_prolonged": 550,
     "some_places_are_forgotten": 1000,
     "stale_owner_asks": 210,
     "the_rest_begins_anew": 0,
+    "what_was_trimmed_is_not_missed": 140,
     "what_is_written_again_is_not_booked": 0,
 }
 

@@ -29,6 +29,7 @@ from gateway.eventlog.viewer import Viewer
 from gateway.eventlog.writer import EventLog
 from gateway.runs import compaction
 from gateway.store.pools import TIMEOUT
+from tests.simulation.channel import TOKEN, Channel
 from tests.simulation.client import Broken, EventSource, Exchange
 from tests.simulation.composite import CompositeSource
 from tests.simulation.kept import PATH
@@ -73,6 +74,8 @@ def _profile(preset: dict[str, Any] | None = None, **changes: Any) -> Settings:
         "upstream_retries": 2,
         "presets": {"default": of_both, "kept": {**_KEPT, **of_both}},
         "subject_bytes": 0,
+        "service_tokens": TOKEN,
+        "events_keep": 4,
         "store_share": 1,  # Its Redis has no INFO.
     }
     return settings(**{**given, **changes})
@@ -206,6 +209,7 @@ class World:
         self._reactions: set[asyncio.Task[None]] = set()
         self.redis.freeze, self.redis.murder = self._freeze, self._murder
         self.oracle = Oracle(self)
+        self.channel = Channel(self)
         self.upstream.scripts = {s.name: s.plan["script"] for s in self.streams.values()}
 
     def say(self, words: str) -> None:
@@ -243,6 +247,7 @@ class World:
         await self._look_at_what_was_lost()
         await self._look_at_what_was_packed()
         self.oracle.judge_streams()
+        self.channel.judge()
         await self._stop_all()
         gc.collect(0)  # What was dropped with an error says so now.
         self.oracle.judge_leftovers()
@@ -251,7 +256,7 @@ class World:
         self, work: Callable[[Act, int], Coroutine[Any, Any, None]], act: Act, number: int
     ) -> None:
         await self.until(act["at"])
-        if act["act"] not in {"view", "trap"}:
+        if act["act"] not in {"view", "trap", "listen"}:
             self.say(" ".join(f"{key}={value}" for key, value in act.items() if key != "at"))
         await work(act, number)
 
@@ -326,6 +331,12 @@ class World:
         task = asyncio.create_task(viewer.run(self))
         await asyncio.wait({task}, timeout=CALM + _SETTLE)
         task.cancel()
+
+    async def _push(self, act: Act, number: int) -> None:
+        await self.channel.push(act)
+
+    async def _listen(self, act: Act, number: int) -> None:
+        await self.channel.listen(act, number, CALM + _SETTLE)
 
     async def _ask(
         self, act: Act, method: str, path: str, headers: dict[str, str] | None = None

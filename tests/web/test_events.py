@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -27,7 +27,16 @@ async def replica(url: str = "", **more: Any) -> AsyncIterator[Served]:
         yield gate
 
 
-async def push(gate: Served, subject: str, data: Any, **more: Any) -> str:
+class Gate(Protocol):
+    """A replica, and the cookies that it takes."""
+
+    http: httpx.AsyncClient
+
+    def cookie(self, subject: str) -> dict[str, str]:
+        """Return the headers of a subject's request."""
+
+
+async def push(gate: Gate, subject: str, data: Any, **more: Any) -> str:
     """Push a message and return its id."""
     answer = await gate.http.post(
         f"/users/{subject}/events", json={"data": data, **more}, headers=SERVICE
@@ -57,7 +66,7 @@ class Watcher:
         """The gaps that were told."""
         return [json.loads(each.data) for each in self.events if each.name == b"gap"]
 
-    async def look(self, gate: Served) -> None:
+    async def look(self, gate: Gate) -> None:
         """Watch until the connection ends."""
         headers = {**gate.cookie(self._subject), **STREAM}
         if self.last_id:
@@ -77,7 +86,7 @@ class Watcher:
                     self.last_id = event.id.decode()
 
     @asynccontextmanager
-    async def on(self, gate: Served) -> AsyncIterator["Watcher"]:
+    async def on(self, gate: Gate) -> AsyncIterator["Watcher"]:
         """Watch for the length of the block, from when it is open."""
         before = self.connects
         task = asyncio.create_task(self.look(gate))

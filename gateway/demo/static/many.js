@@ -15,7 +15,8 @@ const SEEN = 200; // Messages that a reload is to know again.
 let tiles = [];
 let late = null; // The late joiner's connection.
 const seen = new Set(JSON.parse(sessionStorage.getItem("seen") ?? "[]"));
-const line = { follower: null, events: 0, reconnects: 0, opened: 0, state: "", draw };
+const came = Date.now();
+const line = { follower: null, events: 0, reconnects: 0, state: "", draw };
 
 function notice(text, kind = "") {
   $("many-notice").textContent = text;
@@ -74,7 +75,6 @@ function connect(after = "") {
 }
 
 function opened() {
-  line.opened = Date.now();
   if (line.state === "lost") {
     line.reconnects += 1;
     notice(`Resumed from one position: your messages and ${count(tiles.length, "stream")}.`, "good");
@@ -188,7 +188,7 @@ function show(data) {
   what.textContent = text;
   when.textContent = new Date(at).toLocaleTimeString();
   name.textContent = id;
-  away.hidden = seen.has(id) || at >= line.opened;
+  away.hidden = seen.has(id) || at >= came;
   $("messages").prepend(row);
   $("messages").children[ROWS]?.remove();
   seen.add(id);
