@@ -192,6 +192,7 @@ TESTED_IN = {
     "upstream.protocols.usage": "upstream.protocols.chat_shapes",
     "usage": "web.usage",
     "webhooks.outbox": "webhooks.courier",
+    "webhooks.post": "webhooks.courier",
     "web.channel": "web.composite",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",

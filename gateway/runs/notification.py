@@ -12,6 +12,7 @@ from gateway.errors import Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.reader import read_all
 from gateway.membership.heartbeat import Heartbeat
+from gateway.runs.endings import FINAL
 from gateway.runs.records import Records
 from gateway.runs.registry import RunRegistry
 from gateway.runs.run import Run
@@ -30,6 +31,7 @@ class Notification:
         presets: Callable[[str], Preset | None],
         registry: RunRegistry,
     ) -> None:
+        self._records = records
         self._store = records.store
         self._ledger = records.limits.ledger
         self._heartbeat = heartbeat
@@ -44,10 +46,30 @@ class Notification:
         """See to what is owed for a stream that ended here."""
         stream_id = run.log.stream_id
         if run.webhook:
-            self.courier.owe(stream_id, run.webhook)
+            self.courier.owe(stream_id, run.webhook)  # It leaves when that was heard.
+            return
         await self._ledger.booked(stream_id)  # Until then its list has to name it.
-        if stream_id not in self.courier:
-            await self._leave(stream_id)
+        await self._leave(stream_id)
+
+    async def look_again(self) -> None:
+        """Give the courier what it had no room for, of the runs that are kept here; the list has
+        the others."""
+        if not self.courier.has_room_again:
+            return
+        self.courier.skips = False
+        runs = [each for each in self._registry.values() if each.webhook and not each.active]
+        try:
+            for run in runs:
+                await self.courier.inherit(run.log.stream_id)
+        except Unavailable:
+            self.courier.skips = True
+
+    async def over(self) -> set[str]:
+        """Return what is to be told here and needs no other look: a Redis that came back behind
+        may have forgotten the end of a stream that has no run any more."""
+        states = await self._records.known_states([*self.courier])
+        running = {each for each, (state, _) in states.items() if state and state not in FINAL}
+        return {*self.courier} - running
 
     async def _leave_unless_it_runs(self, stream_id: str) -> None:
         await self._ledger.booked(stream_id)

@@ -134,8 +134,7 @@ class RunSupervisor:
             self._takeover.orphan(record.stream_id)
 
     def _holds(self, stream_id: str) -> bool:
-        here = (self._registry, self._claims, self._courier)
-        return any(stream_id in each for each in here)
+        return any(stream_id in each for each in (self._registry, self._claims))
 
     def _lost(self, stream_id: str) -> None:
         """Let the next reclaiming end what was perhaps claimed here, and has no run."""
@@ -201,8 +200,8 @@ class RunSupervisor:
             self._looks,
             self._control.listen,
         )
-        more = (self._fanout.follow, self._counts, self._compaction.run, self._courier.run)
-        for loop in (*loops, *more):
+        more = (self._fanout.follow, self._counts, self._compaction.run)
+        for loop in (*loops, *more, self._courier.run, self._courier.shelve):
             self._tasks.repeat(loop)
 
     def send_away(self) -> None:
@@ -237,7 +236,7 @@ class RunSupervisor:
     async def stop(self) -> None:
         """End all tasks; what is not sealed by now, another replica will find."""
         self.draining = self.stopped = True
-        idle = not (self._owes or self._takeover.busy or self._courier)
+        idle = not (self._owes or self._takeover.busy or self._courier or self._courier.skips)
         await self._tasks.stop()
         await self._courier.close()
         if idle:
@@ -277,10 +276,15 @@ class RunSupervisor:
     def _evict(self, dead: Iterable[str], owners: Mapping[str, list[str]]) -> None:
         if self.draining:
             return  # Who leaves takes nothing over.
-        if self._takeover.reclaim_due:
-            self._tasks.spawn(self._takeover.reclaim(self._holds))
+        if self._takeover.reclaim_due or self._courier.has_room_again:
+            self._tasks.spawn(self._reclaim())
         for name in dead:
             self._tasks.spawn(self._takeover.evict(name, owners.get(name, [])))
+
+    async def _reclaim(self) -> None:
+        await self._notification.look_again()
+        over = await self._notification.over()
+        await self._takeover.reclaim(lambda each: each in over or self._holds(each))
 
     def _in_datasets(self, datasets: Collection[str]) -> list[Run]:
         at = self._records.store.dataset_key_of

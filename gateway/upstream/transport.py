@@ -64,6 +64,7 @@ class Transport:
     def __init__(self) -> None:
         self._idle: dict[Origin, list[Connection]] = {}
         self._tls: ssl.SSLContext | None = None
+        self._asked: dict[Origin, asyncio.Task[list[str]]] = {}
 
     async def send(self, message: Message, body: bytes, connect: float) -> Reply:
         """Return the response once its head is there; raises httpx.TransportError.
@@ -80,7 +81,9 @@ class Transport:
         return Reply(status, headers, Body(connection, self, origin))
 
     async def aclose(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and ask for no more addresses."""
+        for task in self._asked.values():
+            task.cancel()
         for connections in self._idle.values():
             for connection in connections:
                 connection.abort()
@@ -109,12 +112,29 @@ class Transport:
     async def _connected(self, origin: Origin, seconds: float) -> Connection:
         try:
             async with asyncio.timeout(seconds):
-                addresses = await _addresses(origin)
+                addresses = await self._addresses(origin)
                 return await _first([partial(self._open, origin, each) for each in addresses])
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection in {seconds} s") from error
         except OSError as error:
             raise httpx.ConnectError(str(error)) from error
+
+    async def _addresses(self, origin: Origin) -> list[str]:
+        """Return the addresses of a host, asked for once at a time.
+
+        The few threads that ask are the whole process's: a name whose server hangs would take all.
+        """
+        with suppress(ValueError):
+            return [str(ip_address(origin[1]))]
+        if (task := self._asked.get(origin)) is None:
+            task = self._asked[origin] = asyncio.create_task(_addresses(origin))
+            task.add_done_callback(partial(self._answered, origin))
+        return await asyncio.shield(task)
+
+    def _answered(self, origin: Origin, task: asyncio.Task[list[str]]) -> None:
+        del self._asked[origin]
+        if not task.cancelled():
+            task.exception()  # Who asked may have left.
 
     async def _open(self, origin: Origin, address: str) -> Connection:
         scheme, host, port = origin
@@ -176,8 +196,6 @@ def _origin(url: httpx.URL) -> Origin:
 async def _addresses(origin: Origin) -> list[str]:
     """Return the addresses of a host, its families in turn (RFC 8305 §4)."""
     _, host, port = origin
-    with suppress(ValueError):
-        return [str(ip_address(host))]
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
     families: dict[int, list[str]] = {}
     for family, _, _, _, (address, *_) in found:

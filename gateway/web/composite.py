@@ -27,6 +27,7 @@ class CompositeStream:
         self._parts = parts
         self._positions = positions
         self._first = first
+        self._at_once = 0  # Bytes sent since others had their turn.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames as they come; a viewer who leaves or does not read ends it."""
@@ -61,8 +62,6 @@ class CompositeStream:
         while True:
             chunk = await part.take(self._fanout)
             await self._send_renamed(part, chunk, send)
-            if len(chunk) >= MUCH:
-                await asyncio.sleep(0)  # A socket that takes megabytes must not keep the others.
             if part.whole or part.finished:
                 return
             await part.more(self._fanout)
@@ -86,3 +85,7 @@ class CompositeStream:
         await send({"type": "http.response.body", "body": body, "more_body": True})
         for viewer in viewers:
             viewer.sent()
+        self._at_once += len(body)
+        if self._at_once >= MUCH:  # Of all parts: a socket that takes it must not keep the others.
+            self._at_once = 0
+            await asyncio.sleep(0)

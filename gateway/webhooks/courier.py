@@ -7,35 +7,32 @@ finds the list of a dead one goes on. Nothing waits for a receiver: neither a st
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
-from time import time
 
 from gateway import clock
 from gateway.config.presets import Preset
-from gateway.config.webhooks import signing_key
-from gateway.errors import Unavailable, redacted
+from gateway.errors import Unavailable
 from gateway.store.client import RedisClient
-from gateway.store.outage import Outage
-from gateway.tasks import Tasks, in_thread
-from gateway.upstream.lookup import Answer, Lookup, NoAnswer
+from gateway.tasks import Tasks
+from gateway.upstream.lookup import Answer, NoAnswer
 from gateway.upstream.retry_after import retry_after
-from gateway.webhooks.message import headers, message, message_id, of_receiver
+from gateway.webhooks.message import message, message_id
 from gateway.webhooks.outbox import Outbox, Turn, Verdict
+from gateway.webhooks.post import Post
 from gateway.webhooks.queues import Queue, pause
 
 logger = logging.getLogger("gateway.webhooks")
 
 GIVEN_UP = 24 * 3600.0  # Seconds after its end.
 
-_TIMEOUT = 15.0  # Seconds that a receiver has to answer.
+_SHELVED = 20.0  # Seconds that an end waits for its turn before its text is stored,
+_LOOK = 10.0  # and between two looks at which those are.
 _AWAY = 2.0  # Seconds until Redis is asked again.
 _BROKEN = 20.0  # Seconds until one is tried again that broke here.
 _IN_DOUBT = 60.0  # Seconds in which the owner of an end writes it again that Redis forgot.
-_MOST = 100_000  # Ends that wait here; what is beyond waits on the list, for another replica.
+_MOST = 100_000  # Ends that wait here; what is beyond waits on the list, until there is room.
 _BODIES = 32 << 20  # Bytes of messages that are kept here, to be sent without a look at Redis.
-_LARGE = 1 << 20  # Bytes, above which a message is signed in a thread.
 _TURN = ("due", "tries", "body")
 
 Text = Callable[[str, str], Awaitable[bytes | None]]
@@ -46,12 +43,13 @@ class Owed:
 
     __slots__ = (
         *("body", "failed", "fields", "missed", "receiver"),
-        *("stored", "stream_id", "told", "tries"),
+        *("since", "stored", "stream_id", "told", "tries"),
     )
 
     def __init__(self, stream_id: str, receiver: str) -> None:
         self.stream_id = stream_id
         self.receiver = receiver
+        self.since = clock.now()  # Since when it waits for its first turn; inf once it had one.
         self.missed: float | None = None  # Since when Redis is known to lack it.
         self.tries = 0  # Here, or as Redis has it.
         self.failed = False  # One of those here was in vain.
@@ -75,16 +73,15 @@ class Courier:
     ) -> None:
         self._store = store
         self._outbox = Outbox(store)
-        self._presets = presets
         self._text = text
         self._register = register
         self._leave = leave
-        self._lookup = Lookup()
+        self._post = Post(presets)
         self._tasks = Tasks()
         self._owed: dict[str, Owed] = {}
         self._queues: dict[str, Queue] = {}
-        self._outages: dict[str, Outage] = {}
         self._bodies = 0  # Bytes.
+        self.skips = False  # Since the list was last read, ends on it found no room.
         self._news = asyncio.Event()
 
     def __contains__(self, stream_id: object) -> bool:
@@ -93,26 +90,38 @@ class Courier:
     def __len__(self) -> int:
         return len(self._owed)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owed)
+
+    @property
+    def has_room_again(self) -> bool:
+        """Whether the list is to be read again for ends that found no room."""
+        return self.skips and len(self._owed) <= _MOST // 2
+
     @property
     def fresh(self) -> bool:
         """Whether an end was not told even once, or just now."""
-        return any(not each.failed for each in self._owed.values())
+        return any(not (each.failed or each.told) for each in self._owed.values())
 
     def owe(self, stream_id: str, receiver: str) -> None:
         """Tell an end, which Redis has noted, and leave the stream when it was heard."""
         if stream_id in self._owed:
             return
         if len(self._owed) >= _MOST:
-            logger.error("%s: its webhook waits for another replica: too many do here", stream_id)
+            if not self.skips:
+                logger.error("%s: its webhook waits on the list: %d do here", stream_id, _MOST)
+            self.skips = True
             return
         self._owed[stream_id] = Owed(stream_id, receiver)
         self._put(self._owed[stream_id], 0.0)
 
     async def inherit(self, stream_id: str) -> bool:
-        """Tell an end that a dead replica may have left untold; return whether it did.
+        """Tell an end that a dead replica may have left untold; return whether one is to be told.
 
         Raises Unavailable.
         """
+        if stream_id in self._owed:  # Redis may have forgotten it.
+            return True
         if receiver := await self._outbox.receiver(stream_id):
             self.owe(stream_id, receiver)
         return bool(receiver)
@@ -141,10 +150,30 @@ class Courier:
                 async with asyncio.timeout(min(60.0, max(0.0, following - now))):
                     await self._news.wait()
 
+    async def shelve(self) -> None:
+        """Store what is told of those that wait long for a slow receiver, for ever: their logs
+        will be gone."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            for owed in list(self._owed.values()):
+                if clock.now() - owed.since > _SHELVED:
+                    with suppress(Unavailable):
+                        await self._shelve(owed)
+
+    async def _shelve(self, owed: Owed) -> None:
+        turn = await self._outbox.begin(owed.stream_id, known=False)
+        if turn.verdict is Verdict.MISSING:
+            return
+        owed.since = float("inf")
+        if turn.verdict is Verdict.GO:
+            body = await self._body(owed, turn)
+            owed.tries = turn.tries - 1  # It was none.
+            await self._put_off(owed, 0.0, body=body)
+
     async def close(self) -> None:
         """End all tries; what was not heard is on the list."""
         await self._tasks.stop()
-        await self._lookup.close()
+        await self._post.close()
 
     def _put(self, owed: Owed, seconds: float) -> None:
         queue = self._queues.setdefault(owed.receiver, Queue())
@@ -152,23 +181,27 @@ class Courier:
         self._news.set()
 
     async def _turn(self, owed: Owed, queue: Queue) -> None:
-        wait: float | None = _AWAY * (0.5 + random.random())
+        wait = await self._tried(owed)
+        queue.busy -= 1
+        self._news.set()
+        if wait is not None:
+            self._put(owed, wait)
+            return
+        # By now in no receiver's way: a booking may take until its server is back.
         try:
-            wait = await self._tell(owed)
-            if wait is None:
-                await self._leave(owed.stream_id)
+            await self._leave(owed.stream_id)
+        finally:
+            self._forget(owed)
+
+    async def _tried(self, owed: Owed) -> float | None:
+        try:
+            return await self._tell(owed)
         except Unavailable as error:
             logger.debug("%s: its webhook waits for the store: %s", owed.stream_id, error)
+            return _AWAY * (0.5 + random.random())
         except Exception:  # One that breaks must not keep the others from being told.
             logger.exception("%s: its webhook broke", owed.stream_id)
-            wait = _BROKEN
-        finally:
-            queue.busy -= 1
-            self._news.set()
-        if wait is None:
-            self._forget(owed)
-        else:
-            self._put(owed, wait)
+            return _BROKEN
 
     def _forget(self, owed: Owed) -> None:
         self._bodies -= len(owed.body)
@@ -180,6 +213,8 @@ class Courier:
             turn = await self._outbox.begin(owed.stream_id, known=bool(owed.body))
             if turn.verdict is Verdict.HEARD:
                 return None
+            if turn.verdict is not Verdict.MISSING:
+                owed.since = float("inf")
             if turn.verdict is Verdict.WAIT:
                 return turn.wait
             if turn.verdict is Verdict.MISSING and not owed.fields:
@@ -200,14 +235,11 @@ class Courier:
 
     async def _try(self, owed: Owed, turn: Turn) -> float | None:
         owed.tries = max(owed.tries + 1, turn.tries)
-        if turn.fields:
-            owed.fields = {k: v for k, v in turn.fields.items() if k.decode() not in _TURN}
-        body = owed.body or turn.fields.get(b"body") or await self._message(owed)
-        owed.stored = owed.stored or b"body" in turn.fields
-        self._keep(owed, body)
+        body = await self._body(owed, turn)
         asked_for: float | None = None
         try:
-            answer = await self._post(owed, body)
+            told = message_id(owed.stream_id, owed.fields)
+            answer = await self._post.send(owed.receiver, told, body)
             if self._is_over(owed, answer):
                 return None
             asked_for = retry_after(_lowered(answer))
@@ -218,10 +250,21 @@ class Courier:
             words = "%s: its webhook is given up after %d tries in %.0f h: %s"
             logger.error(words, owed.stream_id, owed.tries, turn.age / 3600, why)
             return None
-        self._failed(owed, why)
+        owed.failed = True
+        logger.debug("%s: try %d of its webhook: %s", owed.stream_id, owed.tries, why)
+        self._post.failed(owed.receiver, why)
         wait = pause(owed.tries, asked_for, random.random())
         await self._put_off(owed, wait, body=body, whole=turn.verdict is Verdict.MISSING)
         return wait
+
+    async def _body(self, owed: Owed, turn: Turn) -> bytes:
+        """Return what is told, at each try the same; it is kept here if there is room."""
+        if turn.fields:
+            owed.fields = {k: v for k, v in turn.fields.items() if k.decode() not in _TURN}
+        body = owed.body or turn.fields.get(b"body") or await self._message(owed)
+        owed.stored = owed.stored or b"body" in turn.fields
+        self._keep(owed, body)
+        return body
 
     async def _message(self, owed: Owed) -> bytes:
         """Return what is told, from the log if it is still there; Unavailable where Redis is."""
@@ -240,42 +283,11 @@ class Courier:
             owed.body = body
             self._bodies += len(body)
 
-    async def _post(self, owed: Owed, body: bytes) -> Answer:
-        name, url = of_receiver(owed.receiver)
-        preset = self._presets(name)
-        secret = preset.webhook_secret if preset else None
-        if secret is None or not secret.get_secret_value():
-            raise NoAnswer(f"preset {name} has no webhook_secret here any more")
-        told = message_id(owed.stream_id, owed.fields), int(time()), body
-        key = signing_key(secret)
-        sign = partial(headers, key, *told)
-        signed = sign() if len(body) < _LARGE else await in_thread(sign)
-        return await self._lookup.tell(url, signed, body, seconds=_TIMEOUT)
-
     def _is_over(self, owed: Owed, answer: Answer) -> bool:
         if answer.status == 410:
             words = "%s: its webhook is told no more: the receiver answered 410"
             logger.warning(words, owed.stream_id)
-            return True
-        if not 200 <= answer.status < 300:
-            return False
-        if (outage := self._outages.get(owed.receiver)) is not None:
-            outage.passed()
-            if not outage.open:
-                del self._outages[owed.receiver]
-        return True
-
-    def _failed(self, owed: Owed, why: NoAnswer) -> None:
-        """Say once that a receiver does not hear, however many ends it is to be told."""
-        owed.failed = True
-        name, url = of_receiver(owed.receiver)
-        who = f"the webhook of preset {name} ({redacted(url)})"
-        outage = self._outages.get(owed.receiver)
-        if outage is None:
-            outage = Outage(logger, f"{who} is not heard", f"{who} is heard again")
-            self._outages[owed.receiver] = outage
-        outage.failed(why)
-        logger.debug("%s: try %d of its webhook: %s", owed.stream_id, owed.tries, why)
+        return answer.status == 410 or 200 <= answer.status < 300
 
     async def _put_off(
         self, owed: Owed, wait: float, *, body: bytes = b"", whole: bool = False

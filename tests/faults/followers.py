@@ -27,6 +27,7 @@ class Follower(Viewer):
     def __init__(self, world: World, user: str) -> None:
         login = cookie(settings(), user)["Cookie"]
         super().__init__("", login, Watch(), any_port(world, direct=False))
+        self.transcript.began = time.monotonic()  # A second stream may come before it runs.
         self._parts: list[tuple[Story, Transcript]] = []
 
     @property

