@@ -5,7 +5,6 @@ with skewed clocks refuse nobody.
 """
 
 import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import time
@@ -13,6 +12,7 @@ from time import time
 from itsdangerous import BadData, Signer
 
 from gateway.errors import Rejected
+from gateway.store.keys import id_of
 
 _SALT = "gateway.ticket.v1"
 
@@ -61,5 +61,4 @@ class Tickets:
 
 def _owner(stream_id: str, subject: str) -> str:
     """A digest, so that neither names nor mail addresses travel in URLs, however long they are."""
-    digest = hashlib.sha256(f"{stream_id}\0{subject}".encode()).digest()
-    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+    return id_of(stream_id, subject)

@@ -5,12 +5,10 @@ What a Redis that came back empty has forgotten nobody writes again: then its ti
 """
 
 import asyncio
-import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 
 from gateway.runs.records import Records
-from gateway.store.keys import alias_key
+from gateway.store.keys import alias_key, id_of
 
 
 class Aliases:
@@ -34,5 +32,4 @@ class Aliases:
 
 
 def _name(whose: str, answer_id: str) -> str:
-    words = "\0".join(["answer", whose, answer_id]).encode("utf-8", "surrogatepass")
-    return urlsafe_b64encode(hashlib.sha256(words).digest()[:16]).decode().rstrip("=")
+    return id_of("answer", whose, answer_id)

@@ -7,8 +7,6 @@ remembered by what was asked: the one whose log knows the epoch, whoever wrote i
 """
 
 import asyncio
-import hashlib
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from gateway.errors import Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.runs.records import Records
-from gateway.store.keys import asked_key, given_key, log_keys
+from gateway.store.keys import asked_key, given_key, id_of, log_keys
 
 _SOON = 15  # Seconds: SDKs wait for eight before they send a request again.
 
@@ -25,8 +23,7 @@ KEPT = 32  # Streams of one request; who asked for so many more lately gets 410 
 
 def asked(subject: str, preset: str, digest: str) -> str:
     """Return the name of a request, whoever sends it again: as good as a stream's."""
-    words = "\0".join(["asked", subject, preset, digest])
-    return urlsafe_b64encode(hashlib.sha256(words.encode()).digest()[:16]).decode().rstrip("=")
+    return id_of("asked", subject, preset, digest)
 
 
 class Repeats:

@@ -5,6 +5,7 @@ All keys of a stream carry the tag {stream id} and so share a slot of a Cluster.
 
 import hashlib
 import secrets
+from base64 import urlsafe_b64encode
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,12 @@ _NAMED = 1 << 32  # More than any count of heartbeats.
 def new_id() -> str:
     """Return 128 random bits, URL-safe: a stream id, a replica's name or a nonce."""
     return secrets.token_urlsafe(16)
+
+
+def id_of(*words: str) -> str:
+    """Return an id as long as those, the same for the same words."""
+    digest = hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
 def record_key(stream_id: str) -> str:

@@ -1,14 +1,13 @@
 """Requests: what a caller sent, read once and refused with a reason."""
 
-import hashlib
 import json
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 
 from starlette.requests import Request
 
 from gateway.auth.cookies import Cookies
 from gateway.errors import Rejected
+from gateway.store.keys import id_of
 from gateway.upstream.request_body import RequestBody
 
 _PARTS = 64  # Of an Accept that are looked at.
@@ -124,8 +123,7 @@ def is_retry(request: Request) -> bool:
 
 def idempotent_stream_id(subject: str, preset: str, key: str) -> str:
     """Return the stream that an Idempotency-Key names: no second lookup, no second key."""
-    digest = hashlib.sha256("\0".join(["idempotency", subject, preset, key]).encode()).digest()
-    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+    return id_of("idempotency", subject, preset, key)
 
 
 async def body_of(request: Request, limit: int) -> RequestBody:
