@@ -50,7 +50,7 @@ class ChannelEndpoint:
             raise Rejected("bad_request", "`from` is `start`, or not there.")
         view = view_of(request)
         if view.is_text_alone:
-            raise Rejected("bad_request", f"`{view.form}` is the text of one stream, without names.")
+            raise Rejected("bad_request", f"`{view.form}` is the text of one stream, unnamed.")
         stream = await self._stream(request, subject, view, None if start else END)
         return HeartbeatEvents(stream) if view.heartbeats else stream
 
