@@ -45,6 +45,11 @@ def encode(data: bytes, event_id: bytes, name: bytes = b"") -> bytes:
     return b"data: %s\nid: %s\n\n" % (data, event_id)
 
 
+def without_id(data: bytes) -> bytes:
+    """Return an event of nothing but its data."""
+    return b"data: %s\n\n" % data.replace(b"\n", b"\ndata: ")
+
+
 def lines(data: bytes, name: bytes = b"") -> bytes:
     """Return an event's lines but for its id and the blank line: whoever has the id adds them."""
     data = data.replace(b"\n", b"\ndata: ")

@@ -13,7 +13,7 @@ from gateway.upstream.request_body import RequestBody
 
 _PARTS = 64  # Of an Accept that are looked at.
 _LONGEST_WAIT = 60  # Seconds.
-_TEXT_ALONE = ("raw",)
+TEXT_ALONE = ("raw", "plain")  # Forms in which nothing can be told beside the text.
 
 
 def accepts(request: Request) -> tuple[bool, bool]:
@@ -56,15 +56,15 @@ class View(NamedTuple):
     @property
     def is_text_alone(self) -> bool:
         """Whether nothing can be told beside the text."""
-        return self.form in _TEXT_ALONE
+        return self.form in TEXT_ALONE
 
 
 def view_of(request: Request) -> View:
     """Return how a stream is asked for; raises Rejected."""
     query = request.query_params
     form, heartbeat = query.get("format", ""), query.get("heartbeat", "")
-    if form not in ("", "text", *_TEXT_ALONE):
-        raise Rejected("bad_request", "`format` is `text` or `raw`, or not there.")
+    if form not in ("", "text", *TEXT_ALONE):
+        raise Rejected("bad_request", "`format` is `text`, `raw` or `plain`, or not there.")
     if heartbeat not in ("", "event"):
         raise Rejected("bad_request", "`heartbeat` is `event`, or not there.")
     view = View(form, query.get("snapshot") == "1", heartbeat == "event")

@@ -15,6 +15,7 @@ from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.event_stream import EventStream
 from gateway.web.heartbeats import HeartbeatEvents
 from gateway.web.openings import Openings
+from gateway.web.plain_stream import PlainStream
 from gateway.web.raw_stream import RawStream
 from gateway.web.requests import accepts, accepts_text, last_event_id, view_of
 from gateway.web.responses import Retry, nothing_more, reply, unanswered
@@ -54,8 +55,9 @@ class StreamEndpoints:
     async def open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
         """Answer with a ticket's stream, from where its caller left it."""
         wanted, view = last_event_id(request), view_of(request)
-        if view.form == "raw":
-            return await self._raw(ticket, subject, wanted)
+        if view.is_text_alone:
+            kind = PlainStream if view.form == "plain" else RawStream
+            return await self._text_alone(kind, ticket, subject, wanted)
         opening = await self.openings.open(ticket, subject, wanted, snapshot=view.snapshot)
         if isinstance(opening, NothingMore):
             return nothing_more()
@@ -63,14 +65,16 @@ class StreamEndpoints:
         stream = EventStream(self._fanout, opening.opened, first, text=text, before=opening.before)
         return HeartbeatEvents(stream) if view.heartbeats else stream
 
-    async def _raw(self, ticket: Ticket, subject: str, wanted: str) -> AnyResponse:
+    async def _text_alone(
+        self, kind: type[RawStream], ticket: Ticket, subject: str, wanted: str
+    ) -> AnyResponse:
         record = await self._redemption.record(ticket, subject)
         begin = wanted
         if not wanted and record.attempts > 1:  # What is before a `reset` could not be taken back.
             begin = (await self._snapshots.of(record)).began
         opened = await self._redemption.open(ticket, subject, begin)
         if isinstance(opened, Opened):
-            return RawStream(self._fanout, opened, self._retry, more=bool(wanted))
+            return kind(self._fanout, opened, self._retry, more=bool(wanted))
         record = await self._redemption.record(ticket, subject)
         if record.state == "done":
             return nothing_more()
