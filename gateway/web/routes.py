@@ -102,7 +102,7 @@ class Routes:
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
-        own = {
+        own: dict[str, ASGIApp] = {
             "/tickets": self._methods(POST=self.tickets.create),
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
