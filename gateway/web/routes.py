@@ -25,6 +25,7 @@ from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.protocols.api import Api
 from gateway.web.channel import ChannelEndpoint
+from gateway.web.chat.answers import ChatAnswers
 from gateway.web.chat.endpoints import ChatEndpoints, ChatMethods
 from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
@@ -84,17 +85,10 @@ class Routes:
         self._channel = ChannelEndpoint(
             guards, tickets, redemption, self._streams.openings, fanout, self._retry
         )
+        chats = Chats(records)
+        answers = ChatAnswers(tickets, chats, redemption, snapshots, fanout)
         self._chat = ChatEndpoints(
-            self._mount,
-            guards,
-            self.tickets,
-            tickets,
-            Chats(records),
-            redemption,
-            cancellation,
-            snapshots=snapshots,
-            fanout=fanout,
-            max_body=settings.max_body,
+            self._mount, guards, self.tickets, chats, answers, cancellation, settings.max_body
         )
         self._health = HealthEndpoints(records, self.life)
         callers = SdkCallers(service, guards)

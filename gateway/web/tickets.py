@@ -66,6 +66,7 @@ class Naming(NamedTuple):
 
     request: str
     stream: Callable[[str], str]  # Of the digest.
+    joins: bool  # Whether that may be one that runs.
 
 
 class TicketEndpoints:
@@ -152,7 +153,7 @@ class TicketEndpoints:
         """
         self._life.check_stays()
         key, again = idempotency_key(request), is_retry(request)
-        self._limits.check(subject, claims=not (key or again or naming))
+        self._limits.check(subject, claims=not (key or again or (naming and naming.joins)))
         made = self._made(name, preset, body, stream_ref(request))
         repeat = "" if key or naming else asked(subject, f"sdk {name}", made.digest)
         if again and repeat and (first := await self._first_try(repeat)):

@@ -256,7 +256,16 @@ def test_what_a_provider_sends_is_read(
 
 @each
 def test_whatever_an_event_is_nothing_breaks(protocol: Any) -> None:
-    wrong = [None, 1, [], [1], {}, "x", {"name": 1, "function": []}, [{"function": {"name": {}}}]]
+    wrong: list[Any] = [
+        None,
+        1,
+        [],
+        [1],
+        {},
+        "x",
+        {"name": 1, "function": []},
+        [{"function": {"name": {}}}],
+    ]
     names = ("choices", "delta", "content_block", "item", "candidates", "message", "output_index")
     odd = [*ODD, *(json.dumps({name: value}).encode() for name in names for value in wrong)]
     odd += [json.dumps(delta(tool_calls=value, annotations=value)).encode() for value in wrong]

@@ -291,8 +291,8 @@ async def test_a_role_takes_its_variables_and_what_was_said_last() -> None:
         "models": ["m"],
     }
     async with scripted(whole) as upstream:
-        presets = {"talk": {"url": upstream.url, **talk}, "inner": {"url": upstream.url}}
-        presets["inner"]["public"] = False
+        inner = {"url": upstream.url, "public": False}
+        presets = {"talk": {"url": upstream.url, **talk}, "inner": inner}
         async with running(presets=presets, drain=0.2) as gate:
             page = Page(gate)
             got = await page.ask(path="/chat/talk", model=None)
