@@ -256,7 +256,7 @@ def test_what_a_provider_sends_is_read(
 
 @each
 def test_whatever_an_event_is_nothing_breaks(protocol: Any) -> None:
-    odd_calls = [{"function": {"name": {}}}]
+    odd_calls: list[Any] = [{"function": {"name": {}}}]
     wrong: list[Any] = [None, 1, [], [1], {}, "x", {"name": 1, "function": []}, odd_calls]
     names = ("choices", "delta", "content_block", "item", "candidates", "message", "output_index")
     odd = [*ODD, *(json.dumps({name: value}).encode() for name in names for value in wrong)]
