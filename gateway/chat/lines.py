@@ -55,7 +55,10 @@ class Here:
     """A gateway in this process, which must run; it has nobody else's streams."""
 
     def __init__(self, gateway: Gateway, preset: str) -> None:
+        supervisor = gateway.supervisor
         self._gateway = gateway
+        self._redemption = supervisor.redemption
+        self._cancellation = supervisor.cancellation
         self._preset = preset
 
     async def ask(self, body: dict[str, Any]) -> str:
@@ -75,7 +78,7 @@ class Here:
 
         try:
             ticket = self._gateway.tickets.verify(where)
-            opened = await self._gateway.supervisor.redemption.open(ticket, _ME, "")
+            opened = await self._redemption.open(ticket, _ME, "")
         except (Rejected, Unavailable) as error:
             raise _refused(error) from None
         if isinstance(opened, NothingMore):
@@ -85,9 +88,8 @@ class Here:
 
     async def stop(self, where: str) -> None:
         """Cancel its stream."""
-        supervisor = self._gateway.supervisor
         ticket = self._gateway.tickets.verify(where)
-        await supervisor.cancellation.cancel(await supervisor.redemption.record(ticket, _ME))
+        await self._cancellation.cancel(await self._redemption.record(ticket, _ME))
 
 
 class There:
