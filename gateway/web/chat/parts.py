@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.eventlog.entries import EventId
-from gateway.sse import OURS, Event, Parser, encode, lines
+from gateway.sse import OURS, Event, Parser, encode, without_id
 from gateway.upstream.protocols.api import json_of
 from gateway.upstream.protocols.problems import problem_of
 from gateway.upstream.protocols.readings import (
@@ -29,7 +29,7 @@ from gateway.upstream.protocols.readings import (
     finish_of,
 )
 
-DONE = lines(b"[DONE]") + b"\n"
+DONE = without_id(b"[DONE]")
 
 _BROKEN = "The answer broke off before it was whole."
 _NO_JSON = "The model wrote no valid JSON for this tool."
@@ -201,5 +201,5 @@ class UiParts:
 
 def _framed(parts: Parts, event_id: bytes = b"") -> bytes:
     data = [json_of(each) for each in parts]
-    last = encode(data[-1], event_id) if event_id else lines(data[-1]) + b"\n"
-    return b"".join([*(lines(each) + b"\n" for each in data[:-1]), last])
+    last = encode(data[-1], event_id) if event_id else without_id(data[-1])
+    return b"".join([*map(without_id, data[:-1]), last])
