@@ -39,7 +39,7 @@ def missing(part: str) -> None:
     pytest.skip(f"needs {part}")
 
 
-async def until(holds: Callable[[], Any], what: str = "", seconds: float = 10) -> Any:
+async def until(holds: Callable[[], Any], what: str = "", seconds: float = 20) -> Any:
     """Poll until something holds; fail at the deadline. `holds` may be async."""
     deadline = time.monotonic() + seconds
     while True:
@@ -134,7 +134,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, seconds: float = 10) -> None:
+def wait_for_port(port: int, seconds: float = 20) -> None:
     """Return once somebody listens."""
     deadline = time.monotonic() + seconds
     while True:
@@ -153,7 +153,7 @@ def settings(**changes: Any) -> Settings:
         "secrets": SECRET,
         "upstream_url": "http://127.0.0.1:9/v1/chat/completions",
         "heartbeat": 1,
-        "lease": 1,
+        "lease": 10,
         "grace": 3,
         "drain": 2,
         "upstream_retries": 0,
@@ -281,7 +281,7 @@ class Process:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = 40) -> int:
         """Return its exit code."""
         return self.process.wait(seconds)
 
@@ -386,6 +386,17 @@ async def read(
                 if enough(got):
                     break
     return got
+
+
+def first_event(times: list[float]) -> Callable[[Transcript], bool]:
+    """Return a test of whether there is an event, which notes when by the monotonic clock."""
+
+    def seen(got: Transcript) -> bool:
+        if got.events:
+            times.append(time.monotonic())
+        return bool(got.events)
+
+    return seen
 
 
 async def follow(

@@ -853,7 +853,7 @@ async def test_the_demo_page_discards_the_words_of_a_replica_that_died(
     async with (
         scripted(script) as upstream,
         owner(own_redis.url, upstream.url, tmp_path) as first,
-        served_page(redis_url=own_redis.url, upstream_url=upstream.url, grace=9) as second,
+        served_page(redis_url=own_redis.url, upstream_url=upstream.url, grace=9, lease=2) as second,
     ):
         await log_in(context, second)
         url = await second.ticket()

@@ -132,7 +132,7 @@ async def test_a_hundred_answers_outlive_kills_and_cuts_whole_in_order_and_paid_
     print(f"GATEWAY_FAULTS_SEED={seed}")
     config = tmp_path / "gateway.toml"
     config.write_text(BACKGROUND, "utf-8")
-    more = {"config": str(config), "grace": "30"}
+    more = {"config": str(config), "grace": "30", "lease": "2"}
     with (
         process("upstream", "--port", "0") as pretend,
         replicas(2, own_redis, f"{pretend.url}/v1/responses", **more) as site,
@@ -159,7 +159,7 @@ def site(pretend: httpx.AsyncClient, **changes: Any) -> AbstractAsyncContextMana
     """Run a gateway in this process before a pretend upstream, with a prompt of its own."""
     told = {"protocol": "responses", "background": True, "force": {"instructions": PROMPT}}
     given = {"presets": {"default": Preset.model_validate(told)}, "grace": 9, "drain": 0.2}
-    return running(upstream_url=url_of(pretend), **{**given, **changes})
+    return running(upstream_url=url_of(pretend), **{"lease": 2, **given, **changes})
 
 
 @contextmanager

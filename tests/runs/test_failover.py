@@ -138,7 +138,7 @@ async def test_each_is_asked_as_often_as_it_may_be_before_the_next() -> None:
 async def test_a_wait_that_is_told_yields_to_a_fallback_that_is_free() -> None:
     busy = refuses(429, "Retry-After: 15")
     async with chain(busy, whole, given={"retries": 2}) as (gate, ups):
-        got = await asyncio.wait_for(gate.read(await gate.ticket()), 5)
+        got = await asyncio.wait_for(gate.read(await gate.ticket()), 20)
     assert (got.end["preset"], counts(ups)) == ("p1", [1, 1])
 
 

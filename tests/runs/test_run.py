@@ -53,7 +53,7 @@ async def ended(
     """Return what a viewer got of a whole stream, and the upstream with its calls."""
     given = {"drain": 0.2, "upstream_api_key": KEY, **changes}
     async with scripted(script) as upstream, running(upstream_url=upstream.url, **given) as gate:
-        got = await asyncio.wait_for(gate.read(await gate.ticket(body)), 15)
+        got = await asyncio.wait_for(gate.read(await gate.ticket(body)), 20)
         assert got.names[-1:] == ["end"], got.names
         return got, upstream
 
@@ -379,7 +379,7 @@ async def test_an_upstream_that_falls_silent_stalls(sent: list[bytes]) -> None:
     got, upstream = await ended(sends(*sent, hold=True), upstream_stall=0.3, upstream_retries=3)
     assert (got.end["state"], got.failure["code"]) == ("stalled", "upstream_stalled")
     assert (got.end["attempts"], len(upstream.calls)) == (1, 1)
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 1)
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
 
 
 async def test_the_first_byte_may_take_longer_than_the_others() -> None:

@@ -355,7 +355,7 @@ async def test_messages_come_from_the_channel_and_a_gap_between_them_is_said(
             await direct.call("PUBLISH", channel, word)
             assert await anext(messages) == word.encode()
         proxy.cut()
-        assert await asyncio.wait_for(anext(messages), 10) == b""
+        assert await asyncio.wait_for(anext(messages), 20) == b""
         await direct.call("PUBLISH", channel, "three")
         assert await anext(messages) == b"three"
         await messages.aclose()
@@ -376,7 +376,7 @@ async def test_an_inbox_whose_redis_went_without_a_word_is_opened_anew(
         again = asyncio.ensure_future(anext(messages))
         await until(lambda: b"SETINFO" in b"".join(proxy.requests[before:]), "it tries again")
         proxy.answering.set()
-        assert await asyncio.wait_for(again, 10) == b""
+        assert await asyncio.wait_for(again, 20) == b""
         await messages.aclose()
         await store.close()
 
@@ -401,6 +401,6 @@ async def test_closing_lets_nobody_wait_for_ever(own_redis: RedisServer) -> None
     await asyncio.sleep(0)
     await store.close()
     with pytest.raises((Unavailable, asyncio.CancelledError)):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 20)
     own_redis.resume()
     await until(lambda: waiting.done())

@@ -128,7 +128,7 @@ async def test_what_comes_before_or_after_a_body_and_never_ends_is_a_failure(
 
     async with scripted(script) as server, asking() as upstream:
         with pytest.raises(UpstreamFailure) as caught:
-            await asyncio.wait_for(body_of(upstream, preset(server.url)), 10)
+            await asyncio.wait_for(body_of(upstream, preset(server.url)), 20)
     assert (caught.value.code, caught.value.state) == ("upstream_cut", "truncated")
     assert "\n" not in str(caught.value)
     assert sent < 16 << 20  # What the sockets between hold, at the most.
@@ -231,7 +231,7 @@ async def test_who_sends_what_nobody_asked_for_is_hung_up_on(garbage: bytes) -> 
 
     async with scripted(script) as server, asking() as upstream:
         assert await body_of(upstream, preset(server.url)) == WHOLE
-        await asyncio.wait_for(server.calls[0].left.wait(), 5)
+        await asyncio.wait_for(server.calls[0].left.wait(), 20)
         assert await body_of(upstream, preset(server.url)) == WHOLE
     assert sent < 32 << 20
 

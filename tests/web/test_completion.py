@@ -62,7 +62,7 @@ async def test_who_waits_is_a_viewer_and_who_leaves_is_none(shared_redis: RedisS
         url = await a.ticket()
         assert (await completion(a, url, "&wait=3&start=1"))["state"] == "streaming"
         assert not upstream.calls[0].left.is_set()
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 10)  # Nobody waits any more.
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)  # Nobody waits any more.
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "x", "inf"])
