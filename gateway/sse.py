@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 HEARTBEAT = b":\n"  # No blank line after it: some clients turn an empty block into an event.
+HEARTBEAT_EVENT = b"event: heartbeat\ndata: {}\n\n"  # Without an id: the reader's own stays.
 OURS = frozenset({b"failure", b"reset", b"gap", b"end"})
-RESERVED = frozenset({b"open", b"message", b"error", b"abort", b"readystatechange", b"snapshot"})
+RESERVED = frozenset(
+    {b"open", b"message", b"error", b"abort", b"readystatechange", b"snapshot", b"heartbeat"}
+)
 FRAMES = (b"data:", b"event:", b"id:", b"retry:", b":")  # What a stream can begin with.
 
 _BOM = b"\xef\xbb\xbf"
@@ -40,6 +43,11 @@ def encode(data: bytes, event_id: bytes, name: bytes = b"") -> bytes:
     if name:
         return b"event: %s\ndata: %s\nid: %s\n\n" % (name, data, event_id)
     return b"data: %s\nid: %s\n\n" % (data, event_id)
+
+
+def without_id(data: bytes) -> bytes:
+    """Return an event of nothing but its data."""
+    return b"data: %s\n\n" % data.replace(b"\n", b"\ndata: ")
 
 
 def lines(data: bytes, name: bytes = b"") -> bytes:

@@ -62,7 +62,7 @@ FENCES: dict[str, set[str]] = {
         *("web.sdk.answers", "web.sdk.callers", "web.sdk.completions", "web.sdk.errors"),
         *("web.sdk.kept_responses", "web.sdk.models", "web.sdk.replies"),
         *("web.users", "web.mount", "web.events", "web.channel", "web.composite"),
-        "web.raw_stream",
+        *("web.raw_stream", "web.heartbeats"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},

@@ -282,7 +282,7 @@ def test_any_other_name_is_kept(name: bytes) -> None:
 def test_the_contracts_names_are_all_guarded() -> None:
     assert {b"failure", b"reset", b"gap", b"end"} == OURS
     browsers = {b"open", b"message", b"error", b"abort", b"readystatechange"}
-    assert {*browsers, b"snapshot"} == RESERVED
+    assert {*browsers, b"snapshot", b"heartbeat"} == RESERVED
 
 
 def test_the_heartbeat_is_a_comment_and_one_newline() -> None:

@@ -12,7 +12,7 @@ MEMBERS = frozenset(("event", "data", "message_id", "ttl"))
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,99}")
 # What the gateway says itself on any stream, now or later.
-_KEPT = OURS | RESERVED | {b"snapshot", b"retry"}
+_KEPT = OURS | RESERVED | {b"retry"}
 _LONGEST = 255
 
 

@@ -31,6 +31,7 @@ _CUT = "upstream_cut"
 _TIMED = frozenset({_CUT, "upstream_stalled"})
 _UNREAD = frozenset({"upstream_refused", "upstream_misconfigured"})  # No model has seen it.
 _LONGEST = 8.0  # Seconds between two attempts where the upstream does not say.
+_OVER = 3  # Times that an answer may be over and have no rest: its last event may be on its way.
 _NOW: AbstractAsyncContextManager[None] = nullcontext()
 
 
@@ -53,7 +54,7 @@ class Asking(Protocol):
 class Attempts:
     """The requests of a run; `permit` returns when it may spend money, or raises Fenced."""
 
-    __slots__ = ("_is_new", "_permit", "_plan", "_run", "_source", "_tries", "_vain")
+    __slots__ = ("_is_new", "_over", "_permit", "_plan", "_run", "_source", "_tries", "_vain")
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class Attempts:
         self._plan = plan
         self._is_new = True  # Not the rest of one that was sent.
         self._tries = 0  # Of the preset at hand.
-        self._vain = 0  # Times in a row that the rest was asked for, and nothing came.
+        self._vain = 0  # Times in a row that the rest was asked for, and nothing came,
+        self._over = 0  # and the answer was over.
 
     async def make(self) -> None:
         """Ask until there is an answer, and take it in; raises UpstreamFailure."""
@@ -187,9 +189,19 @@ class Attempts:
         logger.info("%s: re-attached after %s", run.log.stream_id, failed)
         self._vain = self._vain + 1 if rest.last == source.last else 0
         self._source = rest
+        if await self._is_all(failed):
+            return False
         if self._vain:  # Longer each time, whatever is told: it may be a thousandth of a second.
             await asyncio.sleep(max(failed.retry_after or 0.0, _backoff(self._vain + 1)))
         return True
+
+    async def _is_all(self, failed: UpstreamFailure) -> bool:
+        """Whether nothing follows, as of an answer that failed and does not tell so in its rest."""
+        empty = self._vain and failed.code == _CUT
+        look = self._look(self._source, self._run.preset) if empty else None
+        over = look is not None and not await look
+        self._over = self._over + 1 if over else 0
+        return self._over >= _OVER
 
 
 def _backoff(times: int) -> float:

@@ -1,6 +1,7 @@
 """Endings: the states of a stream, the way from one to another, and what the last events tell."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ EndState = Literal["done", "cancelled", "truncated", "stalled", "failed", "inter
 State = Literal["cached", "starting", "streaming"] | EndState
 _S = TypeVar("_S", bound=str)
 _NO_BILL = Bill()
+_LONGEST = 24 * 3600  # Seconds that an upstream may tell to wait.
 
 # Every state and where it may go. `streaming` is `starting` with an event in the log.
 MOVES: dict[str, frozenset[State]] = {
@@ -64,11 +66,20 @@ class Ending:
 
 
 def failure(
-    code: str, message: str, *, retryable: bool, status: int | None = None
+    code: str,
+    message: str,
+    *,
+    retryable: bool,
+    status: int | None = None,
+    retry_after: float | None = None,
 ) -> dict[str, Any]:
-    """Return the data of a `failure` event."""
+    """Return the data of a `failure` event; `retry_after` in seconds."""
     data: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
-    return data if status is None else {**data, "status": status}
+    if status is not None:
+        data["status"] = status
+    if retry_after is not None:
+        data["retry_after"] = min(_LONGEST, math.ceil(retry_after))
+    return data
 
 
 def natural_ending(completion: CompletionState, *, strayed: bool) -> Ending | None:

@@ -1,7 +1,8 @@
 """Registry: what runs on this replica, and how many streams that are.
 
 An ended stream stays in it for two leases more: its owner writes it again if Redis comes back
-empty.
+empty. So does the log of one that was ended here in a dead owner's place: that owner may only have
+been paused, and would write on where Redis forgot the end.
 """
 
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
@@ -12,6 +13,7 @@ from gateway.config.presets import Preset
 from gateway.eventlog.entries import EntryBatch
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
+from gateway.eventlog.writer import EventLog
 from gateway.limits.subjects import Limits
 from gateway.runs.endings import Ending
 from gateway.runs.intake import RunLimits
@@ -21,6 +23,8 @@ from gateway.sse import Event
 from gateway.telemetry.base import Telemetry
 from gateway.upstream.client import UpstreamRequest
 from gateway.upstream.protocols.base import CompletionState
+
+_KEPT = 64 << 20  # Bytes of logs that others began: a dead replica may have run thousands.
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class RunRegistry(Mapping[str, Run]):
         self._live = live
         self._telemetry = telemetry
         self._runs: dict[str, Run] = {}
+        self._kept: dict[str, tuple[EventLog, float]] = {}  # With the time of its end.
+        self._kept_bytes = 0
 
     def __getitem__(self, stream_id: str) -> Run:
         return self._runs[stream_id]
@@ -85,12 +91,19 @@ class RunRegistry(Mapping[str, Run]):
     @property
     def unsure(self) -> bool:
         """Whether Redis may lack something of any stream here."""
-        return any(run.log.unsure for run in self._runs.values())
+        return any(log.unsure for log in self.logs())
+
+    def logs(self) -> Iterator[EventLog]:
+        """Return the logs of all runs, and those that are kept without one."""
+        yield from [run.log for run in self._runs.values()]
+        yield from [log for log, _ in self._kept.values()]
 
     def owes(self, stream_id: str) -> bool:
         """Whether a stream is to be written again here, should Redis have forgotten it."""
-        run = self._runs.get(stream_id)
-        return run is not None and (run.active or run.log.unsure)
+        run, (kept, _) = self._runs.get(stream_id), self._kept.get(stream_id, (None, 0.0))
+        if run is not None and (run.active or run.log.unsure):
+            return True
+        return kept is not None and kept.unsure
 
     def begin(self, record: Record, preset: Preset, start: Start) -> None:
         """Run what Redis has given to this replica."""
@@ -106,6 +119,7 @@ class RunRegistry(Mapping[str, Run]):
             run.stop(start.ending)
         if before := self._runs.get(stream_id):
             self._writer.close(before.log)  # It had ended here, and Redis forgot it.
+        self._drop(stream_id)
         self._runs[stream_id] = run
         self.count += 1
         self._limits.streams.take(record.subject)
@@ -146,3 +160,29 @@ class RunRegistry(Mapping[str, Run]):
         self._writer.close(run.log)
         if self._fanout.get(stream_id) is run.tail:
             self._fanout.forget(stream_id)
+
+    def keep(self, log: EventLog) -> None:
+        """Keep a log that was sealed here without a run; close one without an end, or room."""
+        sealed = bool(log.entries) and bool(log.entries[-1].state)
+        if not sealed or log.fenced or self._kept_bytes + log.size > _KEPT:
+            self._writer.close(log)
+            return
+        self._drop(log.stream_id)
+        self._kept[log.stream_id] = log, clock.now()
+        self._kept_bytes += log.size
+
+    def forget_kept(self, until: float) -> list[str]:
+        """Drop what is kept since before then; return the streams that may lack their end."""
+        over = [
+            (stream_id, log)
+            for stream_id, (log, since) in self._kept.items()
+            if log.fenced or (since < until and not log.unsure)
+        ]
+        for stream_id, _ in over:
+            self._drop(stream_id)
+        return [stream_id for stream_id, log in over if log.fenced]
+
+    def _drop(self, stream_id: str) -> None:
+        if kept := self._kept.pop(stream_id, None):
+            self._kept_bytes -= kept[0].size
+            self._writer.close(kept[0])

@@ -266,5 +266,11 @@ class Run:
 
 
 def _ending(failed: UpstreamFailure) -> Ending:
-    told = failure(failed.code, failed.message, retryable=failed.retryable, status=failed.status)
+    told = failure(
+        failed.code,
+        failed.message,
+        retryable=failed.retryable,
+        status=failed.status,
+        retry_after=failed.retry_after,
+    )
     return Ending(failed.state, told)

@@ -15,6 +15,7 @@ from gateway.config.presets import Preset
 from gateway.errors import Fenced, Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.eventlog.group_commit import GroupCommit
+from gateway.eventlog.writer import EventLog
 from gateway.membership.control import ControlChannel, Handler
 from gateway.membership.heartbeat import Heartbeat
 from gateway.membership.suspects import Suspects
@@ -258,7 +259,7 @@ class RunSupervisor:
                 dead = self._heartbeat.deaths(owners)
                 self._writer.look_at_connection()
                 if paused:  # Others may have taken these over, and their upstreams may be silent.
-                    self._doubt(self._registry.active)
+                    self._doubt(run.log for run in self._registry.active)
                 self.cancellation.carry_out(cancels)
                 if lost:
                     logger.warning("the store came back without its memory")
@@ -286,18 +287,18 @@ class RunSupervisor:
         over = await self._notification.over()
         await self._takeover.reclaim(lambda each: each in over or self._holds(each))
 
-    def _in_datasets(self, datasets: Collection[str]) -> list[Run]:
+    def _in_datasets(self, datasets: Collection[str]) -> list[EventLog]:
         at = self._records.store.dataset_key_of
-        return [run for run in self._registry.values() if at(run.log.stream_id) in datasets]
+        return [log for log in self._registry.logs() if at(log.stream_id) in datasets]
 
     def _asked_in(self, datasets: Collection[str]) -> dict[str, str]:
         at = self._records.store.dataset_key_of
         asked = {each: run.asked for each, run in self._registry.items()}
         return {each: name for each, name in asked.items() if name and at(name) in datasets}
 
-    def _doubt(self, runs: Iterable[Run]) -> None:
-        for run in runs:
-            run.log.doubt()
+    def _doubt(self, logs: Iterable[EventLog]) -> None:
+        for log in logs:
+            log.doubt()
 
     async def _sweeps(self) -> None:
         before = clock.now()
@@ -323,6 +324,8 @@ class RunSupervisor:
                 self._registry.forget(run)
                 if run.log.fenced:  # Its writing broke, perhaps: then its end is not stored again.
                     self._takeover.orphan(stream_id)
+        for stream_id in self._registry.forget_kept(until):
+            self._takeover.orphan(stream_id)
 
     def _check(self, run: Run, now: float) -> None:
         try:

@@ -201,8 +201,8 @@ class Takeover:
             record = None if held(stream_id) else await self._records.read(stream_id)
             if held(stream_id):
                 continue
-            if stream_id in self._taking_over:
-                self.orphan(stream_id)  # In a dead one's name, who may not have run it.
+            if stream_id in self._taking_over or self._registry.owes(stream_id):
+                self.orphan(stream_id)  # In a dead one's name, who may not have run it; or kept.
             elif _is_of(record, me):
                 await self._take_over(stream_id, self._broken_off.get(stream_id, me))
             else:
@@ -305,7 +305,7 @@ class Takeover:
             logger.info("%s: a third replica was faster", stream_id)
             return False
         finally:
-            self._writer.close(log)
+            self._registry.keep(log)  # Its owner may only have been paused.
             self._fanout.mark([stream_id])
 
 

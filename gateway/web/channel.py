@@ -13,10 +13,11 @@ from gateway.store.keys import channel_id
 from gateway.web.composite import CompositeStream
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.event_stream import EventStream
+from gateway.web.heartbeats import HeartbeatEvents
 from gateway.web.openings import Openings
 from gateway.web.parts import Asked, Part, Parts
 from gateway.web.positions import MOST, channel_place, positions
-from gateway.web.requests import accepts, form_of, last_event_id
+from gateway.web.requests import View, accepts, last_event_id, view_of
 from gateway.web.responses import Retry
 
 
@@ -47,20 +48,28 @@ class ChannelEndpoint:
         start = request.query_params.get("from", "")
         if start not in ("", "start"):
             raise Rejected("bad_request", "`from` is `start`, or not there.")
-        if asked := self._asked(request, subject):
-            return await self._composite(asked, last_event_id(request), None if start else END)
+        view = view_of(request)
+        if view.is_text_alone:
+            raise Rejected("bad_request", f"`{view.form}` is the text of one stream, unnamed.")
+        stream = await self._stream(request, subject, view, None if start else END)
+        return HeartbeatEvents(stream) if view.heartbeats else stream
+
+    async def _stream(
+        self, request: Request, subject: str, view: View, start: EventId | None
+    ) -> AnyResponse:
         wanted = last_event_id(request)
-        place = channel_place(wanted) if wanted else None if start else END
+        if asked := self._asked(request, subject, view):
+            return await self._composite(asked, wanted, start)
+        place = channel_place(wanted) if wanted else start
         opened = await self._opened(subject, place)
         first = self._retry.line()
         if place == END:  # Without an id a browser that is cut now would miss what comes.
             first += position(str(opened.viewer.at or NOTHING).encode())
         return EventStream(self._fanout, opened, first)
 
-    def _asked(self, request: Request, subject: str) -> Asked | None:
+    def _asked(self, request: Request, subject: str, view: View) -> Asked | None:
         """Return what is asked for with tickets, None if there are none; raises Rejected."""
-        query = request.query_params
-        given = query.getlist("ticket")
+        given = request.query_params.getlist("ticket")
         if not given:
             return None
         if len(given) > MOST:
@@ -70,9 +79,7 @@ class ChannelEndpoint:
             raise Rejected("ticket_not_found")
         if len({each.stream_id for each in tickets}) < len(tickets):
             raise Rejected("bad_tickets", "Two are of the same stream.")
-        if (form := form_of(request)) == "raw":
-            raise Rejected("bad_request", "`raw` is the text of one stream, and has no names.")
-        return Asked(subject, tickets, query.get("snapshot") == "1", form == "text")
+        return Asked(subject, tickets, view.snapshot, view.form == "text")
 
     async def _composite(self, asked: Asked, wanted: str, start: EventId | None) -> AnyResponse:
         told = positions(wanted, [each.stream_id for each in asked.tickets], start)

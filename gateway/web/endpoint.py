@@ -16,7 +16,7 @@ from gateway.telemetry.base import Telemetry
 from gateway.web.life import Life
 from gateway.web.mount import Mount
 from gateway.web.origins import Origins
-from gateway.web.requests import accepts, cookies_of
+from gateway.web.requests import TEXT_ALONE, accepts, cookies_of
 from gateway.web.responses import Headers, Retry, rejected, unavailable
 
 logger = logging.getLogger("gateway.web.endpoint")
@@ -133,8 +133,9 @@ class Methods:
 
     def opens_stream(self, request: Request) -> bool:
         """Whether a caller gives up for ever on anything but a stream."""
-        raw = request.query_params.get("format") == "raw"
-        return request.method == "GET" and accepts(request)[0] and not raw
+        if request.query_params.get("format") in TEXT_ALONE:
+            return False
+        return request.method == "GET" and accepts(request)[0]
 
     async def _dispatch(self, request: Request) -> AnyResponse:
         self._life.check()

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 from gateway.errors import Rejected
 
 _PORTS = {"http": 80, "https": 443}
-_EXPOSED = b"Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy, X-Should-Retry"
+_EXPOSED = (
+    b"Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy, X-Should-Retry, "
+    b"X-Request-Id, Request-Id"
+)
 
 
 class Origins:

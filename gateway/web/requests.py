@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from starlette.requests import Request
 
@@ -12,6 +13,7 @@ from gateway.upstream.request_body import RequestBody
 
 _PARTS = 64  # Of an Accept that are looked at.
 _LONGEST_WAIT = 60  # Seconds.
+TEXT_ALONE = ("raw", "plain")  # Forms in which nothing can be told beside the text.
 
 
 def accepts(request: Request) -> tuple[bool, bool]:
@@ -44,14 +46,33 @@ def _ranges(request: Request) -> dict[str, bool]:
     return ranges
 
 
-def form_of(request: Request) -> str:
-    """Return the form that a stream is asked for in, "" for events as they are; raises Rejected."""
-    form = request.query_params.get("format", "")
-    if form not in ("", "text", "raw"):
-        raise Rejected("bad_request", "`format` is `text` or `raw`, or not there.")
-    if form == "raw" and request.scope["http_version"] == "1.0":
+class View(NamedTuple):
+    """How a stream is to be shown; without a form its events are as they are logged."""
+
+    form: str = ""
+    snapshot: bool = False
+    heartbeats: bool = False  # As events, and not as comments.
+
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether nothing can be told beside the text."""
+        return self.form in TEXT_ALONE
+
+
+def view_of(request: Request) -> View:
+    """Return how a stream is asked for; raises Rejected."""
+    query = request.query_params
+    form, heartbeat = query.get("format", ""), query.get("heartbeat", "")
+    if form not in ("", "text", *TEXT_ALONE):
+        raise Rejected("bad_request", "`format` is `text`, `raw` or `plain`, or not there.")
+    if heartbeat not in ("", "event"):
+        raise Rejected("bad_request", "`heartbeat` is `event`, or not there.")
+    view = View(form, query.get("snapshot") == "1", heartbeat == "event")
+    if view.is_text_alone and view.heartbeats:
+        raise Rejected("bad_request", f"`{form}` is the text alone: there is no heartbeat in it.")
+    if view.is_text_alone and request.scope["http_version"] == "1.0":
         raise Rejected("bad_request", "HTTP/1.0 cannot tell a cut from an end: ask in HTTP/1.1.")
-    return form
+    return view
 
 
 def cookies_of(request: Request) -> Cookies:

@@ -13,9 +13,11 @@ from gateway.runs.redemption import NothingMore, Opened, Redemption
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.web.endpoint import AnyResponse, Guards
 from gateway.web.event_stream import EventStream
+from gateway.web.heartbeats import HeartbeatEvents
 from gateway.web.openings import Openings
+from gateway.web.plain_stream import PlainStream
 from gateway.web.raw_stream import RawStream
-from gateway.web.requests import accepts, accepts_text, form_of, last_event_id
+from gateway.web.requests import accepts, accepts_text, last_event_id, view_of
 from gateway.web.responses import Retry, nothing_more, reply, unanswered
 
 
@@ -44,7 +46,7 @@ class StreamEndpoints:
     async def stream(self, request: Request) -> AnyResponse:
         """GET /stream: redeem a ticket, or go on with its stream."""
         subject = await self._guards.viewer(request)
-        raw = form_of(request) == "raw"
+        raw = view_of(request).form == "raw"
         if not (accepts_text(request) if raw else accepts(request)[1]):
             kind = "text/plain" if raw else "text/event-stream"
             raise Rejected("not_acceptable", f"Send Accept: {kind}.")
@@ -52,24 +54,27 @@ class StreamEndpoints:
 
     async def open(self, request: Request, ticket: Ticket, subject: str) -> AnyResponse:
         """Answer with a ticket's stream, from where its caller left it."""
-        wanted, query = last_event_id(request), request.query_params
-        if form_of(request) == "raw":
-            return await self._raw(ticket, subject, wanted)
-        snapshot = query.get("snapshot") == "1"
-        opening = await self.openings.open(ticket, subject, wanted, snapshot=snapshot)
+        wanted, view = last_event_id(request), view_of(request)
+        if view.is_text_alone:
+            kind = PlainStream if view.form == "plain" else RawStream
+            return await self._text_alone(kind, ticket, subject, wanted)
+        opening = await self.openings.open(ticket, subject, wanted, snapshot=view.snapshot)
         if isinstance(opening, NothingMore):
             return nothing_more()
-        first, text = self._retry.line(), query.get("format") == "text"
-        return EventStream(self._fanout, opening.opened, first, text=text, before=opening.before)
+        first, text = self._retry.line(), view.form == "text"
+        stream = EventStream(self._fanout, opening.opened, first, text=text, before=opening.before)
+        return HeartbeatEvents(stream) if view.heartbeats else stream
 
-    async def _raw(self, ticket: Ticket, subject: str, wanted: str) -> AnyResponse:
+    async def _text_alone(
+        self, kind: type[RawStream], ticket: Ticket, subject: str, wanted: str
+    ) -> AnyResponse:
         record = await self._redemption.record(ticket, subject)
         begin = wanted
         if not wanted and record.attempts > 1:  # What is before a `reset` could not be taken back.
             begin = (await self._snapshots.of(record)).began
         opened = await self._redemption.open(ticket, subject, begin)
         if isinstance(opened, Opened):
-            return RawStream(self._fanout, opened, self._retry, more=bool(wanted))
+            return kind(self._fanout, opened, self._retry, more=bool(wanted))
         record = await self._redemption.record(ticket, subject)
         if record.state == "done":
             return nothing_more()

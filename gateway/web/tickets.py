@@ -27,13 +27,13 @@ from gateway.web.mount import Mount
 from gateway.web.requests import (
     accepts,
     body_of,
-    form_of,
     idempotency_key,
     idempotent_stream_id,
     is_retry,
     last_event_id,
     stream_ref,
     too_large,
+    view_of,
 )
 from gateway.web.responses import issued, left_headers
 from gateway.web.streams import StreamEndpoints
@@ -100,7 +100,7 @@ class TicketEndpoints:
         at_once = accepts(request)[0]
         if at_once:
             self._life.check_stays()
-            form_of(request)
+            view_of(request)
         key = idempotency_key(request)
         position = EventId.parse(last_event_id(request)) if at_once else None
         if at_once and position is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.runs import attempts
 from tests.kept import KEPT, keeps, kind, use_kept_chat
 from tests.support import (
     OK,
@@ -118,12 +119,45 @@ async def test_a_rest_that_breaks_again_is_asked_for_again() -> None:
 
 
 async def test_a_rest_that_is_refused_ends_truncated_and_nothing_new_is_asked_for() -> None:
-    async with gateway(script(create=cuts, rest=sends(GONE))) as (gate, upstream):
+    ways = script(create=cuts, rest=sends(GONE), stop=sends(said(b"")))
+    async with gateway(ways) as (gate, upstream):
         got = await gate.read(await gate.ticket(ask(n=2)))
         await until(lambda: kinds(upstream)[-1] == "stop")
     assert (got.end["state"], got.end["attempts"]) == ("truncated", 1)
     assert got.failure["code"] == "upstream_cut"
     assert kinds(upstream) == ["create", "rest", "stop"]
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no pause between two tries be a long one."""
+    monkeypatch.setattr(attempts, "_LONGEST", 0.05)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_an_answer_that_is_over_and_has_no_rest_is_not_asked_for_for_ever() -> None:
+    """As one that has failed, and whose last event its upstream did not keep."""
+    ways = script(create=cuts, rest=sends(OK), look=sends(said(b"over")), stop=sends(said(b"")))
+    async with gateway(ways) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+    assert (got.end["state"], got.end["attempts"]) == ("truncated", 1)
+    assert got.failure["code"] == "upstream_cut"
+    assert kinds(upstream)[:7] == ["create", *["rest", "look"] * 3]
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_an_answer_that_goes_on_is_asked_for_however_often_there_is_no_rest_yet() -> None:
+    asked: list[Call] = []
+
+    async def rest(call: Call) -> None:
+        asked.append(call)
+        await (keeps(call) if len(asked) == 5 else call.send(OK))
+
+    ways = script(create=cuts, rest=rest, look=sends(said(b"running")))
+    async with gateway(ways) as (gate, upstream):
+        got = await gate.read(await gate.ticket(ask(n=2)))
+    assert (got.data, got.end["state"], got.end["attempts"]) == (KEPT, "done", 1)
+    assert kinds(upstream).count("create") == 1
 
 
 async def test_a_connection_that_breaks_before_the_first_event_is_truncated() -> None:

@@ -315,6 +315,32 @@ async def test_a_paused_owner_whose_stream_was_asked_again_hangs_up_and_shows_th
     assert len(upstream.calls) == 2
 
 
+async def test_an_end_in_a_paused_owner_s_place_outlives_a_redis_that_forgets_it(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """Else the owner wakes up, writes on, and one viewer has more than was ended for another."""
+    async with (
+        scripted(dies) as upstream,
+        running(redis_url=own_redis.url, upstream_url=upstream.url, grace=9, lease=3) as b,
+        owner(own_redis.url, upstream.url, tmp_path) as a,
+        client(a.url) as http,
+    ):
+        url = await b.ticket()
+        on_a = asyncio.create_task(read(http, url, headers=ALICE))
+        await until(lambda: upstream.calls)
+        await ends(b, url, "streaming")
+        a.signal(signal.SIGSTOP)
+        on_b = await b.read(url)
+        assert (on_b.end["state"], on_b.data[:2]) == ("interrupted", LOST)
+        own_redis.kill()
+        own_redis.start()
+        await ends(b, url, "interrupted")
+        a.signal(signal.SIGCONT)
+        assert (await asyncio.wait_for(on_a, 20)).events == on_b.events
+        assert (await b.read(url)).events == on_b.events
+    assert len(upstream.calls) == 1
+
+
 # Not asked again
 
 

@@ -190,7 +190,7 @@ async def test_an_event_keeps_its_name(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["failure", "reset", "gap", "end", "open", "abort", "readystatechange"],
+    ["failure", "reset", "gap", "end", "open", "abort", "readystatechange", "heartbeat"],
 )
 async def test_a_name_of_ours_or_of_the_browsers_gets_a_prefix(name: str) -> None:
     got = await shown(f"event: {name}\ndata: x\n\n".encode())

@@ -22,6 +22,7 @@ class Problem(NamedTuple):
     code: str
     message: str
     again: bool = False  # Whether an SDK may ask again by itself: nothing can have been paid for.
+    after: int | None = None  # Seconds that the upstream said to wait before.
 
 
 CANCELLED = Problem(409, "cancelled", "The stream was cancelled.")
@@ -36,7 +37,9 @@ def problem_of(failure: Mapping[str, Any] | None) -> Problem:
     if code == "upstream_refused" and isinstance(told, int) and 400 <= told < 600:
         status = told
     again = asked_nobody(failure) and bool(failure.get("retryable"))
-    return Problem(status, code, str(failure.get("message", "")), again)
+    wait = failure.get("retry_after")
+    after = wait if again and isinstance(wait, int) else None
+    return Problem(status, code, str(failure.get("message", "")), again, after)
 
 
 def asked_nobody(failure: Mapping[str, Any]) -> bool:

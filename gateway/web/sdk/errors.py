@@ -72,4 +72,6 @@ def failed(api: Api, problem: Problem) -> Response:
         **api.error(problem),
     }
     headers = {"Cache-Control": "no-store", **({} if problem.again else _NO_RETRY)}
+    if problem.after is not None:
+        headers["Retry-After"] = str(problem.after)
     return Response(json.dumps(told), problem.status, headers, "application/problem+json")

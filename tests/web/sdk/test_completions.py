@@ -240,6 +240,22 @@ async def test_a_key_begins_another_stream_where_nobody_was_asked_and_then_no_mo
         assert len(upstream.calls) == 3
 
 
+async def test_an_upstream_that_says_when_to_come_back_is_passed_on() -> None:
+    """SDKs wait as long before they ask again; without it, half a second."""
+    no = b"HTTP/1.1 429 No\r\nRetry-After: 899.2\r\nContent-Length: 0\r\n\r\n"
+
+    async def script(call: Call) -> None:
+        await call.send(no)
+
+    async with gateway(script, **KEYED) as (gate, _):
+        answer = await post(gate, **{"X-Subject": "alice"})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "900")
+        assert "X-Should-Retry" not in answer.headers
+        ticket = answer.headers["Content-Location"].partition("ticket=")[2].partition("&")[0]
+        page = await gate.http.get("/stream", params={"ticket": ticket}, headers=gate.cookie())
+        assert b'"status":429,"retry_after":900}' in page.content
+
+
 async def test_a_key_begins_one_stream_whatever_form_is_asked_for() -> None:
     async with pretended() as base, before(base) as gate, CHAT.client(gate.url) as client:
         key = {"extra_headers": {"Idempotency-Key": "one"}}
