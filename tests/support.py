@@ -233,9 +233,10 @@ async def running(upstream: Upstream | None = None, /, **changes: Any) -> AsyncI
 def client(url: str) -> httpx.AsyncClient:
     """Return an HTTP client without cookies or limits of its own.
 
-    It leaves an idle connection before the server does, at 5 s: what meets the close is lost.
+    It leaves an idle connection long before the server does, at 5 s: what meets the close is lost,
+    also where the machine stands still for seconds.
     """
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=0.5)
     return httpx.AsyncClient(base_url=url, timeout=20, limits=limits, trust_env=False)
 
 

@@ -138,7 +138,7 @@ async def test_what_ended_is_freed_at_once_however_it_ended() -> None:
         else:
             await call.send(WHOLE)
 
-    async with scripted(script) as upstream, running(upstream_url=upstream.url) as served:
+    async with scripted(script) as upstream, running(upstream_url=upstream.url, lease=1) as served:
         ends = ["done", "cancelled", "truncated"]
         urls = [await served.ticket(ask(how)) for how in ends]
         reading = [asyncio.create_task(served.read(url)) for url in urls]

@@ -324,7 +324,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
                 await asyncio.wait_for(reading, 20)
                 assert served.process.poll() is None, "its run goes on"
                 served.signal(signal.SIGTERM)
-                code = await asyncio.to_thread(served.wait, 5)
+                code = await asyncio.to_thread(served.wait)
             assert code == 0
             assert "Traceback" not in said(served)
 
