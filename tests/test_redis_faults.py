@@ -341,7 +341,7 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
         await call.send(sse(chunk("", finish="stop"), b"[DONE]"))
 
     store = RedisClient(own_redis.url)
-    async with scripted(large) as upstream, site(own_redis, upstream, grace="1.5") as at:
+    async with scripted(large) as upstream, site(own_redis, upstream, grace="3", lease="2") as at:
         urls = [await at.ticket() for _ in range(8)]
         await asyncio.gather(*(at.read(0, url, enough=at_least(1)) for url in urls))
         viewers = [Seen() for _ in urls]
