@@ -3,11 +3,18 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gateway.store.client import RedisClient
 from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
+
+# An example that takes long shows a busy machine: by itself it would be a failure.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # They judge time or memory, most of other processes: tracing the crowd in this one only slows it.
 CROWDS = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,23 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()
 
 
+def _own_ports() -> Iterator[int]:
+    """Yield this worker's ports, round and round; the system gives none of them to who asks."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    first = 10_240 + worker % 15 * 640
+    for number in count(os.getpid()):
+        yield first + number % 640
+
+
+_PORTS = _own_ports()
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free until its server has it, also if that is killed meanwhile."""
+    while True:
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port := next(_PORTS)))
+            return port
 
 
 def wait_for_port(port: int, seconds: float = 20) -> None:

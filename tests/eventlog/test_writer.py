@@ -887,7 +887,6 @@ async def test_what_one_server_said_of_a_log_is_not_acted_upon_at_another(
             await store.close()
 
 
-@pytest.mark.timeout(20)
 async def test_a_log_that_went_to_another_server_is_not_written_by_the_committer_it_left(
     shared_redis: RedisServer,
 ) -> None:
