@@ -390,7 +390,7 @@ async def test_a_bare_event_source_behaves_also_where_it_ends_badly(fault: str) 
         url = await served.ticket()
         if fault == "cancelled":
             await served.http.delete(url, headers=ALICE)
-        got = await follow(served.http, lambda: url, ALICE, 10)
+        got = await follow(served.http, lambda: url, ALICE)
         assert (got.status, got.names.count("end")) == (204, 1)
         assert len(upstream.calls) == (fault != "cancelled")
 
@@ -418,7 +418,7 @@ async def test_a_bare_event_source_behaves_when_it_comes_too_late() -> None:
     ):
         url = await served.ticket()
         await until(lambda: _expired(served.http, url))
-        assert (await follow(served.http, lambda: url, ALICE, 5)).status == 410
+        assert (await follow(served.http, lambda: url, ALICE)).status == 410
         assert upstream.calls == []
 
 

@@ -233,7 +233,7 @@ async def test_an_eviction_is_not_over_while_a_stream_is_named(store: RedisClien
         await store.call("SADD", runs_key(paused.replica, tag), "new")
     await successor.taken_over(paused.replica, ["stream"])
     await evicted(successor, paused.replica, but=["new"])
-    assert paused.replica in await renewed(successor)
+    await seen_dead(successor, paused.replica)
     await successor.taken_over(paused.replica, ["new"])
     await evicted(successor, paused.replica)
 
@@ -250,8 +250,8 @@ async def test_thousands_of_streams_are_taken_off_a_list(store: RedisClient) -> 
 async def test_the_dead_are_named_until_somebody_evicts_them(store: RedisClient) -> None:
     still, watcher = heartbeat(store), heartbeat(store)
     await renewed(still)
-    await seen_dead(watcher, still.replica)
-    assert await renewed(watcher) == [still.replica]
+    for _ in range(3):
+        await seen_dead(watcher, still.replica)
 
 
 async def test_a_replica_names_what_it_runs(store: RedisClient) -> None:

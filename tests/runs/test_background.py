@@ -219,7 +219,7 @@ async def drain(gate: Served, url: str) -> None:
     [
         (cancel, {}, "cancelled"),
         (wait, {"grace": 0.3}, "cancelled"),
-        (wait, {"max_run": 0.5}, "truncated"),
+        (wait, {"max_run": 1.5}, "truncated"),
         (drain, {"drain": 0.1}, "interrupted"),
     ],
     ids=["cancelled", "left by its last viewer", "too long", "drained"],

@@ -17,6 +17,7 @@ from tests.support import (
     Call,
     RedisServer,
     Script,
+    ScriptedUpstream,
     Served,
     Transcript,
     chunk,
@@ -291,7 +292,7 @@ async def later(call: Call, seconds: float) -> None:
 async def slow(call: Call) -> None:
     """The script of a completion that takes longer than the grace of these tests."""
     await call.send(OK, sse(chunk("Hel")))
-    await later(call, 2)
+    await later(call, 3.5)
     await call.send(sse(chunk("lo", finish="stop")))
 
 
@@ -313,16 +314,28 @@ async def ended(gate: Served, url: str) -> bool:
 async def test_a_viewer_of_another_replica_keeps_a_run_alive(shared_redis: RedisServer) -> None:
     redis_url = shared_redis.url
     async with (
-        gateway(slow, redis_url=redis_url, grace=0.6) as (gate, _),
-        running(redis_url=redis_url, grace=0.6) as other,
+        gateway(slow, redis_url=redis_url, grace=1.5) as (gate, upstream),
+        running(redis_url=redis_url, grace=1.5) as other,
     ):
-        url = await gate.ticket()
-        await gate.read(url, enough=lambda got: got.events)
-        assert (await other.read(url)).end["state"] == "done"
+        look = await moved(gate, upstream, other)
+        assert (await look).end["state"] == "done"
+
+
+async def moved(
+    gate: Served, upstream: ScriptedUpstream, other: Served
+) -> asyncio.Task[Transcript]:
+    """Look at a stream that runs here from another replica only, with no moment between."""
+    url = await gate.ticket()
+    here = start(gate, url)
+    await until(lambda: upstream.calls, "it runs")
+    there = start(other, url)
+    await until(lambda: other.gateway.fanout.viewers == 1, "it is watched elsewhere")
+    here.cancel()
+    return there
 
 
 async def test_one_viewer_of_two_keeps_a_run_alive() -> None:
-    async with gateway(slow, grace=0.6) as (gate, _):
+    async with gateway(slow, grace=1.5) as (gate, _):
         url = await gate.ticket()
         look = start(gate, url)
         await gate.read(url, enough=lambda got: got.events)
@@ -334,13 +347,10 @@ async def test_a_viewer_behind_a_store_that_is_away_is_not_taken_for_gone(
 ) -> None:
     """The grace is counted only while the store answers."""
     async with (
-        gateway(slow, redis_url=own_redis.url, grace=0.9, lease=10) as (gate, _),
-        running(redis_url=own_redis.url, grace=0.9, lease=10) as other,
+        gateway(slow, redis_url=own_redis.url, grace=1.2, lease=10) as (gate, upstream),
+        running(redis_url=own_redis.url, grace=1.2, lease=10) as other,
     ):
-        url = await gate.ticket()
-        await gate.read(url, enough=lambda got: got.events)
-        look = start(other, url)
-        await until(lambda: other.gateway.fanout.viewers == 1)
+        look = await moved(gate, upstream, other)
         own_redis.pause()
         await asyncio.sleep(1.5)  # Not for a state: the store is away for that long.
         own_redis.resume()

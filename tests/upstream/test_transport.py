@@ -276,8 +276,8 @@ async def test_a_name_whose_first_address_is_dead_is_reached_by_the_next(
             for each in dead:
                 opened.enter_context(deaf(each, port or 0))
             started = time.monotonic()
-            assert await body_of(upstream, preset(url, connect=4)) == WHOLE
-            assert time.monotonic() - started < 2
+            assert await body_of(upstream, preset(url, connect=30)) == WHOLE
+            assert time.monotonic() - started < 10
         assert len(server.calls) == 1
 
 
@@ -293,9 +293,9 @@ async def test_all_addresses_together_have_the_time_of_one_connection(
         started = time.monotonic()
         async with asking() as upstream:
             with pytest.raises(UpstreamFailure) as caught:
-                await body_of(upstream, preset(f"http://many.test:{port}/", connect=0.8))
+                await body_of(upstream, preset(f"http://many.test:{port}/", connect=2))
     assert (caught.value.code, caught.value.sure) == ("upstream_unreachable", True)
-    assert 0.7 < time.monotonic() - started < 2
+    assert 1.8 < time.monotonic() - started < 5.5
 
 
 async def test_an_address_that_answers_at_once_is_not_raced(

@@ -42,7 +42,7 @@ async def test_the_wait_ends_with_the_answer_so_far(shared_redis: RedisServer) -
         url, began = await a.ticket(), time.monotonic()
         got = await completion(a, url, "&wait=1&start=1")
         assert (got["state"], got["text"]) == ("streaming", "Hel")
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < 20
 
 
 async def test_waiting_alone_redeems_nothing(shared_redis: RedisServer) -> None:

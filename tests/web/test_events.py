@@ -232,7 +232,7 @@ async def test_a_message_that_runs_out_while_it_is_read_is_whole_or_not_there(
                 await push(gate, user, "y" * 100_000)
             await asyncio.sleep(0.2)  # Not for a state: it runs out.
             parser, events = Parser(limit=1 << 26), list[Event]()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 async for chunk in came:
                     events += parser.feed(chunk)
                     if len(events) == 4:
@@ -388,13 +388,13 @@ async def test_a_message_that_has_run_out_is_not_shown_and_leaves_no_gap(redis_u
         page = Watcher(user)
         async with page.on(gate):
             for number in range(6):
-                ttl = {"ttl": 0.2} if number % 2 else {}
+                ttl = {"ttl": 1.5} if number % 2 else {}
                 await push(gate, user, f"m{number}", **ttl)
             await until(lambda: len(page.data) == 6)  # Who is there has them all.
             whole = Watcher(user, "?from=start")
             late = Watcher(user)
             late.last_id = page.events[0].id.decode()
-            await asyncio.sleep(0.25)  # Not for a state: they run out.
+            await asyncio.sleep(1.6)  # Not for a state: they run out.
             async with whole.on(gate), late.on(gate):
                 await push(gate, user, "end")
                 await until(lambda: whole.data[-1:] == late.data[-1:] == ["end"])
@@ -405,7 +405,7 @@ async def test_a_message_that_has_run_out_is_not_shown_and_leaves_no_gap(redis_u
 
 async def test_a_channel_whose_messages_have_all_run_out_goes_on(redis_url: str) -> None:
     user = new_id()
-    async with replica(redis_url, events_ttl=0.3) as gate:
+    async with replica(redis_url, events_ttl=1.5) as gate:
         ids = [await push(gate, user, f"m{number}") for number in range(3)]
         log = log_key(channel_id(user))
         await until(lambda: _gone(gate, log), "all has run out")

@@ -164,7 +164,7 @@ async def test_a_key_belongs_to_its_subject_and_preset() -> None:
 
 
 async def test_a_key_whose_ticket_ran_out_unredeemed_gives_a_new_one(redis_url: str) -> None:
-    async with gateway(redis_url=redis_url, start_by=0.3) as (gate, upstream):
+    async with gateway(redis_url=redis_url, start_by=1.5) as (gate, upstream):
         old = await gate.ticket(**KEY)
         await until(lambda: expired(gate, old))
         fresh = await gate.post(**KEY)
@@ -336,7 +336,7 @@ async def test_the_start_by_time_of_a_ticket_is_kept(redis_url: str) -> None:
 
 
 async def test_a_redeemed_ticket_outlives_its_start_by_time() -> None:
-    async with gateway(start_by=0.2) as (gate, upstream):
+    async with gateway(start_by=1.5) as (gate, upstream):
         url = await gate.ticket()
         first = await gate.read(url)
         other = await gate.ticket()
@@ -480,7 +480,7 @@ async def test_an_end_lost_between_two_looks_at_redis_is_not_taken_for_an_expire
 async def test_a_claim_lost_after_its_ticket_ran_out_sends_nobody_away(redis_url: str) -> None:
     """A failover took it, and its owner has not written it again yet."""
     held = Held()
-    async with gateway(held, redis_url=redis_url, start_by=0.5, lease=30) as (gate, upstream):
+    async with gateway(held, redis_url=redis_url, start_by=1.5, lease=30) as (gate, upstream):
         url = await gate.ticket()
         first = await gate.read(url, enough=events(1))
         stream_id = stream_id_of(gate, url)
