@@ -77,7 +77,10 @@ def test_the_version_is_the_packages() -> None:
 
 def test_without_a_command_it_says_which_there_are() -> None:
     shown = command("--help").stdout
-    for name in ("serve", "demo", "check", "streams", "usage", "cookie", "upstream", "page"):
+    for name in (
+        *("serve", "demo", "chat", "check", "streams", "usage", "push", "cookie"),
+        *("whois", "upstream", "page"),
+    ):
         assert f"\n  {name} " in shown
 
 
