@@ -119,12 +119,12 @@ class Storm:
         def where() -> str:
             return self._url(path, self._chance.randrange(2))
 
-        await follow(self._http, where, ALICE, 45, seen=seen)
+        await follow(self._http, where, ALICE, 120, seen=seen)
         assert seen.status == 204
         whole_once(seen, prompt, tokens)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_hundred_answers_outlive_kills_and_cuts_whole_in_order_and_paid_once(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
