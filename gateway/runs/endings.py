@@ -78,7 +78,7 @@ def failure(
     if status is not None:
         data["status"] = status
     if retry_after is not None:
-        data["retry_after"] = math.ceil(min(_LONGEST, retry_after))  # A digit too many is infinite.
+        data["retry_after"] = math.ceil(min(_LONGEST, retry_after))
     return data
 
 
