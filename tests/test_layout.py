@@ -10,6 +10,7 @@ from typing import TypeGuard
 import pytest
 
 import gateway
+from tests.conftest import LONG
 
 HOME = Path(gateway.__file__).parent
 TESTS = Path(__file__).parent
@@ -555,3 +556,8 @@ def test_every_script_is_run_by_somebody() -> None:
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert named == {Path(name).stem for name in SCRIPTS}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_files_that_begin_first_are_there(name: str) -> None:
+    assert (TESTS / name).is_file()
