@@ -9,6 +9,7 @@ import click
 
 from gateway.config import settings
 from gateway.config.settings import Settings
+from gateway.errors import SettingsError
 
 logger = logging.getLogger("gateway")
 
@@ -42,3 +43,9 @@ def load(flags: dict[str, Any]) -> Settings:
     for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
         logger.warning("%s", hint)
     return loaded
+
+
+def check_upstream(loaded: Settings) -> None:
+    """Raise SettingsError where there is nobody to ask."""
+    if not loaded.upstream_url and not loaded.presets:
+        raise SettingsError("GATEWAY_UPSTREAM_URL: missing; the full URL of a completion endpoint")
