@@ -573,6 +573,7 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             "/stream?ticket=t",
             "/tickets",
             "/tickets/fast",
+            "/chat/c1/stream",
             "/completion?ticket=t",
             "/usage",
             "/v1/messages",
@@ -580,6 +581,9 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
                 assert problem(answer) == (426, "https_required")
+        for call in ("/chat", "/chat/fast"):
+            answer = await at.http.post(call, json={}, headers=ALICE)
+            assert problem(answer) == (426, "https_required")
         answer = await https.post("/tickets", json=ask(), headers=ALICE)
         assert answer.status_code == 201
 
@@ -609,6 +613,8 @@ OURS = [
     "/tickets/fast",
     "/stream",
     "/stream/cancel",
+    "/chat/c1/stream",
+    "/chat/fast/c1/stream",
     "/completion",
     "/events",
     "/usage",
@@ -622,6 +628,7 @@ OURS = [
     "/healthz",
     "/readyz",
 ]
+CHATS = ["/chat", "/chat/fast"]  # By POST; a page there is the app's.
 THEIRS = [
     *(
         "/",
@@ -642,6 +649,7 @@ THEIRS = [
     ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
     *("/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/v1/responses/a/b", "/v1/messages/batches"),
+    *("/chat", "/chat/", "/chat/fast", "/chat/c1/streams", "/chat/a/b/c/stream", "/chats"),
     *("/healthz/", "/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
     *("/tickets%0A", "/stream%0A", "/healthz%0A"),
 ]
@@ -669,7 +677,11 @@ async def test_only_the_gateways_own_urls_are_taken_from_the_app(
                 theirs = [prefix + each for each in THEIRS] + (OURS if prefix else [])
                 for path in theirs:
                     assert (await http.get(f"{path}?ticket=t")).text == "of the app", path
-    assert taken == [prefix + each for each in OURS]
+                for path in [prefix + each for each in CHATS]:
+                    assert (await http.post(path)).text == "of the gateway", path
+                for path in ("/chat/", "/chat/a/b", "/a/chat"):
+                    assert (await http.post(prefix + path)).text == "of the app", path
+    assert taken == [prefix + each for each in OURS + CHATS]
 
 
 async def test_a_channel_is_watched_through_nginx_and_written_to_from_inside_alone(
