@@ -28,6 +28,9 @@ POSTS = ("sse.js",)
 # They never ask what follows an event: without ids, or as `/completion` says that there is no more.
 NEVER_ASK = ("fetch, `format=plain`", "fetch, `format=raw`", "gateway.js")
 
+# Polled by a timer: frames out of sight paint nothing, and so have no animation frames.
+_SAYS = "document.querySelector('#{}').textContent"
+
 
 @asynccontextmanager
 async def tab(there: World) -> AsyncIterator[Page]:
@@ -44,6 +47,9 @@ async def tab(there: World) -> AsyncIterator[Page]:
 async def read(tab: Page, name: str, case: Case) -> Report:
     """Show a client's page in a scene, and return what it says once it has settled."""
     frame = await shown(tab, case.page(CLIENTS[name]))
+    if case.way.cuts:
+        await frame.wait_for_function(_SAYS.format("answer"), polling=100)
+        case.way.shown.set()
     await _settled(frame, case.way, name)
     kind, _, what = (await frame.inner_text("#state")).partition(": ")
     text = await frame.text_content("#answer") or ""
@@ -65,11 +71,10 @@ async def shown(tab: Page, url: str) -> Frame:
 
 async def _settled(frame: Frame, way: Way, name: str) -> None:
     """Return once a page says what became of it, or will never say so."""
-    # By a timer: frames out of sight paint nothing, and so have no animation frames.
-    says = frame.wait_for_function("document.querySelector('#state').textContent", polling=100)
+    says = frame.wait_for_function(_SAYS.format("state"), polling=100)
     saying = asyncio.ensure_future(says)
     try:
-        await until(lambda: saying.done() or never_stops(way), f"{name} settles", seconds=120)
+        await until(lambda: saying.done() or never_stops(way), f"{name} settles", seconds=30)
     finally:
         saying.cancel()
         with suppress(asyncio.CancelledError, Error):

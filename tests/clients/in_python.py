@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -17,7 +17,7 @@ from tests.sdks import sdk
 
 PACKAGES = ("aiohttp", "aiohttp_sse_client", "anthropic", "requests", "sseclient")
 
-Read = Callable[[Case, dict[str, str]], Awaitable[Report]]
+Read = Callable[[Case, dict[str, str], Report], Coroutine[Any, Any, None]]
 
 
 def note(report: Report, name: str | None, data: str) -> None:
@@ -29,9 +29,8 @@ def note(report: Report, name: str | None, data: str) -> None:
             report.text += choice["delta"].get("content") or ""
 
 
-async def with_httpx_sse(case: Case, cookie: dict[str, str]) -> Report:
+async def with_httpx_sse(case: Case, cookie: dict[str, str], report: Report) -> None:
     """Read with httpx-sse."""
-    report = Report()
     try:
         async with (
             httpx.AsyncClient(timeout=120, trust_env=False) as http,
@@ -41,16 +40,14 @@ async def with_httpx_sse(case: Case, cookie: dict[str, str]) -> Report:
                 note(report, event.event, event.data)
     except Exception as error:
         report.error = type(error).__name__
-    return report
 
 
-async def with_sseclient(case: Case, cookie: dict[str, str]) -> Report:
+async def with_sseclient(case: Case, cookie: dict[str, str], report: Report) -> None:
     """Read with sseclient-py over requests."""
-    return await asyncio.to_thread(_with_sseclient, case, cookie)
+    await asyncio.to_thread(_with_sseclient, case, cookie, report)
 
 
-def _with_sseclient(case: Case, cookie: dict[str, str]) -> Report:
-    report = Report()
+def _with_sseclient(case: Case, cookie: dict[str, str], report: Report) -> None:
     with sdk("requests").Session() as session:
         session.trust_env = False
         headers = {**cookie, "Accept": "text/event-stream"}
@@ -60,12 +57,11 @@ def _with_sseclient(case: Case, cookie: dict[str, str]) -> Report:
                 note(report, event.event, event.data)
         except Exception as error:
             report.error = type(error).__name__
-    return report
 
 
-async def with_aiohttp(case: Case, cookie: dict[str, str]) -> Report:
+async def with_aiohttp(case: Case, cookie: dict[str, str], report: Report) -> None:
     """Read with aiohttp-sse-client."""
-    report, library = Report(), sdk("aiohttp_sse_client.client")
+    library = sdk("aiohttp_sse_client.client")
     logging.getLogger(library.__name__).setLevel(logging.CRITICAL)
     try:
         async with (
@@ -76,35 +72,34 @@ async def with_aiohttp(case: Case, cookie: dict[str, str]) -> Report:
                 note(report, event.type, event.data)
     except Exception as error:
         report.error = type(error).__name__
-    return report
 
 
-async def with_curl(case: Case, cookie: dict[str, str]) -> Report:
+async def with_curl(case: Case, cookie: dict[str, str], report: Report) -> None:
     """Read with curl, and look at what it prints."""
     options = ["--silent", "--no-buffer", "--noproxy", "*", "-H", f"Cookie: {cookie['Cookie']}"]
     process = await asyncio.create_subprocess_exec(
         "curl", *options, case.url, stdout=asyncio.subprocess.PIPE
     )
-    printed, _ = await process.communicate()
-    report = Report(error=f"exit code {process.returncode}" if process.returncode else "")
-    for event in Parser(1 << 20).feed(printed):
-        note(report, event.name.decode(), event.data.decode())
-    return report
+    assert process.stdout
+    parser = Parser(1 << 20)
+    while printed := await process.stdout.read(65536):
+        for event in parser.feed(printed):
+            note(report, event.name.decode(), event.data.decode())
+    if code := await process.wait():
+        report.error = f"exit code {code}"
 
 
 def with_sdk(of: Sdk) -> Read:
     """Return what reads with an official SDK."""
 
-    async def read(case: Case, cookie: dict[str, str]) -> Report:
-        report, got = Report(), list[dict[str, Any]]()
+    async def read(case: Case, cookie: dict[str, str], report: Report) -> None:
         more = {"extra_body": {key: case.body[key] for key in ("pretend",) if key in case.body}}
         try:
             async with of.client(case.way.url, max_retries=0) as made:
-                await of.into(got, made, **more)
+                async for event in await of.calls(made).create(**of.body, **more, stream=True):
+                    report.text += _text(event.model_dump(mode="json"))
         except Exception as error:
             report.error = type(error).__name__
-        report.text = "".join(map(_text, got))
-        return report
 
     return read
 

@@ -1,6 +1,7 @@
 /**
- * The clients of Node, each in each of its scenes: the argument is JSON of their cases, and a line of
- * JSON is printed for each that has ended. One that never does ends with this process.
+ * The clients of Node, each in each of its scenes: the argument is JSON of their cases. A line of JSON
+ * is printed for each that has begun, without a report, and for each that has ended, with it. One that
+ * never does ends with this process.
  */
 
 import Anthropic from "@anthropic-ai/sdk";
@@ -14,6 +15,27 @@ globalThis.window = globalThis;
 globalThis.document = { removeEventListener() {} };
 const { cookie, token, cases } = JSON.parse(process.argv[2]);
 const said = [{ role: "user", content: "Hello?" }];
+
+/** What a client's own code got to know; `begun` is called with its first text. */
+class Report {
+  failure = "";
+  error = "";
+  #text = "";
+  #begun;
+
+  constructor(begun) {
+    this.#begun = begun;
+  }
+
+  get text() {
+    return this.#text;
+  }
+
+  set text(text) {
+    if (text && !this.#text) this.#begun();
+    this.#text = text;
+  }
+}
 
 function note(report, type, data) {
   if (type === "failure") report.failure = JSON.parse(data).code;
@@ -71,8 +93,9 @@ const clients = {
 };
 
 for (const each of cases) {
-  const report = { text: "", failure: "", error: "" };
+  const say = (told) => process.stdout.write(JSON.stringify([each.client, each.scene, told]) + "\n");
+  const report = new Report(() => say(null));
   Promise.resolve(clients[each.client](each, report))
     .catch((error) => (report.error = error.constructor.name))
-    .then(() => process.stdout.write(JSON.stringify([each.client, each.scene, report]) + "\n"));
+    .then(() => say({ text: report.text, failure: report.failure, error: report.error }));
 }

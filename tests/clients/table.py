@@ -75,7 +75,13 @@ async def observe(there: World, tab: Page) -> Observed:
                 return Seen(case, await in_browser.read(tab, name, case))
             if name in _OF_NODE:
                 return Seen(case, await of_node(name, scene))
-            return Seen(case, await in_python.CLIENTS[name](case, cookie))
+            report = Report()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(in_python.CLIENTS[name](case, cookie, report))
+                if case.way.cuts:
+                    await until(lambda: report.text, f"{name} begins", seconds=30)
+                    case.way.shown.set()
+            return Seen(case, report)
 
         async def of(name: str) -> dict[str, Seen]:
             scenes = cases[name]
@@ -124,12 +130,15 @@ class _Of:
         assert output is not None
         async for line in output:
             name, scene, report = json.loads(line)
-            self._reports[name, scene] = Report(**report)
+            if report is None:
+                self._cases[name][scene].way.shown.set()
+            else:
+                self._reports[name, scene] = Report(**report)
 
     async def __call__(self, name: str, scene: str) -> Report:
         way, key = self._cases[name][scene].way, (name, scene)
         what = f"{name} settles in {scene}"
-        await until(lambda: key in self._reports or never_stops(way), what, seconds=120)
+        await until(lambda: key in self._reports or never_stops(way), what, seconds=30)
         return self._reports.get(key, Report())
 
 

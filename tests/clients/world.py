@@ -25,25 +25,28 @@ from tests.support import Served, ask, client, served, settings
 
 PAGES = Path(__file__).parent.parent / "pages"
 SCENES = ("cut", "end", "error", "204")
-PIECES = 60
+PIECES = 200
 TEXT = "".join(answer(ask()["messages"], PIECES))
 FAULTS = {"error": "error:20"}
 
-# Bytes of an answer after which it is cut, once: of events some are whole by then.
-_BODY = {b"text/event-stream": 600, b"text/plain": 100}
+# Bytes of an answer after which it is cut, once: by then each API has told some text.
+_BODY = {b"text/event-stream": 1200, b"text/plain": 100}
 _OF_STREAMS = (b"/stream?", b"/tickets", b"/v1/", b"/events?")
 
 
 class Way:
     """A TCP proxy to the gateway: it notes requests and statuses, and may cut one answer short.
 
-    The cut is a connection that closes in the middle of an answer: what was passed on arrives.
+    The cut is a connection that closes in the middle of an answer, once its reader has `shown` some
+    of it: a browser drops what it has not handed out yet when the rest fails.
     """
 
     def __init__(self, port: int, *, cuts: bool) -> None:
         self.requests: list[bytes] = []
         self.statuses: list[int] = []
+        self.shown = asyncio.Event()
         self.cuts = cuts
+        self._whole = not cuts  # Whether what comes now is passed on to its end.
         self.url = ""
         self._port = port
         self._open: set[asyncio.StreamWriter] = set()
@@ -93,7 +96,7 @@ class Way:
                     self.statuses.append(int(head.split(b" ", 2)[1]))
                     data, head = head, b""
                     size = next((_BODY[each] for each in _BODY if each in data), 0)
-                    if self.cuts and size:
+                    if size and not self._whole:
                         await self._cut_short(data, size, there, writer)
                         return
                 else:
@@ -104,12 +107,13 @@ class Way:
     async def _cut_short(
         self, data: bytes, size: int, there: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.cuts = False
+        self._whole = True
         size += data.index(b"\r\n\r\n") + 4
         while len(data) < size and (more := await there.read(65536)):
             data += more
         writer.write(data[:size])
         await writer.drain()
+        await self.shown.wait()
 
 
 class Case(NamedTuple):
