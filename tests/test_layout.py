@@ -10,6 +10,7 @@ from typing import TypeGuard
 import pytest
 
 import gateway
+from tests.conftest import LONG
 
 HOME = Path(gateway.__file__).parent
 TESTS = Path(__file__).parent
@@ -64,7 +65,7 @@ FENCES: dict[str, set[str]] = {
         *("web.sdk.answers", "web.sdk.callers", "web.sdk.completions", "web.sdk.errors"),
         *("web.sdk.kept_responses", "web.sdk.models", "web.sdk.replies"),
         *("web.users", "web.mount", "web.events", "web.channel", "web.composite"),
-        *("web.raw_stream", "web.heartbeats"),
+        *("web.raw_stream", "web.heartbeats", "web.chat.endpoints", "web.chat.stream"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
@@ -86,7 +87,8 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.sse": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
-OF_APIS = ("api", "apis", "problems")  # What those who serve an API's own clients know of it.
+# What those who serve clients of an API's, or of none, know of it.
+OF_APIS = ("api", "apis", "problems", "readings", "conversation")
 STANDARD = sys.stdlib_module_names
 
 # Modules whose promises are kept by a test of another name.
@@ -140,6 +142,7 @@ TESTED_IN = {
     "runs.aliases": "web.sdk.kept_responses",
     "runs.answer": "runs.attempts",
     "runs.booking": "limits.ledger",
+    "runs.chats": "web.chat.endpoints",
     "runs.claims": "runs.supervisor",
     "runs.inquiry": "runs.listing",
     "runs.intake": "runs.run",
@@ -177,6 +180,12 @@ TESTED_IN = {
     "upstream.protocols.base": "upstream.protocols.table",
     "upstream.protocols.chat_api": "upstream.protocols.apis",
     "upstream.protocols.chat_whole": "upstream.protocols.apis",
+    "upstream.protocols.anthropic_readings": "upstream.protocols.readings",
+    "upstream.protocols.chat_readings": "upstream.protocols.readings",
+    "upstream.protocols.conversation": "upstream.protocols.conversations",
+    "upstream.protocols.gemini_readings": "upstream.protocols.readings",
+    "upstream.protocols.ollama_readings": "upstream.protocols.readings",
+    "upstream.protocols.responses_readings": "upstream.protocols.readings",
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
@@ -199,6 +208,8 @@ TESTED_IN = {
     "webhooks.outbox": "webhooks.courier",
     "webhooks.post": "webhooks.courier",
     "web.channel": "web.composite",
+    "web.chat.answers": "web.chat.endpoints",
+    "web.chat.stream": "web.chat.endpoints",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",
     "web.life": "web.routes",
@@ -545,3 +556,8 @@ def test_every_script_is_run_by_somebody() -> None:
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert named == {Path(name).stem for name in SCRIPTS}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_files_that_begin_first_are_there(name: str) -> None:
+    assert (TESTS / name).is_file()
