@@ -69,7 +69,7 @@ async def _shows(frame: Frame, *words: str) -> None:
         text = await frame.inner_text("#app")
         return all(each in text for each in words)
 
-    await until(shows, f"the page shows {words}", seconds=30)
+    await until(shows, f"the page shows {words}", seconds=120)
 
 
 def test_the_table_in_the_docs_is_what_was_observed(outcome: Outcome) -> None:

@@ -74,7 +74,7 @@ async def _settled(frame: Frame, way: Way, name: str) -> None:
     says = frame.wait_for_function(_SAYS.format("state"), polling=100)
     saying = asyncio.ensure_future(says)
     try:
-        await until(lambda: saying.done() or never_stops(way), f"{name} settles", seconds=30)
+        await until(lambda: saying.done() or never_stops(way), f"{name} settles", seconds=120)
     finally:
         saying.cancel()
         with suppress(asyncio.CancelledError, Error):

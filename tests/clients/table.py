@@ -10,11 +10,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from playwright.async_api import Page
 
-from tests.clients import HERE, in_browser, in_python, node_modules
+from tests.clients import HERE, beside, in_browser, in_python, node_modules
 from tests.clients.observed import Report, never_stops, words
 from tests.clients.world import SCENES, Case, World, world
 from tests.sdk_clients import TOKEN
@@ -79,7 +80,7 @@ async def observe(there: World, tab: Page) -> Observed:
             async with asyncio.TaskGroup() as group:
                 group.create_task(in_python.CLIENTS[name](case, cookie, report))
                 if case.way.cuts:
-                    await until(lambda: report.text, f"{name} begins", seconds=30)
+                    await until(lambda: report.text, f"{name} begins", seconds=120)
                     case.way.shown.set()
             return Seen(case, report)
 
@@ -100,22 +101,22 @@ async def _node(cases: dict[str, dict[str, Case]], cookie: dict[str, str]) -> As
         for scene, case in cases[name].items()
     ]
     plan = {"cookie": cookie["Cookie"], "token": TOKEN, "cases": told}
-    process = await asyncio.create_subprocess_exec(
-        "node",
-        await asyncio.to_thread(_placed),
-        json.dumps(plan),
-        env={"PATH": os.environ["PATH"]},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    of = _Of(cases)
-    reading = asyncio.create_task(of.read(process.stdout))
-    try:
-        yield of
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await reading
+    with TemporaryDirectory() as folder:
+        script = beside(node_modules(), Path(folder)) / "scenes.mjs"
+        process = await asyncio.create_subprocess_exec(
+            *("node", script, json.dumps(plan)),
+            env={"PATH": os.environ["PATH"]},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        of = _Of(cases)
+        reading = asyncio.create_task(of.read(process.stdout))
+        try:
+            yield of
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            await reading
 
 
 class _Of:
@@ -138,19 +139,8 @@ class _Of:
     async def __call__(self, name: str, scene: str) -> Report:
         way, key = self._cases[name][scene].way, (name, scene)
         what = f"{name} settles in {scene}"
-        await until(lambda: key in self._reports or never_stops(way), what, seconds=30)
+        await until(lambda: key in self._reports or never_stops(way), what, seconds=120)
         return self._reports.get(key, Report())
-
-
-def _placed() -> Path:
-    """Return the script beside the packages that it imports."""
-    script = node_modules().parent / "scenes.mjs"
-    text = (HERE / script.name).read_bytes()
-    if not script.exists() or script.read_bytes() != text:
-        half = script.with_suffix(f".{os.getpid()}")
-        half.write_bytes(text)
-        half.replace(script)
-    return script
 
 
 def lines(observed: Observed) -> str:
