@@ -31,6 +31,7 @@ LONG = [
     *("serve/test_workers.py", "test_conformance.py", "store/test_sentinel.py"),
     *("store/test_topology.py", "runs/test_background.py", "test_rolling.py", "test_bounds.py"),
     *("test_redis_faults.py", "test_replays.py", "serve/test_reload.py", "limits/test_ledger.py"),
+    *("hostile/test_attacks.py", "test_nginx_browser.py", "test_one_connection.py"),
 ]
 
 

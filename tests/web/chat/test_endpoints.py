@@ -343,6 +343,23 @@ async def test_what_is_refused_is_a_problem_before_anything_is_asked(
 JSON = {"Content-Type": "application/json"}
 
 
+async def test_a_chat_under_a_path_is_its_own_pages_and_that_of_a_listed_one_elsewhere() -> None:
+    there = "https://app.example"
+    async with gateway(prefix="/llm", allowed_origins=[there]) as (gate, _):
+        page, url = Page(gate), "/llm/chat/c1/stream"
+        got = await page.ask(path="/llm/chat", headers={"Origin": there})
+        assert (got.headers["content-location"], kinds(got)[-1]) == (url, "finish")
+        assert got.headers["access-control-allow-origin"] == there
+        asks = {"Origin": there, "Access-Control-Request-Method": "DELETE"}
+        preflight = await gate.http.options(url, headers=asks)
+        assert preflight.headers["access-control-allow-methods"] == "GET, DELETE"
+        image = await gate.http.get(url, headers={**page.headers, "Sec-Fetch-Dest": "image"})
+        evil = {**page.headers, "Origin": "https://evil.example"}
+        foreign = await gate.http.delete(url, headers=evil)
+        codes = [each.json()["code"] for each in (image, foreign)]
+        assert codes == ["not_a_stream_request", "foreign_origin"]
+
+
 async def test_a_chat_whose_log_is_gone_is_over() -> None:
     async with gateway(log_ttl=0.3) as (gate, _):
         page = Page(gate)
