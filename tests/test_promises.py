@@ -294,7 +294,7 @@ async def test_one_order_for_a_hundred_streams_each_cut_eight_times(
 ) -> None:
     async with scripted(_answering) as upstream, site(shared_redis, upstream) as at:
         streams = (_cut_and_resumed(at, number, 8) for number in range(100))
-        for number, got in enumerate(await asyncio.wait_for(asyncio.gather(*streams), 50)):
+        for number, got in enumerate(await asyncio.wait_for(asyncio.gather(*streams), 150)):
             sent = [*_answer(f"prompt {number}"), chunk("", finish="stop"), b"[DONE]"]
             assert got.data == sent
             assert got.end["state"] == "done"

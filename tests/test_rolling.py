@@ -110,7 +110,7 @@ async def test_a_rolling_restart_of_three_replicas_breaks_none_of_two_hundred_st
     script = Paced(20, 0.2)
     async with (
         scripted(script) as upstream,
-        front(tmp_path, shared_redis, upstream.url, 3, drain="20") as at,
+        front(tmp_path, shared_redis, upstream.url, 3, drain="20", start_by="300") as at,
     ):
         users = Users(at, script)
         codes: list[int] = []
