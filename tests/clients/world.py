@@ -176,7 +176,8 @@ async def world() -> AsyncIterator[World]:
             "grace": 1,  # A third of it is the longest that a browser waits.
             "heartbeat": 0.2,
             "lease": 10,
-            "start_by": 600,  # However long a crowd of clients takes to begin.
+            # However long a crowd of clients takes to begin, and to use its connections again.
+            **dict.fromkeys(("start_by", "head_timeout", "idle_timeout"), 600),
         }
         gateway = Gateway(settings(**given))
         routes = [Route(f"/{each}/{{path:path}}", _file) for each in ("pages", "npm", "static")]
