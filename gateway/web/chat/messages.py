@@ -21,7 +21,7 @@ from gateway.upstream.protocols.readings import Noted
 
 OWN = frozenset({"id", "messages", "trigger", "messageId"})  # What the transport itself sends.
 
-_LONGEST = 200  # Characters of a chat's id.
+_LONGEST = 200  # Characters of an id.
 _SILENT = ("step-start", "source-url", "source-document")
 _TRIGGERS = ("submit-message", "regenerate-message")
 _DENIED = "The user denied this."
@@ -49,9 +49,18 @@ def chat_request(body: dict[str, Any]) -> ChatRequest:
     turns = [turn for at, each in enumerate(messages) for turn in _turns(f"messages[{at}]", each)]
     if not turns:
         raise Rejected("bad_chat", "Its messages say nothing.")
-    last, anew = messages[-1], trigger != _TRIGGERS[0]
-    goes_on = not anew and last.get("role") == "assistant" and isinstance(last.get("id"), str)
-    return ChatRequest(chat_id, turns, anew, last["id"] if goes_on else "")
+    anew = trigger != _TRIGGERS[0]
+    return ChatRequest(chat_id, turns, anew, "" if anew else _continued(messages[-1]))
+
+
+def _continued(last: dict[str, Any]) -> str:
+    """Return which message an answer goes on with, "" if with none; raises Rejected."""
+    message_id = last.get("id")
+    if last.get("role") != "assistant" or not isinstance(message_id, str):
+        return ""
+    if len(message_id) > _LONGEST or not message_id.isprintable():  # It is kept.
+        raise Rejected("bad_chat", f'The last "id" takes up to {_LONGEST} printable characters.')
+    return message_id
 
 
 def usable(chat_id: str) -> bool:
