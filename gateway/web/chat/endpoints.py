@@ -74,7 +74,8 @@ class ChatEndpoints:
             words = f"{asked.anew} {name} {digest}"
             return next_stream(subject, asked.chat_id, words, before.stream_id)
 
-        naming = Naming(chat_name(subject, asked.chat_id), stream, joins=before.goes_on)
+        runs = before.stream_id if before.goes_on else ""
+        naming = Naming(chat_name(subject, asked.chat_id), stream, runs)
         sent = _body(preset, body, asked)
         begun = await self._requests.begin(request, subject, name, preset, sent, naming)
         url = self._url(request, asked.chat_id)
