@@ -112,8 +112,8 @@ class ChatEndpoints:
 
     async def _is_over(self, chat: Chat, record: Record, position: EventId | None) -> bool:
         """Whether there is nothing to be shown of a chat, to who is at a position."""
-        if record.expired or (position is not None and str(position) == record.end_id):
-            return True
+        if record.expired or position is not None:  # Who tells it lacks what is after it.
+            return record.expired or str(position) == record.end_id
         return not chat.goes_on and await self._chats.was_shown(chat.stream_id)
 
     def _url(self, request: Request, chat_id: str) -> str:
