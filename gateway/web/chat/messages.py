@@ -22,6 +22,7 @@ from gateway.upstream.protocols.readings import Noted
 OWN = frozenset({"id", "messages", "trigger", "messageId"})  # What the transport itself sends.
 
 _LONGEST = 200  # Characters of an id.
+_MOST = 10_000  # Messages and parts: while they are read nobody's stream goes on.
 _SILENT = ("step-start", "source-url", "source-document")
 _TRIGGERS = ("submit-message", "regenerate-message")
 _DENIED = "The user denied this."
@@ -46,6 +47,8 @@ def chat_request(body: dict[str, Any]) -> ChatRequest:
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
         raise Rejected("bad_chat", '"messages" is a list of UI messages.')
+    if sum(1 + _count(each.get("parts")) for each in messages) > _MOST:
+        raise Rejected("bad_chat", f"Its messages and their parts are more than {_MOST}.")
     turns = [turn for at, each in enumerate(messages) for turn in _turns(f"messages[{at}]", each)]
     if not turns:
         raise Rejected("bad_chat", "Its messages say nothing.")
@@ -85,6 +88,10 @@ def _turns(where: str, message: dict[str, Any]) -> Iterator[Turn]:
             yield Turn(role, said)
     else:
         raise Rejected("bad_chat", f'"{where}.role" is user, assistant or system.')
+
+
+def _count(parts: Any) -> int:
+    return len(parts) if isinstance(parts, list) else 0
 
 
 def _kind(part: Any) -> str:

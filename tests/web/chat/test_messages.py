@@ -150,6 +150,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "another role": body(message("tool", text("Hello"))),
     "nothing said": body(message("user", text(""))),
     "nobody": body(),
+    "more than can be read at once": body(*[HELLO] * 5_001),
 }
 
 
