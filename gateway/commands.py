@@ -143,6 +143,8 @@ def chat_(
     talk = last() if resume else Conversation(url or "", preset or "default")
     if talk is None:
         raise click.UsageError("--resume: there is no conversation to go on with")
+    if url and url != talk.url:
+        talk.where = ""  # At another gateway, which would get the cookie or token of this one.
     talk.url, talk.preset = url or talk.url, preset or talk.preset
     headers = _headers(given.pop("cookie"), given.pop("token"))
     more = _members(given.pop("more"), given.pop("model"))

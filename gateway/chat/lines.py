@@ -137,7 +137,7 @@ class There:
             if answer.status_code != 200:
                 await answer.aread()
                 raise _problem(answer)
-            async for chunk in answer.aiter_raw():
+            async for chunk in answer.aiter_bytes():
                 for event in parser.feed(chunk):
                     yield event
 

@@ -270,6 +270,20 @@ def test_an_answer_whose_terminal_is_gone_is_gone_on_with(world: World, state: P
     assert world.calls == before + 1
 
 
+def test_an_answer_at_another_gateway_is_asked_for_anew_and_that_one_gets_no_cookie(
+    world: World, state: Path
+) -> None:
+    command = begun(*at(world), tokens=40)
+    command.stop()
+    elsewhere = {"url": "http://127.0.0.1:9", "where": "http://127.0.0.1:9/stream?ticket=x"}
+    state.write_text(json.dumps({**kept(state), **elsewhere}), "utf-8")
+    before = world.calls
+    told = chat("--resume", *at(world))
+    assert told.exit_code == 0
+    assert told.stderr == "gateway: the answer cannot go on: asking once more\n"
+    assert world.calls == before + 1
+
+
 # A line that breaks
 
 
