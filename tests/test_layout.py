@@ -30,20 +30,21 @@ FLOORS: tuple[set[str], ...] = (
     {"serve"},
     {"demo"},
     {"app"},
-    {"report", "check", "streams", "usage", "push", "options", "cli", "__main__"},
+    {"report", "check", "streams", "usage", "push", "options", "cli", "demonstration", "__main__"},
 )
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
 FENCES: dict[str, set[str]] = {
     "redis": {
         *("store.outage", "store.pools", "store.connection", "store.node", "store.routing"),
-        *("store.topology", "store.client"),
+        *("store.topology", "store.client", "store.embedded"),
     },
-    "fakeredis": {"store.pools"},
+    "fakeredis": {"store.embedded", "store.pools"},
     "hiredis": {"store.connection"},
     "httpx": {
         *("upstream.client", "upstream.answers", "upstream.transport", "upstream.connection"),
         *("upstream.codings", "upstream.failures", "upstream.lookup"),
+        *("demo.front", "demo.plain"),
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.signed", "auth.flask", "auth.guest"},
@@ -64,6 +65,7 @@ FENCES: dict[str, set[str]] = {
         *("web.users", "web.mount", "web.events", "web.channel", "web.composite"),
         *("web.raw_stream", "web.heartbeats"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
+        *("demo.front", "demo.plain", "demonstration"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
     "click": {"cli", "options"},
@@ -111,6 +113,9 @@ TESTED_IN = {
     "config.lists": "config.settings",
     "config.secrets": "config.settings",
     "config.values": "config.settings",
+    "demo.plain": "demo.front",
+    "demo.replicas": "demo.front",
+    "demonstration": "demo.front",
     "demo.pretend.chat": "demo.upstream",
     "demo.pretend.faults": "demo.upstream",
     "demo.pretend.text": "demo.upstream",
