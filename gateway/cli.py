@@ -12,7 +12,7 @@ import click
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from gateway import __version__, check, options, push, streams, usage
+from gateway import __version__, check, commands, options
 from gateway.app import Gateway
 from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
@@ -21,13 +21,10 @@ from gateway.config import settings
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
 from gateway.demonstration import demonstrate
-from gateway.errors import Rejected, SettingsError, one_line, with_cause
-from gateway.limits.statement import day_of
-from gateway.report import Report
+from gateway.errors import SettingsError, one_line, with_cause
 from gateway.serve import workers
 from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
-from gateway.web.users import named
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
@@ -85,8 +82,7 @@ def main() -> None:
 def serve(host: str, port: int, count: int, **flags: str | None) -> None:
     """Run the gateway. Every setting is an option here, a variable or a line of the TOML file."""
     loaded = options.load(flags)
-    if not loaded.upstream_url and not loaded.presets:
-        raise SettingsError("GATEWAY_UPSTREAM_URL: missing; the full URL of a completion endpoint")
+    options.check_upstream(loaded)
     if loaded.embedded and count > 1:
         raise SettingsError(
             "GATEWAY_REDIS_URL: missing; the embedded store is of one process, not of "
@@ -152,96 +148,6 @@ def check_(**flags: str | None) -> None:
     for verdict in verdicts:
         click.echo(str(verdict))
     sys.exit(1 if any(verdict.fault for verdict in verdicts) else 0)
-
-
-@main.command("streams")
-@click.option("--subject", metavar="S", help="list only this user's")
-@click.option("--json", "as_json", is_flag=True, help="print a JSON object a line, for scripts")
-@click.option("--cancel", metavar="ID", help="cancel this stream, whoever runs it, and list none")
-@options.of_settings
-def streams_(subject: str | None, as_json: bool, cancel: str | None, **flags: str | None) -> None:
-    """List what runs now on all replicas, the oldest first; or cancel one.
-
-    Age counts from the POST. Tickets that nobody has redeemed yet are not listed. A replica that
-    does not answer within a second leaves `?`; if its heartbeat stands still for GATEWAY_LEASE
-    too, it is (gone), and another ends its streams.
-
-    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says. Exit code 1: the
-    stream was not cancelled, or not all could be read; 2: without GATEWAY_REDIS_URL nothing can
-    be seen from outside.
-    """
-    if cancel == "":  # As of a variable of a script that is not set.
-        raise click.UsageError("--cancel: which stream? It takes an ID of the list")
-    if cancel is not None and (as_json or subject is not None):
-        raise click.UsageError("--cancel goes with neither --subject nor --json")
-    loaded = options.load(flags)
-    if cancel is not None:
-        report = asyncio.run(streams.cancelled(loaded, cancel))
-    else:
-        report = asyncio.run(streams.listed(loaded, subject, as_json=as_json))
-    _print(report)
-
-
-@main.command("usage")
-@click.argument("subject")
-@click.option("--from", "first", metavar="DAY", help="the first day, as 2026-11-28  [today]")
-@click.option("--to", "last", metavar="DAY", help="the last one  [today]")
-@click.option("--json", "as_json", is_flag=True, help="print the JSON of GET /usage")
-@options.of_settings
-def usage_(
-    subject: str, first: str | None, last: str | None, as_json: bool, **flags: str | None
-) -> None:
-    """Show what SUBJECT's streams took, and what is left of the limits; at most 35 days, of UTC.
-
-    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says, and its limits
-    are those of the file that is named. Exit code 1: Redis does not answer; 2: it is asked
-    wrongly, or without GATEWAY_REDIS_URL, as nothing can be seen from outside then.
-    """
-    loaded = options.load(flags)
-    try:
-        days = [day_of(each) if each is not None else None for each in (first, last)]
-        report = asyncio.run(usage.told(loaded, named(subject), *days, as_json=as_json))
-    except Rejected as error:
-        raise click.UsageError(str(error)) from None
-    _print(report)
-
-
-@main.command("push")
-@click.argument("subject")
-@click.option("--event", metavar="NAME", help="its name; else an EventSource's onmessage has it")
-@click.option("--data", required=True, metavar="TEXT", help="what it says; - reads stdin")
-@click.option("--message-id", metavar="ID", help="the same again within 24 h is stored once")
-@click.option("--ttl", type=float, metavar="S", help="seconds after which nobody is shown it")
-@options.of_settings
-def push_(
-    subject: str,
-    event: str | None,
-    data: str,
-    message_id: str | None,
-    ttl: float | None,
-    **flags: str | None,
-) -> None:
-    """Store a message in the channel of SUBJECT, and print its id.
-
-    Give it the settings that `serve` has: it looks where GATEWAY_REDIS_URL says. Exit code 1: Redis
-    does not answer, or has no room; 2: it is no message, or without GATEWAY_REDIS_URL no channel
-    can be reached from outside.
-    """
-    loaded = options.load(flags)
-    draft = push.Draft(event, sys.stdin.read() if data == "-" else data, message_id, ttl)
-    try:
-        report = asyncio.run(push.pushed(loaded, subject, draft))
-    except Rejected as error:
-        raise click.UsageError(f"{error.code}: {error}") from None
-    _print(report)
-
-
-def _print(report: Report) -> None:
-    for line in report.lines:
-        click.echo(line)
-    for remark in report.remarks:
-        click.echo(f"gateway: {remark}", err=True)
-    sys.exit(report.code)
 
 
 @main.command("cookie")
@@ -310,6 +216,10 @@ def page_(host: str, port: int, **flags: str | None) -> None:
     with bind(host, port) as listener:
         ready = f"demo page listening on {url_of(listener)}"
         run(app, listener, level=loaded.log_level, ready=ready)
+
+
+for each in (commands.streams_, commands.usage_, commands.push_, commands.chat_):
+    main.add_command(each)
 
 
 def _self() -> Sequence[str]:

@@ -9,6 +9,7 @@ import click
 
 from gateway.config import settings
 from gateway.config.settings import Settings
+from gateway.errors import SettingsError
 
 logger = logging.getLogger("gateway")
 
@@ -47,3 +48,9 @@ def log_as(loaded: Settings) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs every request with its URL.
+
+
+def check_upstream(loaded: Settings) -> None:
+    """Raise SettingsError where there is nobody to ask."""
+    if not loaded.upstream_url and not loaded.presets:
+        raise SettingsError("GATEWAY_UPSTREAM_URL: missing; the full URL of a completion endpoint")

@@ -61,9 +61,10 @@ def after(frames: bytes, event_id: bytes) -> bytes:
     return frames.partition(b"\nid: %s\n\n" % event_id)[2]
 
 
-def position(event_id: bytes) -> bytes:
-    """Return a block that is no event, and from which a browser has the id to go on from."""
-    return b"id: %s\n\n" % event_id
+def position(event_id: bytes, seen: bool = False) -> bytes:
+    """Return a block from which a browser has the id to go on from: no event, or a heartbeat."""
+    lines = HEARTBEAT_EVENT.removesuffix(b"\n") if seen else b""
+    return b"%sid: %s\n\n" % (lines, event_id)
 
 
 def comment(words: bytes) -> bytes:

@@ -1,13 +1,21 @@
 """Fixtures: the loop, the two stores, a real Redis."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gateway.store.client import RedisClient
 from tests.clusters import RedisCluster, redis_cluster
 from tests.support import RedisServer, redis_server
+
+# An example that takes long shows a busy machine: by itself it would be a failure.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # They judge time or memory, most of other processes: tracing the crowd in this one only slows it.
 CROWDS = {
@@ -16,11 +24,33 @@ CROWDS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure no coverage in tests that judge time or memory."""
+# Few tests that take long: of a file that began last, its worker alone would be busy for a minute.
+LONG = [
+    *("faults/test_faults.py", "simulation/test_schedules.py", "runs/test_takeover.py"),
+    *("test_nginx.py", "test_browser.py", "runs/test_supervisor.py", "test_promises.py"),
+    *("serve/test_workers.py", "test_conformance.py", "store/test_sentinel.py"),
+    *("store/test_topology.py", "runs/test_background.py", "test_rolling.py", "test_bounds.py"),
+    *("test_redis_faults.py", "test_replays.py", "serve/test_reload.py", "limits/test_ledger.py"),
+    *("hostile/test_attacks.py", "test_nginx_browser.py", "test_one_connection.py"),
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers take files in the order of `pytest_collection_modifyitems`."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Measure no coverage in tests that judge time or memory; give workers long files first."""
     for item in items:
         if item.path.stem in CROWDS:
             item.add_marker(pytest.mark.no_cover)
+    if not hasattr(config, "workerinput"):
+        return
+    first = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (first.get(item.path, len(LONG)), -tests[item.path]))
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ class Replicas:
             "upstream_url": upstream,
             "secrets": SECRET,
             "log_level": "warning",
-            "lease": "1",
+            "lease": "10",
             "heartbeat": "1",
             "drain": "10",
             **more,

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def missing(part: str) -> None:
     pytest.skip(f"needs {part}")
 
 
-async def until(holds: Callable[[], Any], what: str = "", seconds: float = 10) -> Any:
+async def until(holds: Callable[[], Any], what: str = "", seconds: float = 20) -> Any:
     """Poll until something holds; fail at the deadline. `holds` may be async."""
     deadline = time.monotonic() + seconds
     while True:
@@ -127,14 +128,26 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()
 
 
+def _own_ports() -> Iterator[int]:
+    """Yield this worker's ports, round and round; the system gives none of them to who asks."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    first = 10_240 + worker % 15 * 640
+    for number in count(os.getpid()):
+        yield first + number % 640
+
+
+_PORTS = _own_ports()
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free until its server has it, also if that is killed meanwhile."""
+    while True:
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port := next(_PORTS)))
+            return port
 
 
-def wait_for_port(port: int, seconds: float = 10) -> None:
+def wait_for_port(port: int, seconds: float = 20) -> None:
     """Return once somebody listens."""
     deadline = time.monotonic() + seconds
     while True:
@@ -153,7 +166,7 @@ def settings(**changes: Any) -> Settings:
         "secrets": SECRET,
         "upstream_url": "http://127.0.0.1:9/v1/chat/completions",
         "heartbeat": 1,
-        "lease": 1,
+        "lease": 10,
         "grace": 3,
         "drain": 2,
         "upstream_retries": 0,
@@ -233,9 +246,10 @@ async def running(upstream: Upstream | None = None, /, **changes: Any) -> AsyncI
 def client(url: str) -> httpx.AsyncClient:
     """Return an HTTP client without cookies or limits of its own.
 
-    It leaves an idle connection before the server does, at 5 s: what meets the close is lost.
+    It leaves an idle connection long before the server does, at 5 s: what meets the close is lost,
+    also where the machine stands still for seconds.
     """
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=0.5)
     return httpx.AsyncClient(base_url=url, timeout=20, limits=limits, trust_env=False)
 
 
@@ -281,7 +295,7 @@ class Process:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = 40) -> int:
         """Return its exit code."""
         return self.process.wait(seconds)
 
@@ -386,6 +400,17 @@ async def read(
                 if enough(got):
                     break
     return got
+
+
+def first_event(times: list[float]) -> Callable[[Transcript], bool]:
+    """Return a test of whether there is an event, which notes when by the monotonic clock."""
+
+    def seen(got: Transcript) -> bool:
+        if got.events:
+            times.append(time.monotonic())
+        return bool(got.events)
+
+    return seen
 
 
 async def follow(

@@ -61,7 +61,7 @@ async def test_memory_stays_flat_with_twenty_stuck_viewers_beside_a_stream_of_60
             await call.send(sse(*data[start : start + 200]))
         await call.send(sse(b"[DONE]"))
 
-    async with scripted(script) as upstream, site(shared_redis, upstream, write_timeout="3") as at:
+    async with scripted(script) as upstream, site(shared_redis, upstream, write_timeout="5") as at:
         urls = [await at.ticket() for _ in at.processes]
         for where, url in enumerate(urls):
             await at.read(where, url, enough=at_least(1))
@@ -83,7 +83,7 @@ async def test_memory_stays_flat_with_twenty_stuck_viewers_beside_a_stream_of_60
             # Of each a chunk of 256 KiB and its copy on the way to the socket; four times that for
             # an allocator that keeps what it had.
             assert with_stuck - without < STUCK * 2 * MIB
-            await until(lambda: all(map(cut_off, stuck)), "they are cut off", 15)
+            await until(lambda: all(map(cut_off, stuck)), "they are cut off", 20)
             for sock in (stuck[0], stuck[-1]):
                 seen = Parser(1 << 26).feed(body_of(await all_of(sock)))
                 assert 0 < len(seen) < EVENTS / 2
@@ -138,7 +138,7 @@ async def test_what_ended_is_freed_at_once_however_it_ended() -> None:
         else:
             await call.send(WHOLE)
 
-    async with scripted(script) as upstream, running(upstream_url=upstream.url) as served:
+    async with scripted(script) as upstream, running(upstream_url=upstream.url, lease=1) as served:
         ends = ["done", "cancelled", "truncated"]
         urls = [await served.ticket(ask(how)) for how in ends]
         reading = [asyncio.create_task(served.read(url)) for url in urls]
@@ -149,7 +149,7 @@ async def test_what_ended_is_freed_at_once_however_it_ended() -> None:
             go.set()
             await served.http.delete(urls[1], headers=served.cookie())
             assert [(await each).end["state"] for each in reading] == ends
-            await until(lambda: [each() for each in logs] == [None] * 3, "all are freed", 6)
+            await until(lambda: [each() for each in logs] == [None] * 3, "all are freed", 20)
         finally:
             gc.enable()
 

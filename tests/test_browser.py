@@ -271,7 +271,10 @@ async def test_a_bare_eventsource_that_is_sent_away_resumes_without_loss(
     context: BrowserContext,
 ) -> None:
     script, go_on = in_halves()
-    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+    async with (
+        scripted(script) as upstream,
+        watched(upstream_url=upstream.url, grace=9) as (gateway, watch),
+    ):
         page, url = await started(context, gateway)
         await page.wait_for_function("got.length === 20")
         ticket = gateway.gateway.tickets.verify(url.partition("ticket=")[2])
@@ -342,7 +345,10 @@ async def test_a_page_that_posts_by_fetch_event_source_and_is_cut_in_mid_stream_
     context: BrowserContext,
 ) -> None:
     script, go_on = in_halves()
-    async with scripted(script) as upstream, watched(upstream_url=upstream.url) as (gateway, watch):
+    async with (
+        scripted(script) as upstream,
+        watched(upstream_url=upstream.url, grace=9) as (gateway, watch),
+    ):
         await log_in(context, gateway)
         page = await context.new_page()
         await page.goto(f"{gateway.url}/fetching")
@@ -592,7 +598,7 @@ async def deployed(
             "upstream_url": upstream.url,
             "allowed_origins": origin,
             "lease": "1",
-            "grace": "3",
+            "grace": "20",
         }
         arguments = ("serve", "--port", str(free_port()))
         yield Deployed(arguments, variables, await context.new_page()), upstream.calls
@@ -869,7 +875,7 @@ async def test_the_demo_page_discards_the_words_of_a_replica_that_died(
     async with (
         scripted(script) as upstream,
         owner(own_redis.url, upstream.url, tmp_path) as first,
-        served_page(redis_url=own_redis.url, upstream_url=upstream.url, grace=9) as second,
+        served_page(redis_url=own_redis.url, upstream_url=upstream.url, grace=9, lease=2) as second,
     ):
         await log_in(context, second)
         url = await second.ticket()

@@ -225,7 +225,7 @@ async def test_a_failover_that_would_not_work_is_said_before_it_is_needed(tmp_pa
 async def ends(at: Served, url: str) -> bool:
     """Whether a stream comes to its end there, soon."""
     try:
-        got = await asyncio.wait_for(at.read(url), 3)
+        got = await asyncio.wait_for(at.read(url), 20)
     except TimeoutError:
         return False
     return got.names[-1:] == ["end"] and got.end["state"] == "done"

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from starlette.applications import Starlette
 from gateway.demo.upstream import UpstreamOptions, answer, upstream
 from gateway.sse import Event
 from gateway.upstream.protocols.chat_text import ChatText
-from tests.clients import HERE, node_modules
+from tests.clients import beside, node_modules
 from tests.support import (
     OK,
     WHOLE,
@@ -60,12 +59,7 @@ async def logged(gateway: Served, url: str) -> list[Row]:
 @pytest.fixture(scope="session")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts of clients/ beside the packages that they import."""
-    modules = node_modules()
-    folder = tmp_path_factory.mktemp("clients")
-    for script in [*HERE.glob("*.mjs"), HERE / "package.json"]:
-        shutil.copy(script, folder)
-    (folder / "node_modules").symlink_to(modules)
-    return folder
+    return beside(node_modules(), tmp_path_factory.mktemp("clients"))
 
 
 class Client:

@@ -404,7 +404,7 @@ async def test_a_server_that_ends_sends_viewers_away_and_lets_runs_finish(
             # Hypercorn tells its workers of the end by no signal: see docs/embedding.md.
             assert (b"event: end" in got) == (name == "hypercorn")
             assert got.endswith(b"\n\n")
-            await until(lambda: process.poll() is not None, "it ends", 15)
+            await until(lambda: process.poll() is not None, "it ends", 20)
             assert process.returncode in {0, -signal.SIGTERM}
     over = inside(upstream.url, shared_redis.url)
     async with running(FRAMEWORKS["starlette"](over)) as http:

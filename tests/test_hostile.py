@@ -166,7 +166,7 @@ async def first_bytes(gate: Served, length: str, body: bytes) -> bytes:
     cookie = gate.cookie()["Cookie"]
     head = f"POST /tickets HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n{length}"
     writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
     writer.close()
     return answer
 
@@ -483,4 +483,4 @@ async def test_a_reader_that_reads_nothing_is_dropped(after_the_end: bool) -> No
             cookie = gate.cookie()["Cookie"]
             stuck.sendall(f"GET {url} HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n\r\n".encode())
             await until(lambda: gate.gateway.fanout.viewers == 1, "the viewer is there")
-            await until(lambda: gate.gateway.fanout.viewers == 0, "it is dropped", 10)
+            await until(lambda: gate.gateway.fanout.viewers == 0, "it is dropped", 20)

@@ -10,6 +10,7 @@ from typing import TypeGuard
 import pytest
 
 import gateway
+from tests.conftest import LONG
 
 HOME = Path(gateway.__file__).parent
 TESTS = Path(__file__).parent
@@ -30,7 +31,9 @@ FLOORS: tuple[set[str], ...] = (
     {"serve"},
     {"demo"},
     {"app"},
-    {"report", "check", "streams", "usage", "push", "options", "cli", "demonstration", "__main__"},
+    {"chat"},
+    {"options", "demonstration"},
+    {"report", "check", "streams", "usage", "push", "commands", "cli", "__main__"},
 )
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
@@ -45,6 +48,7 @@ FENCES: dict[str, set[str]] = {
         *("upstream.client", "upstream.answers", "upstream.transport", "upstream.connection"),
         *("upstream.codings", "upstream.failures", "upstream.lookup"),
         *("demo.front", "demo.plain"),
+        "chat.lines",
     },
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.signed", "auth.flask", "auth.guest"},
@@ -54,7 +58,7 @@ FENCES: dict[str, set[str]] = {
         *("config.dialects", "config.settings", "config.presets", "config.price"),
         *("config.faults", "config.lists", "config.templates", "config.values"),
         *("config.secrets", "config.webhooks"),
-        "config.user_limits",
+        *("config.user_limits", "chat.lines"),
     },
     "pydantic_core": {"config.settings"},
     "starlette": {
@@ -63,12 +67,12 @@ FENCES: dict[str, set[str]] = {
         *("web.sdk.answers", "web.sdk.callers", "web.sdk.completions", "web.sdk.errors"),
         *("web.sdk.kept_responses", "web.sdk.models", "web.sdk.replies"),
         *("web.users", "web.mount", "web.events", "web.channel", "web.composite"),
-        *("web.raw_stream", "web.heartbeats"),
+        *("web.raw_stream", "web.heartbeats", "web.chat.endpoints", "web.chat.stream"),
         *("app", "demo.upstream", "demo.page", "serve.http10", "serve.server", "cli"),
         *("demo.front", "demo.plain", "demonstration"),
     },
     "uvicorn": {"serve.server", "serve.protocol", "serve.http10"},
-    "click": {"cli", "options"},
+    "click": {"cli", "commands", "options"},
 }
 # Who may know what stands behind a seam; everybody else has the interface, in `base`.
 BEHIND: dict[str, set[str]] = {
@@ -86,7 +90,8 @@ BEHIND: dict[str, set[str]] = {
     "upstream.protocols.sse": {"upstream.protocols.table"},
     "upstream.protocols.responses": {"upstream.protocols.table"},
 }
-OF_APIS = ("api", "apis", "problems")  # What those who serve an API's own clients know of it.
+# What those who serve clients of an API's, or of none, know of it.
+OF_APIS = ("api", "apis", "problems", "readings", "conversation")
 STANDARD = sys.stdlib_module_names
 
 # Modules whose promises are kept by a test of another name.
@@ -106,9 +111,12 @@ TESTED_IN = {
     "auth.session": "auth.frameworks",
     "auth.signed": "auth.loading",
     "auth.threads": "auth.loading",
+    "chat.conversation": "chat.terminal",
+    "chat.lines": "chat.terminal",
     "channels.publisher": "web.events",
     "channels.source": "web.events",
     "clock": "eventlog.tail",
+    "commands": "cli",
     "config.addresses": "config.settings",
     "config.lists": "config.settings",
     "config.secrets": "config.settings",
@@ -140,6 +148,7 @@ TESTED_IN = {
     "runs.aliases": "web.sdk.kept_responses",
     "runs.answer": "runs.attempts",
     "runs.booking": "limits.ledger",
+    "runs.chats": "web.chat.endpoints",
     "runs.claims": "runs.supervisor",
     "runs.inquiry": "runs.listing",
     "runs.intake": "runs.run",
@@ -177,6 +186,12 @@ TESTED_IN = {
     "upstream.protocols.base": "upstream.protocols.table",
     "upstream.protocols.chat_api": "upstream.protocols.apis",
     "upstream.protocols.chat_whole": "upstream.protocols.apis",
+    "upstream.protocols.anthropic_readings": "upstream.protocols.readings",
+    "upstream.protocols.chat_readings": "upstream.protocols.readings",
+    "upstream.protocols.conversation": "upstream.protocols.conversations",
+    "upstream.protocols.gemini_readings": "upstream.protocols.readings",
+    "upstream.protocols.ollama_readings": "upstream.protocols.readings",
+    "upstream.protocols.responses_readings": "upstream.protocols.readings",
     "upstream.protocols.chat_chunks": "upstream.protocols.chat_state",
     "upstream.protocols.complaints": "upstream.protocols.chat_shapes",
     "upstream.protocols.error_text": "upstream.messages",
@@ -199,6 +214,8 @@ TESTED_IN = {
     "webhooks.outbox": "webhooks.courier",
     "webhooks.post": "webhooks.courier",
     "web.channel": "web.composite",
+    "web.chat.answers": "web.chat.endpoints",
+    "web.chat.stream": "web.chat.endpoints",
     "web.endpoint": "web.routes",
     "web.health": "web.routes",
     "web.life": "web.routes",
@@ -545,3 +562,8 @@ def test_every_script_is_run_by_somebody() -> None:
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert named == {Path(name).stem for name in SCRIPTS}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_files_that_begin_first_are_there(name: str) -> None:
+    assert (TESTS / name).is_file()

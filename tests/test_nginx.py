@@ -182,7 +182,7 @@ async def test_a_stream_without_a_heartbeat_is_cut_after_the_read_timeout(tmp_pa
         port = httpx.URL(upstream.url).port or 0
         with nginx(tmp_path, port, NGINX_READ_TIMEOUT="1s") as server:
             async with server.client() as http:
-                got = await asyncio.wait_for(read(http, "/stream?ticket=t"), 5)
+                got = await asyncio.wait_for(read(http, "/stream?ticket=t"), 20)
         assert [event.data for event in got.events] == [b"first"]
 
 
@@ -198,7 +198,7 @@ async def test_a_viewer_who_leaves_leaves_the_replica_too(
     ):
         url = await at.ticket()
         await read(http, url, headers=ALICE, enough=at_least(1))
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
         assert (await read(http, url, headers=ALICE)).end["state"] == "cancelled"
 
 
@@ -573,6 +573,7 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             "/stream?ticket=t",
             "/tickets",
             "/tickets/fast",
+            "/chat/c1/stream",
             "/completion?ticket=t",
             "/usage",
             "/v1/messages",
@@ -580,6 +581,9 @@ async def test_without_tls_pages_are_redirected_and_calls_are_refused(
             for method in ("GET", "POST"):
                 answer = await at.http.request(method, call, headers={**ALICE, **STREAM})
                 assert problem(answer) == (426, "https_required")
+        for call in ("/chat", "/chat/fast"):
+            answer = await at.http.post(call, json={}, headers=ALICE)
+            assert problem(answer) == (426, "https_required")
         answer = await https.post("/tickets", json=ask(), headers=ALICE)
         assert answer.status_code == 201
 
@@ -609,6 +613,8 @@ OURS = [
     "/tickets/fast",
     "/stream",
     "/stream/cancel",
+    "/chat/c1/stream",
+    "/chat/fast/c1/stream",
     "/completion",
     "/events",
     "/usage",
@@ -622,6 +628,7 @@ OURS = [
     "/healthz",
     "/readyz",
 ]
+CHATS = ["/chat", "/chat/fast"]  # By POST; a page there is the app's.
 THEIRS = [
     *(
         "/",
@@ -642,6 +649,7 @@ THEIRS = [
     ),
     *("/stream/", "/stream/other", "/tickets/", "/tickets/a/b", "/completion/", "/completions"),
     *("/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/v1/responses/a/b", "/v1/messages/batches"),
+    *("/chat", "/chat/", "/chat/fast", "/chat/c1/streams", "/chat/a/b/c/stream", "/chats"),
     *("/healthz/", "/chat/completions", "/ticketsx", "/Stream", "/llm", "/llmx/stream"),
     *("/tickets%0A", "/stream%0A", "/healthz%0A"),
 ]
@@ -669,7 +677,11 @@ async def test_only_the_gateways_own_urls_are_taken_from_the_app(
                 theirs = [prefix + each for each in THEIRS] + (OURS if prefix else [])
                 for path in theirs:
                     assert (await http.get(f"{path}?ticket=t")).text == "of the app", path
-    assert taken == [prefix + each for each in OURS]
+                for path in [prefix + each for each in CHATS]:
+                    assert (await http.post(path)).text == "of the gateway", path
+                for path in ("/chat/", "/chat/a/b", "/a/chat"):
+                    assert (await http.post(prefix + path)).text == "of the app", path
+    assert taken == [prefix + each for each in OURS + CHATS]
 
 
 async def test_a_channel_is_watched_through_nginx_and_written_to_from_inside_alone(
@@ -959,7 +971,7 @@ async def test_connections_to_a_replica_are_kept_but_not_until_it_closes_them(
                 for _ in range(10):
                     assert (await http.get("/completion")).status_code == 200
                 assert spans == []
-                await until(lambda: spans, "nginx closes it", 6)
+                await until(lambda: spans, "nginx closes it", 20)
     assert len(requests) == 10
     assert len(spans) == 1
     closes = uvicorn.Config(app="").timeout_keep_alive

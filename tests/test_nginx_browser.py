@@ -101,7 +101,7 @@ async def test_ten_eventsources_of_one_page_stream_at_once_over_http2(
         assert await page.evaluate(entry) == "h2"
         await page.evaluate("all[8].es.close()")
         closed_one = next(c for c in there.upstream.calls if b"Question 8" in c.body)
-        await asyncio.wait_for(closed_one.left.wait(), 10)
+        await asyncio.wait_for(closed_one.left.wait(), 20)
         script.go.set()
         await page.wait_for_function(
             "all.slice(0, 8).every((one) => one.es.readyState === EventSource.CLOSED)"
@@ -203,4 +203,4 @@ async def told_to_come_back(there: Site, times: int = 2) -> None:
         lines = there.at.nginx.accesses()
         return len([each for each in lines if '/stream HTTP/2.0" 200 25 ' in each]) >= times
 
-    await until(answered, "nginx answers by itself", 15)
+    await until(answered, "nginx answers by itself", 20)

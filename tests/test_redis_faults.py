@@ -98,7 +98,9 @@ async def watched(
     async def first_ones(call: Call) -> None:
         await (script if len(upstream.calls) <= count else whole)(call)
 
-    async with scripted(first_ones) as upstream, site(redis, upstream, **more) as at:
+    # Shorter than it is away; and a slow machine must make no replica take the other for dead.
+    given = {"lease": "3", **more}
+    async with scripted(first_ones) as upstream, site(redis, upstream, **given) as at:
         streams = Watched(at, script)
         await streams.begin(count)
         yield upstream, streams
@@ -160,7 +162,7 @@ async def test_a_redis_user_without_channels_costs_viewers_elsewhere_a_second(
         assert (answer.status_code, answer.json()) == (200, {"state": "cancelled"})
         for each in watching:
             assert (await each).end["state"] == "cancelled"
-        assert time.monotonic() - begun < 4  # A look for cancels, and one at the log.
+        assert time.monotonic() - begun < 10  # A look for cancels, and one at the log.
 
 
 # Away
@@ -216,7 +218,7 @@ async def test_an_upstream_is_read_up_to_a_bound_while_redis_is_down_and_then_to
         viewer = asyncio.create_task(follow(at.http[1], lambda: url, ALICE, 45))
         durable_redis.kill()
         down.set()
-        await until(standing(lambda: sent), "the upstream has to wait", 15)
+        await until(standing(lambda: sent), "the upstream has to wait", 20)
         assert 1 << 20 < sent < 16 << 20
         durable_redis.start()
         got = await viewer
@@ -246,7 +248,7 @@ async def test_a_slow_redis_makes_streams_late_and_nobody_dead(own_redis: RedisS
     chance = random.Random(7)
     script = Paced(60, 0.05)
     async with proxied(own_redis) as proxy:
-        slow = {"redis_url": proxy.url, "lease": "4"}
+        slow = {"redis_url": proxy.url, "lease": "8"}
         async with watched(own_redis, script, 6, **slow) as (upstream, streams):
             proxy.delay = lambda: chance.uniform(0.3, 1)
             streams.join()
@@ -294,7 +296,7 @@ async def test_a_redis_that_comes_back_empty_learns_all_that_runs_also_for_new_v
     own_redis: RedisServer,
 ) -> None:
     script = Paced(40, 0.05, held=True)
-    async with watched(own_redis, script, 4, lease="2") as (upstream, streams):
+    async with watched(own_redis, script, 4, lease="4") as (upstream, streams):
         at = streams.at
         unredeemed = await at.ticket()
         own_redis.kill()
@@ -305,11 +307,11 @@ async def test_a_redis_that_comes_back_empty_learns_all_that_runs_also_for_new_v
             page = await http.get(unredeemed, headers=STREAM)
             assert (page.status_code, page.content[:7]) == (200, b"retry: ")
             assert (await http.get(unredeemed, headers=ALICE)).status_code == 503
-        assert time.monotonic() - back < 4
+        assert time.monotonic() - back < 8
         script.go.set()
         await streams.all_whole()
         await until(lambda: gone(at, unredeemed), "two leases later it is gone for good")
-        assert time.monotonic() - back > 4
+        assert time.monotonic() - back > 8
         assert (await at.read(0, unredeemed, last_id="1-1")).status == 204
         assert len(upstream.calls) == 4
 
@@ -339,7 +341,7 @@ async def test_a_redis_that_is_full_holds_streams_up_and_leaves_no_hole(
         await call.send(sse(chunk("", finish="stop"), b"[DONE]"))
 
     store = RedisClient(own_redis.url)
-    async with scripted(large) as upstream, site(own_redis, upstream, grace="1.5") as at:
+    async with scripted(large) as upstream, site(own_redis, upstream, grace="3", lease="2") as at:
         urls = [await at.ticket() for _ in range(8)]
         await asyncio.gather(*(at.read(0, url, enough=at_least(1)) for url in urls))
         viewers = [Seen() for _ in urls]
@@ -412,7 +414,7 @@ async def test_an_owner_that_slept_past_its_lease_writes_nothing_more_and_serves
     async def script(call: Call) -> None:
         await (endless if len(upstream.calls) == 1 else whole)(call)
 
-    async with scripted(script) as upstream, site(shared_redis, upstream) as at:
+    async with scripted(script) as upstream, site(shared_redis, upstream, lease="2") as at:
         url = await at.ticket()
         on_owner = asyncio.create_task(at.read(0, url))
         await until(lambda: upstream.calls)
@@ -424,8 +426,8 @@ async def test_an_owner_that_slept_past_its_lease_writes_nothing_more_and_serves
         go.set()  # It finds more of the answer as it wakes up.
         zombie.signal(signal.SIGCONT)
         whole_ = [*elsewhere.events, *end.events]
-        assert (await asyncio.wait_for(on_owner, 10)).events == whole_
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+        assert (await asyncio.wait_for(on_owner, 20)).events == whole_
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
         again = await at.ticket()
         assert (await at.read(0, again)).end["state"] == "done"
         assert (await at.read(0, url)).events == (await at.read(1, url)).events == whole_

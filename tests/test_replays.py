@@ -33,7 +33,7 @@ from tests.test_promises import ALICE, Site, at_least, cut_off, reader_of_nothin
 MIB = 1 << 20
 READS = ("xrange", "xrevrange", "xread")
 BIG = 8 * MIB
-GAP = 3.0  # Half a second is the promise, see `tests.hostile`; other tests run on this machine too.
+GAP = 4.5  # Half a second is the promise, see `tests.hostile`; other tests run on this machine too.
 BOB = cookie(settings(), "bob")
 
 
@@ -268,7 +268,7 @@ async def test_who_asks_for_long_completions_and_does_not_read_them_holds_none(
                 for url in urls * 15
             ]
             await until(lambda: all(map(has_headers, stuck)), "all are served")
-            await until(lambda: all(map(cut_off, stuck)), "all are cut off", 10)
+            await until(lambda: all(map(cut_off, stuck)), "all are cut off", 20)
         assert watch.process < 80 * MIB
 
 
@@ -281,7 +281,7 @@ async def test_to_ask_for_the_completion_is_enough_to_have_a_dead_owners_stream_
         await call.send(OK, sse(chunk("Hel")))
         await call.left.wait()
 
-    async with scripted(dies) as upstream, site(own_redis, upstream) as at:
+    async with scripted(dies) as upstream, site(own_redis, upstream, lease="2") as at:
         url = await at.ticket()
         await at.read(0, url, enough=at_least(1))
         at.processes[0].signal(signal.SIGKILL)

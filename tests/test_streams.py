@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.cli import main
+from gateway.report import Report
 from gateway.runs.listing import Found, Owner, Stream
 from gateway.store.client import RedisClient
 from gateway.streams import _remarks, _time, listed
@@ -83,7 +84,12 @@ async def test_no_subject_can_speak_to_the_terminal(own_redis: RedisServer) -> N
     mute = Mute(store, evil)
     await mute.begin()
     given = settings(redis_url=own_redis.url, lease=1)
-    report = await listed(given, None, as_json=False)
+
+    async def gone() -> Report | None:
+        report = await listed(given, None, as_json=False)
+        return report if report.lines[-1].endswith("(gone)") else None
+
+    report: Report = await until(gone, "its owner stood still while it was looked at")
     (head, line), (row,) = report.lines, (await listed(given, evil, as_json=True)).lines
     await store.close()
     assert line.isprintable()

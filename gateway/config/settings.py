@@ -33,7 +33,10 @@ from gateway.config.values import Values
 from gateway.errors import SettingsError, redacted
 
 PREFIX = "GATEWAY_"
-_OTHER_NAMES = {"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"}
+_OTHER_NAMES = {
+    *("GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_CHAT_COOKIE", "GATEWAY_CHAT_TOKEN"),
+    *("GATEWAY_TEST_REQUIRE", "GATEWAY_WORKER"),
+}
 
 Secrets = tuple[SecretStr, ...]
 Names = tuple[str, ...]

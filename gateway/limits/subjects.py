@@ -105,6 +105,8 @@ class Limits:
         self._turns = max(1, int(patience / 2 / self._tick))
         self._slot_turns = max(1, int(patience / 6 / self._tick))
         self._news: dict[tuple[str, str], _Count] = {}  # By subject and stream.
+        self._telling = asyncio.Lock()
+        self._told = 0  # How often there was something to tell.
 
     # In this process
 
@@ -147,10 +149,13 @@ class Limits:
             room.stored(taken)
 
     async def _counted(self, held: Held, size: int, create: Script) -> tuple[Any, Left | None]:
+        told = self._told
         try:
             return await self._admitted(held, size, create)
         except Unavailable as error:
-            if error.code != "too_many_bytes" or not self._news:
+            # What others tell just now may have come after our question.
+            untold = self._news or self._telling.locked() or self._told != told
+            if error.code != "too_many_bytes" or not untold:
                 raise
         await self._tell_all()  # Of what was cancelled or ended a moment ago Redis may not know.
         return await self._admitted(held, size, create)
@@ -251,12 +256,14 @@ class Limits:
 
     async def _tell_all(self) -> None:
         """Tell each server what has changed; what it does not hear expires, or is told again."""
-        news, self._news = self._news, {}
-        servers: dict[Node, dict[tuple[str, str], _Count]] = {}
-        for key, each in news.items():
-            node = self._store.node_of(subject_keys(key[0]).slots)
-            servers.setdefault(node, {})[key] = each
-        await asyncio.gather(*map(self._tell, servers.values()))
+        async with self._telling:
+            news, self._news = self._news, {}
+            servers: dict[Node, dict[tuple[str, str], _Count]] = {}
+            for key, each in news.items():
+                node = self._store.node_of(subject_keys(key[0]).slots)
+                servers.setdefault(node, {})[key] = each
+            await asyncio.gather(*map(self._tell, servers.values()))
+            self._told += bool(news)
 
     async def _tell(self, news: dict[tuple[str, str], _Count]) -> None:
         """Tell one server; of one that hangs the rest waits for the next turn, and comes first."""

@@ -78,7 +78,7 @@ def failure(
     if status is not None:
         data["status"] = status
     if retry_after is not None:
-        data["retry_after"] = min(_LONGEST, math.ceil(retry_after))
+        data["retry_after"] = math.ceil(min(_LONGEST, retry_after))
     return data
 
 

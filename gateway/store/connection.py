@@ -200,6 +200,8 @@ class PipelinedConnection:
         return replies
 
     async def _connected(self) -> "_Link":
+        if self._link is not None and self._link.lost:
+            await self._hang_up()  # It was idle: that it was closed meanwhile is no outage now.
         if self._link is None:
             async with asyncio.timeout(self._timeout):
                 self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -221,6 +223,8 @@ class PipelinedConnection:
 class _Link(Protocol):
     """What carries one batch at a time."""
 
+    lost: bool  # Whether it is known to be closed.
+
     async def exchange(self, packed: bytes, count: int, timeout: float) -> list[Any]:
         """Send bytes and return that many replies, errors among them; raises RedisError."""
 
@@ -238,13 +242,13 @@ class _SocketTransport(asyncio.Protocol):
         self._replies: list[Any] = []
         self._count = 0
         self._waiter: asyncio.Future[list[Any]] | None = None
-        self._lost = transport.is_closing()
+        self.lost = transport.is_closing()
         self._loop = asyncio.get_running_loop()  # Asking for it costs a system call.
         transport.set_protocol(self)
         transport.resume_reading()
 
     async def exchange(self, packed: bytes, count: int, timeout: float) -> list[Any]:
-        if self._lost:
+        if self.lost:
             raise RedisConnectionError("Connection closed by server.")
         self._replies, self._count = [], count
         self._waiter = self._loop.create_future()
@@ -265,7 +269,7 @@ class _SocketTransport(asyncio.Protocol):
             self._waiter.set_result(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
+        self.lost = True
         self._fail(RedisConnectionError("Connection closed by server."))
 
     def _fail(self, error: Exception) -> None:
@@ -275,6 +279,8 @@ class _SocketTransport(asyncio.Protocol):
 
 class _StreamTransport:
     """A connection that has no socket: the embedded store."""
+
+    lost = False
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection

@@ -100,6 +100,16 @@ def alias_key(name: str) -> str:
     return f"gw:{{{name}}}:alias"
 
 
+def shown_key(stream_id: str) -> str:
+    """Return the key that says that somebody on a chat's page has all of a stream."""
+    return f"gw:{{{stream_id}}}:shown"
+
+
+def continued_key(stream_id: str) -> str:
+    """Return the key of the message that a stream goes on with."""
+    return f"gw:{{{stream_id}}}:continued"
+
+
 def runs_key(replica: str, copy: str = "") -> str:
     """Return the key of the set of streams that a replica runs."""
     return f"gw:runs:{replica}{copy}"

@@ -59,12 +59,12 @@ class ChannelEndpoint:
     ) -> AnyResponse:
         wanted = last_event_id(request)
         if asked := self._asked(request, subject, view):
-            return await self._composite(asked, wanted, start)
+            return await self._composite(asked, wanted, start, view.heartbeats)
         place = channel_place(wanted) if wanted else start
         opened = await self._opened(subject, place)
         first = self._retry.line()
         if place == END:  # Without an id a browser that is cut now would miss what comes.
-            first += position(str(opened.viewer.at or NOTHING).encode())
+            first += position(str(opened.viewer.at or NOTHING).encode(), view.heartbeats)
         return EventStream(self._fanout, opened, first)
 
     def _asked(self, request: Request, subject: str, view: View) -> Asked | None:
@@ -81,14 +81,16 @@ class ChannelEndpoint:
             raise Rejected("bad_tickets", "Two are of the same stream.")
         return Asked(subject, tickets, view.snapshot, view.form == "text")
 
-    async def _composite(self, asked: Asked, wanted: str, start: EventId | None) -> AnyResponse:
+    async def _composite(
+        self, asked: Asked, wanted: str, start: EventId | None, seen: bool
+    ) -> AnyResponse:
         told = positions(wanted, [each.stream_id for each in asked.tickets], start)
         place = told.channel
         opened = await self._opened(asked.subject, place)
         first = self._retry.line()
         if place == END:
             told.moved(0, opened.viewer.at or NOTHING)
-            first += position(str(told).encode())
+            first += position(str(told).encode(), seen)
         channel = Part(0, opened)
         parts = Parts(self._fanout, self._openings, self._retry, asked, told, channel)
         return CompositeStream(self._fanout, parts, told, first)

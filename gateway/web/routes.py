@@ -18,12 +18,15 @@ from gateway.config.preset_book import PresetBook
 from gateway.errors import Rejected
 from gateway.eventlog.fanout import Fanout
 from gateway.limits.statement import Statements
+from gateway.runs.chats import Chats
 from gateway.runs.records import Records
 from gateway.runs.snapshot import CompletionSnapshots
 from gateway.runs.supervisor import RunSupervisor
 from gateway.telemetry.base import NO_TELEMETRY, Telemetry
 from gateway.upstream.protocols.api import Api
 from gateway.web.channel import ChannelEndpoint
+from gateway.web.chat.answers import ChatAnswers
+from gateway.web.chat.endpoints import ChatEndpoints, ChatMethods
 from gateway.web.completion import CompletionEndpoint
 from gateway.web.endpoint import Call, Guards, Methods
 from gateway.web.events import MessageEndpoints
@@ -82,16 +85,22 @@ class Routes:
         self._channel = ChannelEndpoint(
             guards, tickets, redemption, self._streams.openings, fanout, self._retry
         )
+        chats = Chats(records)
+        answers = ChatAnswers(tickets, chats, redemption, snapshots, fanout)
+        self._chat = ChatEndpoints(
+            self._mount, guards, self.tickets, chats, answers, cancellation, settings.max_body
+        )
         self._health = HealthEndpoints(records, self.life)
         callers = SdkCallers(service, guards)
         self._sdk = SdkUrls(presets, callers, self.tickets, tickets, records, fanout, supervisor)
 
     def exact(self) -> dict[str, ASGIApp]:
         """Return the URLs without a parameter."""
-        own = {
+        own: dict[str, ASGIApp] = {
             "/tickets": self._methods(POST=self.tickets.create),
             "/stream": self._methods(GET=self._streams.stream, DELETE=self._streams.cancel),
             "/stream/cancel": self._methods(POST=self._streams.cancel),
+            "/chat": self._chat_methods(POST=self._chat.create),
             "/completion": self._methods(GET=self._completion.get),
             "/events": self._methods(GET=self._channel.watch, POST=self._messages.push_all),
             "/usage": self._methods(GET=self._usage.own),
@@ -115,6 +124,11 @@ class Routes:
         return [
             *exact,
             *(Route(path, named) for path in self._mount.paths("/tickets/{preset}")),
+            *(
+                Route(path, chat)
+                for one, chat in self._of_chats().items()
+                for path in self._mount.paths(one)
+            ),
             *(Route(path, users) for path in self._mount.paths("/users/{rest:path}")),
             *(
                 Route(path, each)
@@ -131,6 +145,18 @@ class Routes:
 
         methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
         return self._methods(**dict.fromkeys(methods, nowhere))
+
+    def _of_chats(self) -> dict[str, ChatMethods]:
+        """Return the URLs of chats that have a parameter."""
+        one = self._chat_methods(GET=self._chat.resume, DELETE=self._chat.stop)
+        return {
+            "/chat/{preset}": self._chat_methods(POST=self._chat.create),
+            "/chat/{id}/stream": one,
+            "/chat/{preset}/{id}/stream": one,
+        }
+
+    def _chat_methods(self, **calls: Call) -> ChatMethods:
+        return ChatMethods(self._origins, self._retry, self.life, self._telemetry, **calls)
 
     def _sdk_methods(self, *, api: Api | None, **calls: Call) -> SdkMethods:
         return SdkMethods(self._origins, self._retry, self.life, self._telemetry, api=api, **calls)

@@ -5,6 +5,7 @@ that the same request has begun.
 """
 
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
@@ -60,6 +61,14 @@ class Begun(NamedTuple):
     left: dict[str, str]  # Headers that tell what is left of the caller's limits.
 
 
+class Naming(NamedTuple):
+    """By what the stream of a request without a key is found, and which one it is."""
+
+    request: str
+    stream: Callable[[str], str]  # Of the digest.
+    joins: bool  # Whether that may be one that runs.
+
+
 class TicketEndpoints:
     """Where completions are asked for."""
 
@@ -96,7 +105,7 @@ class TicketEndpoints:
     ) -> AnyResponse:
         """Answer a POST of a subject's, or `on_behalf` of it: then any preset may be asked."""
         name = request.path_params.get("preset", "default")
-        preset = self._preset(name, on_behalf)
+        preset = self.preset(name, on_behalf)
         at_once = accepts(request)[0]
         if at_once:
             self._life.check_stays()
@@ -130,7 +139,13 @@ class TicketEndpoints:
         return issued(ticket, url, created, self._presets.bounds(name))
 
     async def begin(
-        self, request: Request, subject: str, name: str, preset: Preset, body: RequestBody
+        self,
+        request: Request,
+        subject: str,
+        name: str,
+        preset: Preset,
+        body: RequestBody,
+        naming: Naming | None = None,
     ) -> Begun:
         """Store a request that begins at once; or find what its key, or its first try, has begun.
 
@@ -138,17 +153,24 @@ class TicketEndpoints:
         """
         self._life.check_stays()
         key, again = idempotency_key(request), is_retry(request)
-        self._limits.check(subject, claims=not (key or again))
+        self._limits.check(subject, claims=not (key or again or (naming and naming.joins)))
         made = self._made(name, preset, body, stream_ref(request))
-        repeat = "" if key else asked(subject, f"sdk {name}", made.digest)
+        repeat = "" if key or naming else asked(subject, f"sdk {name}", made.digest)
         if again and repeat and (first := await self._first_try(repeat)):
             ticket = self._tickets.issue(first.stream_id, subject, first.issued)
             return Begun(first.stream_id, ticket, repeat, {})
+        if naming:
+            made = made._replace(more={**made.more, "asked": naming.request})
         if key:
             stream_id, created = await self._of_key(key, subject, name, made)
+        elif naming:
+            stream_id = naming.stream(made.digest)
+            created = await self._created(stream_id, subject, name, made, known=True)
         else:
             stream_id = self._records.new_stream()
             created = await self._begun(request, stream_id, subject, name, made, repeat)
+        if naming:  # Before it is claimed: what was paid for is found.
+            await self._repeats.remember(naming.request, stream_id)
         ticket = self._tickets.issue(stream_id, subject, created.issued)
         return Begun(stream_id, ticket, repeat, left_headers(created, self._presets.bounds(name)))
 
@@ -185,7 +207,7 @@ class TicketEndpoints:
         self, subject: str, name: str, data: bytes, root_path: str, *, key: str, ref: str
     ) -> Issued:
         """Return the ticket of a request that the application itself makes; raises GatewayError."""
-        preset = self._preset(name, on_behalf=True)
+        preset = self.preset(name, on_behalf=True)
         if len(data) > self._max_body:
             raise too_large(self._max_body)
         body = RequestBody(data)
@@ -273,7 +295,8 @@ class TicketEndpoints:
         answer.raw_headers.append((b"content-location", url.encode()))
         return answer
 
-    def _preset(self, name: str, on_behalf: bool) -> Preset:
+    def preset(self, name: str, on_behalf: bool = False) -> Preset:
+        """Return a preset that a page may ask, or `on_behalf` of it any; raises Rejected."""
         preset = self._presets.get(name)
         if preset is None or not (preset.public or on_behalf):
             raise Rejected("preset_not_found")

@@ -12,17 +12,25 @@ HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / ".cache"
 
 
-def node_modules() -> Path:
+def node_modules(home: Path = HERE) -> Path:
     """Return the installed packages; asks the npm registry once for each package.json."""
     if not (shutil.which("node") and shutil.which("npm")):
         missing("node and npm")
-    wanted = HERE / "package.json"
-    if (HERE / "node_modules").is_dir():
-        return HERE / "node_modules"
+    wanted = home / "package.json"
+    if (home / "node_modules").is_dir():
+        return home / "node_modules"
     kept = CACHE / f"clients-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]}"
     if not kept.is_dir():
         _install(wanted, kept)
     return kept / "node_modules"
+
+
+def beside(modules: Path, folder: Path, home: Path = HERE) -> Path:
+    """Return a folder with the scripts of `home`, beside the packages that they import."""
+    for script in [*home.glob("*.mjs"), home / "package.json"]:
+        shutil.copy(script, folder)
+    (folder / "node_modules").symlink_to(modules)
+    return folder
 
 
 def _install(wanted: Path, kept: Path) -> None:

@@ -184,7 +184,7 @@ async def test_a_waiting_viewer_is_woken() -> None:
     await asyncio.sleep(0)
     of.entries.append(entry(1, 1))
     of.wake()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 20)
     assert ids(one) == ["5-1"]
 
 
@@ -224,7 +224,7 @@ async def test_a_dropped_viewer_has_whole_events_only_and_leaves() -> None:
     waiting = one.wait()
     await asyncio.sleep(0)
     assert of.drop() == 1
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 20)
     assert one.finished
     assert one.take().endswith(b"id: 5-3\n\n")
 
@@ -589,28 +589,28 @@ async def test_one_who_asks_for_much_does_not_hold_up_the_others() -> None:
 # News
 
 
-async def test_a_word_of_the_owner_brings_what_is_new_at_once(any_redis_url: str) -> None:
+async def test_a_word_of_the_owner_brings_what_is_new_at_once(
+    any_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.eventlog.fanout.POLL", 1000.0)  # Nobody looks without a word.
     async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
-        begun = later()
         await there.write(entry(1, 1))
         there.fanout.mark([there.stream_id])
         await until(lambda: one.has_more)
-        assert later() - begun < 0.7
         assert ids(one) == ["5-1"]
 
 
-async def test_a_lost_word_costs_about_a_second(any_redis_url: str) -> None:
+async def test_a_lost_word_loses_nothing(any_redis_url: str) -> None:
+    """What was not told is found by a look once a second."""
     async with elsewhere(any_redis_url) as there:
         await there.write(fence())
         one = await there.attach()
         assert ids(one) == []
-        begun = later()
         await there.write(entry(1, 1))
         await until(lambda: one.has_more)
-        assert later() - begun < 1.5
         assert ids(one) == ["5-1"]
 
 
@@ -646,7 +646,7 @@ async def test_a_tail_is_not_dropped_under_a_viewer_who_is_just_coming(
         one = await coming
         assert ids(one) == []
         await there.write(entry(1, 1))
-        await until(lambda: one.has_more, "the viewer is told", 3)
+        await until(lambda: one.has_more, "the viewer is told", 20)
 
 
 async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows(
@@ -660,7 +660,7 @@ async def test_a_viewer_who_comes_before_the_claim_is_answered_gets_what_follows
         own = there.fanout.own(there.stream_id, fence())
         own.entries.append(entry(1, 1))
         own.wake()
-        await until(lambda: one.has_more, "the viewer is told", 3)
+        await until(lambda: one.has_more, "the viewer is told", 20)
         assert ids(one) == ["5-1"]
 
 
@@ -704,7 +704,7 @@ async def test_who_watches_is_made_known_to_the_replica_that_took_the_stream_ove
         assert record is not None
         await there.write(*[entry(1, 1, epoch=record.epoch)] * unread)
         await successor.takeover(there.stream_id, old.replica, "nonce")
-        assert there.stream_id in await asyncio.wait_for(told, 5)
+        assert there.stream_id in await asyncio.wait_for(told, 20)
         assert there.fanout.owners() == {successor.replica: [there.stream_id]}
         await until(lambda: len(ids(one)) == unread, "its last words")
 
@@ -718,14 +718,19 @@ async def _watch(store: RedisClient, replica: str) -> str:
 
 
 async def test_presence_is_shown_again_as_long_as_somebody_watches(any_redis_url: str) -> None:
-    async with elsewhere(any_redis_url, grace=0.3) as there:
+    async with elsewhere(any_redis_url, grace=2) as there:
         await there.write(fence())
         one = await there.attach()
-        key = presence_key(there.stream_id)
-        end = later(1)
-        while later() < end:
-            assert await there.store.call("EXISTS", key)
-            await asyncio.sleep(0.02)
+        key, last = presence_key(there.stream_id), 0
+
+        async def shown_again() -> bool:
+            nonlocal last
+            before, last = last, int(await there.store.call("PTTL", key))
+            assert last > 0
+            return last > before
+
+        for _ in range(4):
+            await until(shown_again)
         there.fanout.detach(one)
 
         async def gone() -> bool:

@@ -17,9 +17,11 @@ from tests.support import (
     Call,
     RedisServer,
     Script,
+    ScriptedUpstream,
     Served,
     Transcript,
     chunk,
+    first_event,
     gateway,
     running,
     sse,
@@ -54,10 +56,10 @@ def start(gate: Served, url: str) -> asyncio.Task[Transcript]:
 
 
 async def cancel(gate: Served, url: str, look: asyncio.Task[Transcript]) -> Transcript:
-    """Cancel a stream; return what its viewer got, who must hear of it within a second."""
+    """Cancel a stream; return what its viewer got, who must hear of it."""
     answer = await gate.http.delete(url, headers=gate.cookie())
     assert answer.json() == {"state": "cancelled"}
-    return await asyncio.wait_for(look, 1)
+    return await asyncio.wait_for(look, 20)
 
 
 def the_run(gate: Served) -> Run:
@@ -90,7 +92,7 @@ async def test_a_cancel_closes_the_upstream_and_ends_the_stream(
         if shown:
             await gate.read(url, enough=lambda got: got.events)
         got = await cancel(gate, url, look)
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 1)
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
         assert (await gate.completion(url))["state"] == "cancelled"
     assert (len(got.data), got.end["state"], got.end["attempts"]) == (shown, "cancelled", 1)
     assert (len(upstream.calls), "failure" in got.names) == (1, False)
@@ -149,9 +151,9 @@ async def test_a_cancel_of_a_run_that_waits_for_the_store_is_effective(
         await until(lambda: the_run(gate).pausing, "it waits for the store")
         assert the_run(gate).log.backlog < 3 * BACKLOG
         the_run(gate).stop(Ending("cancelled"))
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 1)
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
         own_redis.resume()
-        got = await asyncio.wait_for(look, 10)
+        got = await asyncio.wait_for(look, 20)
     assert got.end["state"] == "cancelled"
     assert [int(each.partition("-")[2]) for each in got.ids] == list(range(1, len(got.ids) + 1))
 
@@ -166,8 +168,8 @@ async def test_a_cancel_that_a_slow_store_takes_late_is_effective(own_redis: Red
         deletes = [await gate.http.delete(url, headers=gate.cookie())]
         own_redis.resume()
         await until(lambda: deleted(gate, url), "it is stored")
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 1)
-        got = await asyncio.wait_for(look, 10)
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
+        got = await asyncio.wait_for(look, 20)
     assert (deletes[0].status_code, got.end["state"]) == (503, "cancelled")
 
 
@@ -184,8 +186,8 @@ async def test_a_cancel_between_the_claim_and_the_run_leaves_nothing_running(
             url = await gate.ticket()
             look = start(gate, url)
             await until(lambda url=url: deleted(gate, url))  # type: ignore[misc]
-            assert (await asyncio.wait_for(look, 2)).end["state"] == "cancelled"
-        await until(lambda: all(call.left.is_set() for call in upstream.calls), "", 1)
+            assert (await asyncio.wait_for(look, 20)).end["state"] == "cancelled"
+        await until(lambda: all(call.left.is_set() for call in upstream.calls), "", 20)
         assert gate.gateway.supervisor.active == []
 
 
@@ -222,7 +224,7 @@ async def test_all_viewers_everywhere_hear_of_a_cancel(shared_redis: RedisServer
         looks = [start(each, url) for each in (gate, gate, other, other)]
         await until(lambda: other.gateway.fanout.viewers == gate.gateway.fanout.viewers == 2)
         await other.http.delete(url, headers=other.cookie())
-        seen = [await asyncio.wait_for(look, 2) for look in looks]
+        seen = [await asyncio.wait_for(look, 20) for look in looks]
     assert {each.end["state"] for each in seen} == {"cancelled"}
     assert len({tuple(each.events) for each in seen}) == 1
 
@@ -253,10 +255,10 @@ async def test_the_last_viewer_gone_for_the_grace_cancels(redis_url: str) -> Non
     script = sends(OK, sse(chunk("Hel")))
     async with gateway(script, redis_url=redis_url, grace=0.9) as (gate, upstream):
         url = await gate.ticket()
-        await gate.read(url, enough=lambda got: got.events)
-        left = time.monotonic()
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
-        assert time.monotonic() - left >= 0.8
+        seen = list[float]()
+        await gate.read(url, enough=first_event(seen))
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
+        assert time.monotonic() - seen[0] >= 0.8  # From before it left: it is not noticed sooner.
         got = await gate.read(url)
     assert (got.names, got.end["state"]) == (["", "end"], "cancelled")
 
@@ -270,7 +272,7 @@ async def test_an_idle_replica_forgets_a_request_to_cancel_that_came_after_the_e
         async def forgotten() -> bool:
             return not await store.call("EXISTS", key)
 
-        await until(forgotten, "it is forgotten", 4)
+        await until(forgotten, "it is forgotten", 20)
 
 
 async def test_a_run_that_no_viewer_ever_reached_is_cancelled_after_the_grace() -> None:
@@ -278,7 +280,7 @@ async def test_a_run_that_no_viewer_ever_reached_is_cancelled_after_the_grace() 
         look = start(gate, await gate.ticket())
         await until(lambda: upstream.calls)
         look.cancel()
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
 
 
 async def later(call: Call, seconds: float) -> None:
@@ -290,7 +292,7 @@ async def later(call: Call, seconds: float) -> None:
 async def slow(call: Call) -> None:
     """The script of a completion that takes longer than the grace of these tests."""
     await call.send(OK, sse(chunk("Hel")))
-    await later(call, 2)
+    await later(call, 3.5)
     await call.send(sse(chunk("lo", finish="stop")))
 
 
@@ -312,16 +314,28 @@ async def ended(gate: Served, url: str) -> bool:
 async def test_a_viewer_of_another_replica_keeps_a_run_alive(shared_redis: RedisServer) -> None:
     redis_url = shared_redis.url
     async with (
-        gateway(slow, redis_url=redis_url, grace=0.6) as (gate, _),
-        running(redis_url=redis_url, grace=0.6) as other,
+        gateway(slow, redis_url=redis_url, grace=1.5) as (gate, upstream),
+        running(redis_url=redis_url, grace=1.5) as other,
     ):
-        url = await gate.ticket()
-        await gate.read(url, enough=lambda got: got.events)
-        assert (await other.read(url)).end["state"] == "done"
+        look = await moved(gate, upstream, other)
+        assert (await look).end["state"] == "done"
+
+
+async def moved(
+    gate: Served, upstream: ScriptedUpstream, other: Served
+) -> asyncio.Task[Transcript]:
+    """Look at a stream that runs here from another replica only, with no moment between."""
+    url = await gate.ticket()
+    here = start(gate, url)
+    await until(lambda: upstream.calls, "it runs")
+    there = start(other, url)
+    await until(lambda: other.gateway.fanout.viewers == 1, "it is watched elsewhere")
+    here.cancel()
+    return there
 
 
 async def test_one_viewer_of_two_keeps_a_run_alive() -> None:
-    async with gateway(slow, grace=0.6) as (gate, _):
+    async with gateway(slow, grace=1.5) as (gate, _):
         url = await gate.ticket()
         look = start(gate, url)
         await gate.read(url, enough=lambda got: got.events)
@@ -333,14 +347,11 @@ async def test_a_viewer_behind_a_store_that_is_away_is_not_taken_for_gone(
 ) -> None:
     """The grace is counted only while the store answers."""
     async with (
-        gateway(slow, redis_url=own_redis.url, grace=0.9, lease=10) as (gate, _),
-        running(redis_url=own_redis.url, grace=0.9, lease=10) as other,
+        gateway(slow, redis_url=own_redis.url, grace=1.2, lease=10) as (gate, upstream),
+        running(redis_url=own_redis.url, grace=1.2, lease=10) as other,
     ):
-        url = await gate.ticket()
-        await gate.read(url, enough=lambda got: got.events)
-        look = start(other, url)
-        await until(lambda: other.gateway.fanout.viewers == 1)
+        look = await moved(gate, upstream, other)
         own_redis.pause()
         await asyncio.sleep(1.5)  # Not for a state: the store is away for that long.
         own_redis.resume()
-        assert (await asyncio.wait_for(look, 10)).end["state"] == "done"
+        assert (await asyncio.wait_for(look, 20)).end["state"] == "done"

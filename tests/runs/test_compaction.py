@@ -293,7 +293,7 @@ async def long_answer(call: Call) -> None:
 async def test_whoever_comes_after_a_stream_was_packed_gets_what_was_there(
     any_redis_url: str,
 ) -> None:
-    async with gateway(long_answer, redis_url=any_redis_url) as (gate, upstream):
+    async with gateway(long_answer, redis_url=any_redis_url, lease=1) as (gate, upstream):
         body = ask(f"{new_id()}?")
         got = await posted(gate.http, body=body)
         url, store = got.headers["content-location"], gate.gateway.store

@@ -121,8 +121,8 @@ async def test_a_cancel_from_outside_ends_the_run_wherever_it_is(
         look = asyncio.create_task(gate.read(url))
         await until(lambda: upstream.calls)
         assert await outside.cancel(id_of(url)) == (True, "cancelled")
-        assert (await asyncio.wait_for(look, 5)).end["state"] == "cancelled"
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+        assert (await asyncio.wait_for(look, 20)).end["state"] == "cancelled"
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)
         assert (await outside.running()).streams == []
         assert await outside.cancel(id_of(url)) == (True, "it had ended before: cancelled")
 
@@ -174,9 +174,15 @@ async def test_a_replica_that_beats_and_does_not_answer_leaves_open_what_only_it
 async def test_a_replica_that_stands_still_for_a_lease_is_gone(store: RedisClient) -> None:
     mute = Mute(store)
     await mute.begin()
-    found = await listing(store).running()
+
+    async def gone() -> Found | None:
+        found = await listing(store).running()
+        (stream,) = found.streams
+        return found if stream.owner_state is Owner.GONE else None
+
+    found: Found = await until(gone, "it stood still while it was looked at, and not too slowly")
     (stream,) = found.streams
-    assert (stream.id, stream.owner_state) == (mute.stream, Owner.GONE)
+    assert stream.id == mute.stream
     assert (stream.events, stream.viewers, found.silent) == (None, 0, [])
 
 
@@ -236,8 +242,9 @@ async def test_a_dead_replicas_stream_is_its_successors_with_all_its_events(
 async def watched(fanout: Fanout, count: int, stack: AsyncExitStack) -> dict[str, Sight]:
     """Watch so many streams that nobody runs; return what is to be seen."""
     ids = [new_id() for _ in range(count)]
-    for viewer in await asyncio.gather(*(fanout.attach(each, "", None) for each in ids)):
-        stack.callback(fanout.detach, viewer)
+    for some in (ids[at : at + 100] for at in range(0, count, 100)):  # Else it is overloaded.
+        for viewer in await asyncio.gather(*(fanout.attach(each, "", None) for each in some)):
+            stack.callback(fanout.detach, viewer)
     return dict.fromkeys(ids, Sight(1, None))
 
 
@@ -306,7 +313,11 @@ async def test_an_answer_that_cannot_be_read_is_none(
     store = RedisClient(shared_redis.url)
     with answering(store, "odd", words), answering(store, "good", b"good 0 1 a:1:2"):
         await store.hears(control_channel("any"))  # Listens as those do, only later.
-        assert await ask(store, ["odd", "good"], 0.3) == {"good": {"a": Sight(1, 2)}}
+
+        async def answered() -> dict[str, dict[str, Sight]]:
+            return await ask(store, ["odd", "good"], 0.3)
+
+        assert await until(answered) == {"good": {"a": Sight(1, 2)}}
     await store.close()
 
 
@@ -314,4 +325,4 @@ async def test_nobody_is_waited_for_where_nobody_is(store: RedisClient) -> None:
     begun = asyncio.get_running_loop().time()
     assert await ask(store, [], 60) == {}
     assert await listing(store).running() == ([], [], 0)
-    assert asyncio.get_running_loop().time() - begun < 5
+    assert asyncio.get_running_loop().time() - begun < 30

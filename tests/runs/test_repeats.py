@@ -202,7 +202,7 @@ async def test_after_redis_forgot_a_repeat_is_to_come_back_and_then_gone_but_nev
         got = await posted(gate.http, **key)
     own_redis.kill()
     own_redis.start()
-    async with running(redis_url=own_redis.url, upstream_url=upstream.url) as other:
+    async with running(redis_url=own_redis.url, upstream_url=upstream.url, lease=3) as other:
         assert await refused(other, got.ids[0], **key) == (503, "not_yet")
 
         async def is_gone() -> bool:
@@ -226,7 +226,7 @@ async def test_a_repeat_finds_what_still_runs_after_redis_forgot_it(
             """Whether a Redis that has just come back is no excuse any more."""
             return not await records.may_be_forgotten("nobody", 0)
 
-        await until(is_old, seconds=10)
+        await until(is_old, seconds=20)
         again = await posted(gate.http, got.ids[0], at_least(2))
         assert again.events == got.events[1:]
         assert len(upstream.calls) == 1
@@ -347,7 +347,7 @@ async def test_only_as_many_streams_of_a_request_are_remembered_as_anybody_goes_
         steps = [after - before for before, after in pairwise(clocks)]
         assert all(0.99 * records.longest < step <= records.longest for step in steps)
         again = await repeats.remember(name, f"stream {KEPT}")  # Sent twice.
-        assert clocks[KEPT] - 1000 < again["ahead"] <= clocks[KEPT]
+        assert clocks[KEPT] - 0.01 * records.longest < again["ahead"] <= clocks[KEPT]
         found = await store.call("ZRANGE", asked_key(name), 0, -1)
         assert found == [b"stream %d" % number for number in range(5, KEPT + 5)]
         assert 0 < await store.call("PTTL", asked_key(name)) <= records.longest
@@ -360,7 +360,7 @@ async def test_a_plain_post_and_one_with_a_key_remember_nothing(shared_redis: Re
         await gate.post(body)
         await gate.post(body, **{"Last-Event-ID": "1-1"})
         await posted(gate.http, body=body, headers={"Idempotency-Key": gate.gateway.name})
-        assert set(await store.call("KEYS", "gw:*:asked")) == before
+        assert set(await store.call("KEYS", "gw:*:asked")) <= before
         await posted(gate.http, body=body)
         assert len(set(await store.call("KEYS", "gw:*:asked")) - before) == 1
 

@@ -52,7 +52,7 @@ async def line(url: str) -> AsyncIterator[Line]:
         writer.transport.abort()
 
 
-async def rest(reader: asyncio.StreamReader, seconds: float = 10) -> bytes:
+async def rest(reader: asyncio.StreamReader, seconds: float = 20) -> bytes:
     """Return all that still comes before the connection is closed; a reset is a close."""
     got = b""
     with suppress(ConnectionError):
@@ -198,9 +198,7 @@ async def test_a_head_behind_a_large_body_is_not_counted_with_it() -> None:
 async def test_a_head_that_does_not_end_in_time_is_refused() -> None:
     async with running(head_timeout=0.5) as served, line(served.url) as (reader, writer):
         writer.write(b"GET /healthz HTTP/1.1\r\nHo")
-        started = time.monotonic()
         refused(await rest(reader), 408, "request_timeout")
-        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("piece", [b"X: a\r\n", b"\r\n", b"a"])
@@ -215,7 +213,7 @@ async def ended_while_dripping(url: str, start: bytes, piece: bytes) -> None:
     async with line(url) as (reader, writer):
         writer.write(start)
         closed = asyncio.create_task(rest(reader))
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 20
         while not closed.done():
             assert time.monotonic() < deadline, "it is still open"
             with suppress(ConnectionError):
@@ -278,11 +276,11 @@ async def test_a_body_that_comes_slowly_but_in_time_is_taken() -> None:
 async def test_a_large_body_that_comes_steadily_may_take_longer_than_its_deadline() -> None:
     """A phone sends a photograph at 30 KB/s: a second try would be as slow."""
     body = json.dumps(ask("x" * 100_000)).encode()
-    async with running(body_timeout=0.3) as served, line(served.url) as (reader, writer):
+    async with running(body_timeout=1) as served, line(served.url) as (reader, writer):
         writer.write(post(served, length=f"Content-Length: {len(body)}"))
         for start in range(0, len(body), 4096):
             writer.write(body[start : start + 4096])
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.08)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
 
 

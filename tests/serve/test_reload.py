@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.serve.test_workers import listeners
 from tests.support import (
     OK,
     SECRET,
@@ -91,7 +92,7 @@ class Scene:
         def line() -> bool:
             return any(words in each for each in iter(errors.readline, ""))
 
-        assert await asyncio.wait_for(asyncio.to_thread(line), 10)
+        assert await asyncio.wait_for(asyncio.to_thread(line), 20)
 
 
 @asynccontextmanager
@@ -102,6 +103,8 @@ async def scene(folder: Path, workers: int, redis_url: str) -> AsyncIterator[Sce
         path.write_text(f'[presets.old]\nurl = "{upstream.url}"\n')
         given = {"redis_url": redis_url, "secrets": SECRET, "config": str(path)}
         with process("serve", "--workers", str(workers), "--port", "0", **given) as served:
+            port = int(served.url.rpartition(":")[2])
+            await until(lambda: listeners(port) == workers, "each has read the file")
             yield Scene(served, path, upstream.url, held)
 
 
@@ -123,7 +126,7 @@ async def opened(at: Scene, preset: str) -> asyncio.Task[Any]:
             return await read(http, url, headers=headers, last_id=got.last_id)
 
     task = asyncio.create_task(reading())
-    await asyncio.wait_for(first.wait(), 10)
+    await asyncio.wait_for(first.wait(), 20)
     return task
 
 
@@ -139,7 +142,7 @@ async def test_presets_of_the_file_are_reached_on_every_worker_and_no_stream_is_
         await at.reached("added", 201)
         await at.reached("old", 404)
         at.held.go.set()
-        end = (await asyncio.wait_for(stream, 10)).end
+        end = (await asyncio.wait_for(stream, 20)).end
         assert (end["state"], end["preset"]) == ("done", "old")
 
 

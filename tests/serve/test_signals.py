@@ -28,7 +28,7 @@ async def test_the_gateway_hears_the_end_and_so_does_its_server(
     leaves = asyncio.Event()
     with heard(leaves.set):
         signal.raise_signal(number)
-        await asyncio.wait_for(leaves.wait(), 5)
+        await asyncio.wait_for(leaves.wait(), 20)
     assert server == [number]
     leaves.clear()
     signal.raise_signal(number)

@@ -386,7 +386,7 @@ async def test_a_connection_kept_after_a_refusal_carries_one_request_at_a_time()
                     continue
                 if sum(requests) == 3:
                     both.set()
-                await asyncio.wait_for(both.wait(), 5)
+                await asyncio.wait_for(both.wait(), 20)
                 writer.write(OK + WHOLE)
                 writer.close()
 
@@ -436,7 +436,7 @@ async def test_leaving_closes_the_connection() -> None:
         async with upstream.ask(preset(server.url), b"{}") as chunks:
             await anext(aiter(chunks))
             assert not server.calls[0].left.is_set()
-        await asyncio.wait_for(server.calls[0].left.wait(), 5)
+        await asyncio.wait_for(server.calls[0].left.wait(), 20)
 
 
 async def test_a_cancelled_ask_closes_the_connection_before_any_answer() -> None:
@@ -447,7 +447,7 @@ async def test_a_cancelled_ask_closes_the_connection_before_any_answer() -> None
         task = asyncio.create_task(body_of(upstream, preset(server.url)))
         await until(lambda: server.calls)
         task.cancel()
-        await asyncio.wait_for(server.calls[0].left.wait(), 5)
+        await asyncio.wait_for(server.calls[0].left.wait(), 20)
 
 
 async def test_two_hundred_streams_are_open_at_once() -> None:

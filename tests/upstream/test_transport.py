@@ -128,7 +128,7 @@ async def test_what_comes_before_or_after_a_body_and_never_ends_is_a_failure(
 
     async with scripted(script) as server, asking() as upstream:
         with pytest.raises(UpstreamFailure) as caught:
-            await asyncio.wait_for(body_of(upstream, preset(server.url)), 10)
+            await asyncio.wait_for(body_of(upstream, preset(server.url)), 20)
     assert (caught.value.code, caught.value.state) == ("upstream_cut", "truncated")
     assert "\n" not in str(caught.value)
     assert sent < 16 << 20  # What the sockets between hold, at the most.
@@ -231,7 +231,7 @@ async def test_who_sends_what_nobody_asked_for_is_hung_up_on(garbage: bytes) -> 
 
     async with scripted(script) as server, asking() as upstream:
         assert await body_of(upstream, preset(server.url)) == WHOLE
-        await asyncio.wait_for(server.calls[0].left.wait(), 5)
+        await asyncio.wait_for(server.calls[0].left.wait(), 20)
         assert await body_of(upstream, preset(server.url)) == WHOLE
     assert sent < 32 << 20
 
@@ -276,8 +276,8 @@ async def test_a_name_whose_first_address_is_dead_is_reached_by_the_next(
             for each in dead:
                 opened.enter_context(deaf(each, port or 0))
             started = time.monotonic()
-            assert await body_of(upstream, preset(url, connect=4)) == WHOLE
-            assert time.monotonic() - started < 2
+            assert await body_of(upstream, preset(url, connect=30)) == WHOLE
+            assert time.monotonic() - started < 10
         assert len(server.calls) == 1
 
 
@@ -293,9 +293,9 @@ async def test_all_addresses_together_have_the_time_of_one_connection(
         started = time.monotonic()
         async with asking() as upstream:
             with pytest.raises(UpstreamFailure) as caught:
-                await body_of(upstream, preset(f"http://many.test:{port}/", connect=0.8))
+                await body_of(upstream, preset(f"http://many.test:{port}/", connect=2))
     assert (caught.value.code, caught.value.sure) == ("upstream_unreachable", True)
-    assert 0.7 < time.monotonic() - started < 2
+    assert 1.8 < time.monotonic() - started < 5.5
 
 
 async def test_an_address_that_answers_at_once_is_not_raced(

@@ -42,7 +42,7 @@ async def test_the_wait_ends_with_the_answer_so_far(shared_redis: RedisServer) -
         url, began = await a.ticket(), time.monotonic()
         got = await completion(a, url, "&wait=1&start=1")
         assert (got["state"], got["text"]) == ("streaming", "Hel")
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < 20
 
 
 async def test_waiting_alone_redeems_nothing(shared_redis: RedisServer) -> None:
@@ -62,7 +62,7 @@ async def test_who_waits_is_a_viewer_and_who_leaves_is_none(shared_redis: RedisS
         url = await a.ticket()
         assert (await completion(a, url, "&wait=3&start=1"))["state"] == "streaming"
         assert not upstream.calls[0].left.is_set()
-        await asyncio.wait_for(upstream.calls[0].left.wait(), 10)  # Nobody waits any more.
+        await asyncio.wait_for(upstream.calls[0].left.wait(), 20)  # Nobody waits any more.
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "x", "inf"])

@@ -88,6 +88,8 @@ async def test_the_channel_and_a_connection_for_everything_may_ask_for_them_too(
             async with gate.http.stream("GET", url, headers=headers) as answer:
                 async for part in answer.aiter_raw():
                     came += part
+                    # The position, from which a page goes on that was cut before any event.
+                    assert re.match(rb"retry: \d+\n%sid: [^\n]+\n\n" % BEAT[:-1], came)
                     if came.count(BEAT) == 2 and (b"Hel" in came or "ticket" not in url):
                         break
             assert b"\n:" not in came

@@ -151,7 +151,7 @@ async def test_a_receiver_that_hangs_is_left_and_one_without_sound_tls_is_told_n
     lookup = Lookup()
     async with scripted(hangs) as server:
         with pytest.raises(NoAnswer, match="no answer in"):
-            await lookup.tell(server.url, [], b"{}", seconds=0.2)
+            await lookup.tell(server.url, [], b"{}", seconds=2)
         await until(lambda: server.calls[0].left.is_set(), "it is hung up", PATIENCE)
     listener = await asyncio.start_server(speaks_no_tls, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]

@@ -4,6 +4,7 @@ import { $, enable, onPress, PRESET, show, store, stored, wordsOf } from "./sess
 
 let now = null; // What is in the pane: {ask, prompt, fault, text, state}.
 let line = null; // Its AbortController while it runs.
+let leaving = false; // What breaks then was broken by who leaves the page.
 
 const AT_ONCE = /^(status|html|hang)/; // Faults before there is anything to lose.
 
@@ -82,7 +83,7 @@ const SAID = {
 };
 
 function become(mine, state) {
-  if (now !== mine) return;
+  if (now !== mine || leaving) return;
   mine.state = state;
   store("plain", mine);
   show($("plain-state"), state === "reloaded" ? "died" : state);
@@ -94,6 +95,8 @@ function become(mine, state) {
 }
 
 onPress("again", run);
+for (const name of ["beforeunload", "pagehide"]) addEventListener(name, () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
 
 /** After a reload: its connection went with the page. */
 now = PRESET ? stored("plain", null) : null;

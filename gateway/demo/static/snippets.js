@@ -1,4 +1,4 @@
-/** The code that an answer needs, in four ways, to be copied. */
+/** The code that an answer needs, in some ways, to be copied. */
 
 import { $ } from "./session.js";
 
@@ -7,11 +7,14 @@ const SNIPPETS = {
 const es = new EventSource(stream_url + "&format=text");
 es.onmessage = (event) => show(event.data);
 es.addEventListener("end", () => es.close());`,
-  "gateway.js": `import { ask, follow, stop } from "./gateway.js";
+  "gateway.js": `import { complete } from "./gateway.js";
 
-const { stream_url } = await ask({ model, messages });
-follow(stream_url + "&format=text", { text: show, end: ({ state }) => finish(state) });
-stopButton.onclick = () => stop(stream_url);`,
+for await (const piece of complete({ model, messages })) show(piece); // Over reconnects and sleep.`,
+  "useChat, of the AI SDK": `import { useChat } from "@ai-sdk/react";
+import { DefaultChatTransport } from "ai";
+
+const transport = new DefaultChatTransport({ api: "/chat" }); // Only this is new.
+const { messages, sendMessage } = useChat({ id, messages: saved, resume: true, transport });`,
   "The official SDK": `from openai import AsyncOpenAI
 
 client = AsyncOpenAI(base_url="https://app.example/v1", api_key=KEY)  # Only these two are new.

@@ -6,13 +6,16 @@ answer's that is no more than a beginning.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
+from gateway.upstream.protocols.anthropic_readings import AnthropicReadings
 from gateway.upstream.protocols.base import HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import DONE, decoded
+from gateway.upstream.protocols.conversation import Turn
+from gateway.upstream.protocols.conversations import for_messages
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import EVENTS, Framed, headers_of
@@ -54,6 +57,14 @@ class Anthropic(Framed):
         if event.data.strip() == DONE:
             return True
         return bool(_is_telling(event)) and _kind(decoded(event.data), event) == "message_stop"
+
+    def readings(self) -> AnthropicReadings:
+        """Return what reads an answer from its start."""
+        return AnthropicReadings()
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far."""
+        return for_messages(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

@@ -17,8 +17,9 @@ To add a protocol:
 
 Shared by all who need it: `complaints` and `error_text` (errors in whatever shape), `usage`
 (bounded as a page may see it; and its tokens), `refusals` (which statuses are sure, how long to
-wait), `requests` (what all are asked alike), `demand` (what a request may take), `volume` (what was
-said, where nobody counted it), `terminal_state` (answers whose end is one event), and
+wait), `requests` (what all are asked alike), `demand` (what a request may take), `readings` and
+`conversations` (answers and what was said, in words that no provider has), `volume` (what was said,
+where nobody counted it), `terminal_state` (answers whose end is one event), and
 `gateway.sse.Parser` as `Frames`.
 
 `see` and `feed` are called for each event of each stream. An event that tells nothing of the end,
@@ -31,7 +32,9 @@ from typing import Any, NamedTuple
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
+from gateway.upstream.protocols.conversation import Turn
 from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.readings import Readings
 
 
 class HttpRequest(NamedTuple):
@@ -224,6 +227,12 @@ class Protocol(typing.Protocol):
 
     def text(self, begun: Iterable[Event] = (), choices: int = 1) -> AnswerText:
         """Return the text of an answer from here on; it began with these events."""
+
+    def readings(self) -> Readings:
+        """Return what reads an answer from its start for who knows no provider."""
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return the members of a request that say what was said so far; raises Rejected."""
 
     def said(self, event: Event) -> Iterable[str]:
         """Return what an event adds to all that was generated, an answer's share a piece.

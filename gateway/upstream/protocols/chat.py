@@ -10,8 +10,11 @@ from gateway.errors import Rejected
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest
 from gateway.upstream.protocols.chat_chunks import DONE, decoded
+from gateway.upstream.protocols.chat_readings import ChatReadings
 from gateway.upstream.protocols.chat_state import ChatState
 from gateway.upstream.protocols.chat_text import ChatText, said_in
+from gateway.upstream.protocols.conversation import Turn, no_chat
+from gateway.upstream.protocols.conversations import for_chat
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.reasons import BROKEN_OFF
@@ -66,6 +69,16 @@ class Chat(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`."""
         return event.data.strip() == DONE
+
+    def readings(self) -> ChatReadings:
+        """Return what reads an answer from its start."""
+        return ChatReadings()
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far; raises Rejected where a text is completed."""
+        if _form_of(preset) is _LEGACY:
+            raise no_chat()
+        return for_chat(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

@@ -22,6 +22,11 @@ class ChatText:
         self._index = index  # The lowest seen so far.
         self._has_deltas = False
 
+    @property
+    def index(self) -> int | None:
+        """The number of the one that speaks, None where nobody has."""
+        return self._index
+
     @classmethod
     def after(cls, events: Iterable[Event], choices: int = 1) -> "ChatText":
         """Return the one that speaks in a stream which began with these events."""

@@ -15,7 +15,10 @@ from gateway.errors import Rejected
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest, Refusal
 from gateway.upstream.protocols.chat_chunks import DONE, decoded
+from gateway.upstream.protocols.conversation import Turn
+from gateway.upstream.protocols.conversations import for_contents
 from gateway.upstream.protocols.forms import Form
+from gateway.upstream.protocols.gemini_readings import GeminiReadings
 from gateway.upstream.protocols.gemini_state import GeminiState
 from gateway.upstream.protocols.gemini_text import GeminiText, said_in
 from gateway.upstream.protocols.policy import ruled
@@ -81,6 +84,14 @@ class Gemini(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is `[DONE]`, as servers in between send it; usage may follow a reason."""
         return event.data.strip() == DONE
+
+    def readings(self) -> GeminiReadings:
+        """Return what reads an answer from its start."""
+        return GeminiReadings()
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far."""
+        return for_contents(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

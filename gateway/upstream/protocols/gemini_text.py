@@ -18,6 +18,11 @@ class GeminiText:
         self.anew = False  # Whether the last text begins it anew: that before was of another one.
         self._index = index  # The lowest seen so far.
 
+    @property
+    def index(self) -> int | None:
+        """The number of the one that speaks, None where nobody has."""
+        return self._index
+
     @classmethod
     def after(cls, events: Iterable[Event], choices: int = 1) -> "GeminiText":
         """Return the one that speaks in a stream which began with these events."""

@@ -5,7 +5,7 @@ more follows, and proves a body whole that HTTP says ends there.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -13,8 +13,11 @@ from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import NONE, HttpRequest, Tokens
 from gateway.upstream.protocols.chat_chunks import decoded, is_whole, written
+from gateway.upstream.protocols.conversation import Turn, no_chat
+from gateway.upstream.protocols.conversations import for_ollama
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.ndjson import JsonLines
+from gateway.upstream.protocols.ollama_readings import OllamaReadings
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import Lost, bearer, headers_of
 from gateway.upstream.protocols.terminal_state import TerminalState
@@ -69,6 +72,16 @@ class Ollama(Lost):
     def closes(self, event: Event) -> bool:
         """Whether it is done."""
         return bool(_tells(event.data)) and decoded(event.data).get("done") is True
+
+    def readings(self) -> OllamaReadings:
+        """Return what reads an answer from its start."""
+        return OllamaReadings()
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far; raises Rejected where a text is completed."""
+        if _generates(preset):
+            raise no_chat()
+        return for_ollama(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

@@ -4,7 +4,7 @@ With `background` the upstream keeps the answer and goes on without us: what is 
 asked for by its id and the number of the last event, and it is to be told to stop.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,6 +13,8 @@ from gateway.errors import Rejected
 from gateway.sse import Event, Parser
 from gateway.upstream.protocols.base import NONE, HttpRequest, Rest
 from gateway.upstream.protocols.chat_chunks import decoded
+from gateway.upstream.protocols.conversation import Turn
+from gateway.upstream.protocols.conversations import for_responses
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
@@ -24,6 +26,7 @@ from gateway.upstream.protocols.responses_events import (
     place_in,
 )
 from gateway.upstream.protocols.responses_frames import ResponsesFrames
+from gateway.upstream.protocols.responses_readings import ResponsesReadings
 from gateway.upstream.protocols.responses_state import ResponsesState
 from gateway.upstream.protocols.responses_text import ResponsesText, said_in
 
@@ -73,6 +76,14 @@ class Responses(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is the last snapshot, or `[DONE]`."""
         return closes(event.data)
+
+    def readings(self) -> ResponsesReadings:
+        """Return what reads an answer from its start."""
+        return ResponsesReadings()
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far."""
+        return for_responses(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

@@ -1,17 +1,24 @@
 """SSE: any other API that streams server-sent events, as a preset declares it. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.config.presets import Preset
 from gateway.sse import Event
 from gateway.upstream.protocols.base import HttpRequest
 from gateway.upstream.protocols.chat_chunks import DONE
+from gateway.upstream.protocols.conversation import Turn
+from gateway.upstream.protocols.conversations import for_chat
 from gateway.upstream.protocols.forms import Form
 from gateway.upstream.protocols.policy import ruled
 from gateway.upstream.protocols.requests import EVENTS, Framed, bearer, headers_of
 from gateway.upstream.protocols.sse_paths import End, Pick
-from gateway.upstream.protocols.sse_state import Declaration, DeclaredState, DeclaredText
+from gateway.upstream.protocols.sse_state import (
+    Declaration,
+    DeclaredReadings,
+    DeclaredState,
+    DeclaredText,
+)
 
 
 class Declared(Framed):
@@ -41,6 +48,14 @@ class Declared(Framed):
     def closes(self, event: Event) -> bool:
         """Whether it is the declared end, or `[DONE]`."""
         return event.data.strip() == DONE or self._declared.end.is_at(event)
+
+    def readings(self) -> DeclaredReadings:
+        """Return what reads an answer from its start."""
+        return DeclaredReadings(self._declared)
+
+    def conversation(self, preset: Preset, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Return what was said so far, as most APIs take it."""
+        return for_chat(turns)
 
     def said(self, event: Event) -> list[str]:
         """Return what an event adds to all that was generated."""

@@ -11,6 +11,7 @@ from gateway.sse import Event
 from gateway.upstream.protocols import complaints
 from gateway.upstream.protocols.base import Tokens
 from gateway.upstream.protocols.chat_chunks import decoded
+from gateway.upstream.protocols.readings import Reading, Said
 from gateway.upstream.protocols.sse_paths import End, Pick
 from gateway.upstream.protocols.terminal_state import TerminalState
 from gateway.upstream.protocols.usage import count_in
@@ -122,3 +123,15 @@ class DeclaredText:
             return ""
         text = self._text.of(decoded(event.data))
         return text if isinstance(text, str) else ""
+
+
+class DeclaredReadings:
+    """What the events of an answer say: of a declared API nothing but its text is known."""
+
+    def __init__(self, declared: Declaration) -> None:
+        self._text = DeclaredText(declared)
+
+    def of(self, event: Event) -> list[Reading]:
+        """Return the text that an event adds."""
+        text = self._text.text_of(event)
+        return [Said(text)] if text else []

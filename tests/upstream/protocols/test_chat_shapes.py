@@ -683,10 +683,10 @@ async def test_a_reason_on_every_chunk_cuts_nothing_off_that_still_comes() -> No
         await call.send(OK)
         for letter in "0123456789":
             await call.send(sse(chunk(letter, finish="stop")))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
         await call.send(sse(STOP, DONE))
 
-    async with scripted(script) as up, running(upstream_url=up.url, upstream_stall=0.4) as gate:
+    async with scripted(script) as up, running(upstream_url=up.url, upstream_stall=1.5) as gate:
         url = await gate.ticket()
         assert (await gate.read(url)).end["state"] == "done"
         assert (await gate.completion(url))["text"] == "0123456789"

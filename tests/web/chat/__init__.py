@@ -1,0 +1,1 @@
+"""Tests of gateway.web.chat, module by module."""
