@@ -33,7 +33,7 @@ FLOORS: tuple[set[str], ...] = (
     {"app"},
     {"chat"},
     {"options", "demonstration"},
-    {"report", "check", "streams", "usage", "push", "commands", "cli", "__main__"},
+    {"client", "report", "check", "streams", "usage", "push", "commands", "cli", "__main__"},
 )
 
 # Who may import what somebody else wrote; what is in no fence may be imported by nobody.
@@ -47,9 +47,9 @@ FENCES: dict[str, set[str]] = {
     "httpx": {
         *("upstream.client", "upstream.answers", "upstream.transport", "upstream.connection"),
         *("upstream.codings", "upstream.failures", "upstream.lookup"),
-        *("demo.front", "demo.plain"),
-        "chat.lines",
+        *("demo.front", "demo.plain", "chat.lines", "client"),
     },
+    "httpx_sse": {"client"},
     "httptools": {"upstream.connection", "serve.protocol"},
     "itsdangerous": {"auth.tickets", "auth.signed", "auth.flask", "auth.guest"},
     "jwt": {"auth.jwt", "auth.keys"},

@@ -53,10 +53,15 @@ class Site:
         self.http = clients
 
     async def ticket(self, body: dict[str, Any] | None = None, **headers: str) -> str:
-        """POST to the second replica; return the stream_url."""
-        answer = await self.http[1].post(
-            "/tickets", json=body or ask(), headers={**ALICE, **headers}
-        )
+        """POST to the second replica; return the stream_url. Comes back where it is told to."""
+
+        async def taken() -> httpx.Response | None:
+            answer = await self.http[1].post(
+                "/tickets", json=body or ask(), headers={**ALICE, **headers}
+            )
+            return None if answer.status_code == 503 else answer
+
+        answer = await until(taken, "a ticket is to be had")
         assert answer.status_code in {200, 201}, answer.text
         return str(answer.json()["stream_url"])
 

@@ -32,7 +32,7 @@ _NOTES = {
     "EventSource with an end mark": "closes at `[DONE]`, as its page says",
     "sse.js": "POSTs with `Accept`, a key and `autoReconnect`; its page closes at `end`",
     "react-native-sse": "its page closes at `end`; it cuts the spaces around a line",
-    "gateway.js": "asks `/completion` what a 204 means",
+    "gateway.js": "asks once more, without an id, what a 204 means",
     "fetch, `format=plain`": "splits on `data: `",
     "fetch, `format=raw`": "appends what comes",
     "fetch-event-source": "has to be [told](pages.md#clients-that-fetch) when to stop",
