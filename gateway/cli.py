@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import socket
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import click
-from starlette.routing import Mount, Router
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from gateway import __version__, check, commands, options
@@ -19,15 +18,13 @@ from gateway.auth.base import usable
 from gateway.auth.loading import signed_cookie
 from gateway.auth.trial import whois
 from gateway.config import settings
-from gateway.config.user_limits import NONE, UserLimits
 from gateway.demo import upstream as demo
 from gateway.demo.page import page
+from gateway.demonstration import demonstrate
 from gateway.errors import SettingsError, one_line, with_cause
 from gateway.serve import workers
 from gateway.serve.server import Reload, run, terms_of
 from gateway.serve.sockets import bind, reserve, url_of
-
-_OF_THE_DEMO = UserLimits(posts_per_minute=30, tokens_per_day=100_000)  # What is left is shown.
 
 CONFIG_ERROR = 78  # EX_CONFIG: a supervisor should not start it again.
 
@@ -113,25 +110,14 @@ def serve(host: str, port: int, count: int, **flags: str | None) -> None:
 
 @main.command("demo")
 @click.option("--port", default=8000, show_default=True, help="port of the page; taken = any free")
+@click.option(
+    "--interval", default=0.09, show_default=True, help="seconds between two tokens of its upstream"
+)
 @options.of_settings
-def demo_(port: int, **flags: str | None) -> None:
-    """Show it: a page, a pretend upstream and an embedded store, in one process, loopback only."""
+def demo_(port: int, interval: float, **flags: str | None) -> None:
+    """Show it: a page, a pretend upstream, a store and two replicas to kill, loopback only."""
     with _preferred(port) as listener:
-        given = {name: value for name, value in flags.items() if value is not None}
-        made_up = {
-            "secrets": secrets.token_urlsafe(32),
-            "upstream_url": f"{url_of(listener)}/pretend/v1/chat/completions",
-        }
-        asked = {"log_level": "warning", **made_up, **given}
-        loaded = options.load(asked)
-        if loaded.limits == NONE:
-            loaded = loaded.model_copy(update={"limits": _OF_THE_DEMO})
-        gateway = Gateway(loaded)
-        pretend = Mount("/pretend", demo.upstream(demo.UpstreamOptions()))
-        app = gateway.served(*page(signed_cookie(loaded), gateway, loaded.prefix), pretend)
-        ready = f"The demo is at {url_of(listener)}  (Ctrl+C ends it)"
-        # Without a file there is nothing to reload, and it ends with its terminal.
-        _run(gateway, app, listener, ready, _reload(gateway, asked) if loaded.config else None)
+        demonstrate(flags, listener, interval)
 
 
 def _run(

@@ -32,17 +32,22 @@ def of_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 def load(flags: dict[str, Any]) -> Settings:
     """Return the settings of a command, after setting up its log; raises SettingsError."""
     loaded = settings.load(flags)
+    log_as(loaded)
+    typed = click.get_current_context().params  # Not what the demo makes up.
+    secret = {name: value for name, value in typed.items() if name in Settings.model_fields}
+    for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
+        logger.warning("%s", hint)
+    return loaded
+
+
+def log_as(loaded: Settings) -> None:
+    """Set the log of this process up."""
     logging.basicConfig(
         level=loaded.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs every request with its URL.
-    typed = click.get_current_context().params  # Not what the demo makes up.
-    secret = {name: value for name, value in typed.items() if name in Settings.model_fields}
-    for hint in (*settings.unknown_names(), *settings.shown_to_all(secret)):
-        logger.warning("%s", hint)
-    return loaded
 
 
 def check_upstream(loaded: Settings) -> None:

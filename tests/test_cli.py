@@ -398,6 +398,8 @@ async def test_the_demo_needs_nothing_and_shows_a_page_that_streams() -> None:
             got = await read(http, answer.json()["stream_url"])
         assert page.headers["content-type"].startswith("text/html")
         assert got.end["state"] == "done"
+        shown.signal(signal.SIGTERM)
+        assert shown.wait() == 0
 
 
 async def test_the_demo_takes_another_port_where_its_own_is_taken() -> None:

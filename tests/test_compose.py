@@ -246,7 +246,7 @@ async def test_the_page_works_in_a_real_browser(whole: Composition) -> None:
         await page.wait_for_selector("#notice:has-text('This page cannot cut it')")
         await page.click("#second")
         await page.wait_for_selector("#state[data-state=done]")
-        await page.wait_for_selector("#notice:has-text('none lost, none twice')")
+        await page.wait_for_selector("#notice:has-text('0 lost, 0 twice')")
         await page.wait_for_selector("#state2:has-text('closed, same text')")
 
 

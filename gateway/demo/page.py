@@ -7,7 +7,7 @@ app signs with.
 import secrets
 import time
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -19,8 +19,8 @@ from gateway.web.requests import cookies_of
 
 STATIC: Final = Path(__file__).parent / "static"
 FILES: Final = (
-    *("demo.html", "demo.css", "demo.js"),
-    *("many.js", "tiles.js", "session.js", "gateway.js"),
+    *("demo.html", "demo.css", "demo.js", "plain.js", "second.js", "spoken.js", "story.js"),
+    *("many.js", "tiles.js", "session.js", "snippets.js", "gateway.js"),
 )
 NEWS: Final = (
     "Your export is ready.",
@@ -57,28 +57,51 @@ class Replica(Protocol):
         """Store a message in a user's channel; raises Rejected and Unavailable."""
 
 
-def page(sessions: Sessions, replica: Replica | None = None, prefix: str = "") -> list[BaseRoute]:
+@runtime_checkable
+class Group(Replica, Protocol):
+    """Replicas of which one may be killed."""
+
+    def kill(self) -> dict[str, Any] | None:
+        """Kill the one that has everything; return which, None where it is the only one."""
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return number, pid and whether it listens of each, the one that has everything first."""
+
+
+def page(
+    sessions: Sessions, replica: Replica | None = None, prefix: str = "", *, preset: str = ""
+) -> list[BaseRoute]:
     """Return the page's routes.
 
     Without a replica the page says that it can neither cut nor push: that is done elsewhere. It is
-    where an app would be, and `prefix` is the path that the gateway has beside it.
+    where an app would be, and `prefix` is the path that the gateway has beside it. With a `preset`,
+    of responses, it asks that one, and the pretend upstream as a plain loop does.
     """
-    own = _Page(sessions, replica, prefix)
+    own = _Page(sessions, replica, prefix, preset)
     return [
         Route("/", own.file, methods=["GET", "POST"]),
         Route("/static/{file}", own.file),
         Route("/demo/cut", own.cut, methods=["POST"]),
         Route("/demo/push", own.push, methods=["POST"]),
+        Route("/demo/kill", own.kill, methods=["POST"]),
+        Route("/demo/replicas", own.replicas),
     ]
 
 
 class _Page:
     """What answers its URLs."""
 
-    def __init__(self, sessions: Sessions, replica: Replica | None, prefix: str) -> None:
+    def __init__(
+        self, sessions: Sessions, replica: Replica | None, prefix: str, preset: str
+    ) -> None:
         self._sessions = sessions
         self._replica = replica
-        self._prefix = prefix
+        told = {"gateway": prefix, "preset": preset, "kill": "yes" if self._group else ""}
+        self._told = {f'data-{name}=""': f'data-{name}="{is_}"' for name, is_ in told.items()}
+
+    @property
+    def _group(self) -> Group | None:
+        return self._replica if isinstance(self._replica, Group) else None
 
     async def file(self, request: Request) -> Response:
         """Serve one of the page's files, with a session for who has none."""
@@ -89,10 +112,11 @@ class _Page:
         # The page posts where its cookie is refused: signed by an earlier demo, its secret gone.
         if self._sessions.cookie not in cookies_of(request) or request.method == "POST":
             headers["Set-Cookie"] = self._cookie(request)
-        if name == "demo.html" and self._prefix:
+        if name == "demo.html":
             text = (STATIC / name).read_text("utf-8")
-            told = text.replace('data-gateway=""', f'data-gateway="{self._prefix}"', 1)
-            return HTMLResponse(told, headers=headers)
+            for nothing, told in self._told.items():
+                text = text.replace(nothing, told, 1)
+            return HTMLResponse(text, headers=headers)
         return FileResponse(STATIC / name, headers=headers)
 
     def _cookie(self, request: Request) -> str:
@@ -127,6 +151,19 @@ class _Page:
             told = {"code": error.code, "title": error.title, "detail": error.detail}
             return JSONResponse(told, error.status)
         return JSONResponse({"id": stored, "message_id": name}, 202)
+
+    async def kill(self, request: Request) -> Response:
+        """Kill the replica that has everything."""
+        if self._group is None:
+            return await self._elsewhere(request)
+        killed = self._group.kill()
+        return JSONResponse({"killed": killed}, 200 if killed else 409)
+
+    async def replicas(self, request: Request) -> Response:
+        """Tell of the replicas."""
+        if self._group is None:
+            return await self._elsewhere(request)
+        return JSONResponse(self._group.told())
 
     async def _elsewhere(self, request: Request) -> Response:
         """Say that the gateway is elsewhere, and whose channel it is to be told about there."""

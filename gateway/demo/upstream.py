@@ -6,7 +6,8 @@ What is to fail is named by `UpstreamOptions.fault`, or by a request's own body,
 
 `FAULTS` lists what there is; N counts chunks with content, over all choices, and is 10 if left out.
 `pretend` may also say `attach_for`, the seconds after which a background response is streamed to
-nobody new.
+nobody new; `script`, that of the answer: one of `SCRIPTS`, or `prompt` for the prompt's own;
+`ask`, a name by which `/calls` tells of the request.
 """
 
 import json
@@ -73,7 +74,7 @@ class _Calls:
 
     def begin(self, protocol: str) -> Object:
         """Return what is to be known of one more."""
-        call: Object = {"at": time.time(), "prompt": "", "status": None, "closed": None}
+        call: Object = {"at": time.time(), "prompt": "", "status": None, "closed": None, "ask": ""}
         self.recent.append(call | {"protocol": protocol})
         self.count += 1
         self.open += 1
@@ -125,6 +126,7 @@ class _Endpoint:
             asked = asked._replace(body=_object(content))
             call["prompt"] = prompt_of(provider.messages(asked))[:1000]
             terms = terms_of(asked.body, self._options, provider.lacks)
+            call["ask"] = terms.ask
             made = provider.answer(asked, terms)
         except RecursionError:
             raise Refused(400, "The JSON body of your request is nested too deeply.") from None
@@ -256,10 +258,12 @@ def upstream(options: UpstreamOptions | None = None) -> Starlette:
     parse_fault(given.fault)  # A wrong one is said now, not with the first request.
     calls, kept = _Calls(), KeptResponses()
 
-    async def report(_: Request) -> Response:
-        """Tell how often we were asked, and what became of it."""
+    async def report(request: Request) -> Response:
+        """Tell how often we were asked, and what became of it, or of what `?ask=` names."""
         asks = {"creates": calls.creates, **asdict(kept.counted), "responses": kept.tell()}
-        told = {"count": calls.count, "open": calls.open, "calls": [*calls.recent]}
+        ask = request.query_params.get("ask")
+        recent = [each for each in calls.recent if ask is None or each["ask"] == ask]
+        told = {"count": calls.count, "open": calls.open, "calls": recent}
         return JSONResponse(told | asks)
 
     routes = [

@@ -10,7 +10,7 @@ from starlette.routing import Router
 
 from gateway.app import Gateway
 from gateway.auth.loading import signed_cookie
-from gateway.demo.page import NEWS, page
+from gateway.demo.page import FILES, NEWS, page
 from tests.support import client, served, settings
 
 SESSIONS = signed_cookie(settings())
@@ -46,7 +46,7 @@ async def test_a_session_that_began_on_https_stays_on_https(browser: httpx.Async
 
 
 async def test_only_the_pages_own_files_are_served(browser: httpx.AsyncClient) -> None:
-    for name in ("demo.css", "demo.js", "many.js", "tiles.js", "session.js", "gateway.js"):
+    for name in FILES[1:]:
         response = await browser.get(f"/static/{name}")
         assert response.status_code == 200
         assert response.headers["content-type"].split(";")[0] in ("text/css", "text/javascript")
@@ -97,10 +97,18 @@ async def test_nobody_is_cut_by_a_forged_ticket_or_pushed_to_without_a_session(
 async def test_the_page_knows_the_path_that_the_gateway_has_beside_it() -> None:
     async with served(Router(page(SESSIONS, prefix="/llm"))) as url, client(url) as http:
         answer = await http.get("/")
-        assert '<html lang="en" data-gateway="/llm">' in answer.text
+        assert 'data-gateway="/llm"' in answer.text
         assert answer.headers["set-cookie"].startswith("session=")
     async with served(Router(page(SESSIONS))) as url, client(url) as http:
-        assert '<html lang="en" data-gateway="">' in (await http.get("/")).text
+        assert 'data-gateway=""' in (await http.get("/")).text
+
+
+async def test_a_page_beside_one_gateway_has_none_to_kill(browser: httpx.AsyncClient) -> None:
+    await browser.get("/")
+    assert (await browser.post("/demo/kill")).status_code == 404
+    assert (await browser.get("/demo/replicas")).status_code == 404
+    shown = (await browser.get("/")).text
+    assert 'data-preset="" data-kill=""' in shown
 
 
 async def test_a_page_without_a_gateway_of_its_own_names_its_user_to_who_can_push() -> None:
@@ -116,6 +124,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_writes_no_html() -> None:
     static = Path(__file__).parents[2] / "gateway" / "demo" / "static"
     for file in static.iterdir():
         text = file.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        text = text.replace("https://app.example", "")  # Of a snippet.
         assert "http://" not in text
         assert "https://" not in text
         assert "innerHTML" not in text

@@ -22,6 +22,7 @@ class UpstreamOptions:
     fault: str = ""
     api_key: str = ""  # Empty: any will do.
     attach_for: float = 300  # Seconds after which a background response is streamed to nobody new.
+    script: str = ""  # Of the text: one of `SCRIPTS`, `prompt` for the prompt's; else all of them.
 
 
 class Refused(Exception):
@@ -50,6 +51,8 @@ class Terms(NamedTuple):
     interval: float
     tokens: int | None
     attach_for: float
+    script: str
+    ask: str  # What the caller calls it.
 
 
 class Told(NamedTuple):
@@ -131,12 +134,14 @@ def terms_of(body: Object, options: UpstreamOptions, lacks: frozenset[str]) -> T
         number(pretend, "interval", float(options.interval), 0, 60),
         number(pretend, "tokens", options.tokens, 0, 100_000),
         number(pretend, "attach_for", float(options.attach_for), 0, 3600),
+        text_of(pretend.get("script", options.script)),
+        text_of(pretend.get("ask"))[:100],
     )
 
 
 def tell(messages: list[Object], terms: Terms, most: int | None, choice: int = 0) -> Told:
     """Return what is said to these messages."""
-    natural = answer(messages, terms.tokens, choice)
+    natural = answer(messages, terms.tokens, choice, terms.script)
     pieces = natural[:most]
     asked = sum(len(text_of(message.get("content")).split()) + 4 for message in messages)
     told = Told(pieces, len(pieces) == len(natural), asked, len(pieces))

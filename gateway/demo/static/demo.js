@@ -1,12 +1,17 @@
-/** The demo page: one answer, its raw events, and a second viewer. Text is only ever text here. */
+/** The demo page's first part: one answer, two ways to fetch it. Text is only ever text here. */
 
-import { completion, delta, follow, stop, usage } from "./gateway.js";
-import { $, GATEWAY, ticketFor, words } from "./session.js";
+import { completion, follow, stop, usage } from "./gateway.js";
+import { askPlainly, cutPlain, stopPlain } from "./plain.js";
+import { closeSecond, openSecond, secondIsOpen } from "./second.js";
+import {
+  $, enable, GATEWAY, KILLS, onPress, PRESET, show, store, stored, ticketFor, words, wordsOf,
+} from "./session.js";
+import { hear, hearWhole, hush } from "./spoken.js";
+import { begin, count, replicas, tell } from "./story.js";
 
 const ROWS = 200;
 const SHOWN = 400; // Characters of an event's data in its row.
-const TIP = "While it writes, cut the connection or reload this page.";
-const NAMED = ["chunk", "upstream-open", "upstream-end"]; // What the pretend upstream may name.
+const TIP = "While it writes, cut the line, kill its server, or reload this page.";
 const VOID = {
   reset: "The replica died, the model is asked again",
   gap: "The log began anew",
@@ -14,20 +19,20 @@ const VOID = {
 
 let current = null; // The stream on the page: {url, follower, text, reconnects, lost, ended}.
 let account = null; // What the user has spent today and has left, as it was told last.
-let second = null; // The second viewer's EventSource.
 
 function setState(state) {
-  $("state").textContent = state;
-  $("state").dataset.state = state;
+  show($("state"), state);
   const running = Boolean(current) && !current.ended;
   $("answer").setAttribute("aria-busy", String(running));
-  $("stop").disabled = $("cut").disabled = !running;
-  $("second").disabled = !current;
+  for (const id of ["stop", "cut", "kill"]) enable(id, running);
+  enable("second", Boolean(current));
 }
 
+/** Say something below the answer, and keep it among what happened. */
 function notice(text, kind = "") {
   $("notice").textContent = text;
   $("notice").dataset.kind = kind;
+  if (kind) tell(text);
 }
 
 function showAccount() {
@@ -59,15 +64,15 @@ function spend({ posts, tokens }) {
 
 function row(name, data, id) {
   const line = document.createElement("tr");
-  const piece = delta(data);
   line.dataset.event = name;
-  for (const text of piece ? [id, name, JSON.stringify(piece), data] : [id, name, data]) {
+  const shown = name === "message" ? JSON.stringify(data) : data;
+  for (const text of [id, name, shown]) {
     const title = text.slice(0, SHOWN);
     // The epoch is the same in every row, and as wide as the text beside it.
     const textContent = text === id ? title.replace(/^\d+-/, "…-") : title;
     line.append(Object.assign(document.createElement("td"), { textContent, title }));
   }
-  line.lastChild.colSpan = piece ? 1 : 2;
+  line.firstChild.className = "id";
   const box = $("scroll");
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
   $("events").append(line);
@@ -76,69 +81,91 @@ function row(name, data, id) {
   if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
-function facts({ finish_reason, usage, attempts }) {
-  $("finish").textContent = finish_reason ?? "none";
-  const guess = usage?.estimated ? "about " : "";
-  $("usage").textContent = usage
-    ? `${usage.prompt_tokens ?? "?"}, ${guess}${usage.completion_tokens ?? "?"}`
-    : "unknown";
+function facts({ finish_reason, tokens, attempts }) {
+  $("finish").textContent = finish_reason ?? "it was not whole";
+  const { prompt, completion: told, estimated } = tokens ?? {};
+  const about = estimated ? "about " : "";
+  $("usage").textContent = told == null ? "unknown" : `${prompt ?? "?"} in, ${about}${told} tokens out`;
   $("attempts").textContent = attempts ?? "unknown";
   $("reconnects").textContent = current.reconnects;
   $("facts").hidden = false;
 }
 
+/** Compare what is shown with what the gateway has logged. */
+function compared(shown, logged) {
+  const one = logged.startsWith(shown) || shown.startsWith(logged); // Either may be ahead.
+  return one ? "0 lost, 0 twice" : "the log says something else";
+}
+
 /** Show an answer's stream, from its start. */
 function watch(url) {
-  const mine = { url, text: "", reconnects: 0, lost: false, ended: false, failed: false };
+  const mine = { url, text: "", reconnects: 0, lost: 0, ended: false, failed: false };
   const late = () => current !== mine;
   current = mine;
   setState("cached");
 
   function write(piece) {
     mine.text += piece;
-    $("answer").append(piece);
+    const box = $("answer");
+    box.append(piece);
+    box.scrollTop = box.scrollHeight;
+    hear(piece);
+    if ($("state").dataset.state !== "streaming") arrived();
   }
 
-  function reopened(id) {
-    if (mine.lost) {
-      mine.reconnects += 1;
-      notice(id ? `Resumed from id ${id}.` : "Connected again, from the start.", "good");
-    }
-    mine.lost = false;
-    if ($("state").textContent === "cached") setState("starting");
+  function arrived() {
+    setState("streaming");
+    count();
+  }
+
+  async function reopened() {
+    const since = mine.lost;
+    if ($("state").dataset.state !== "streaming") setState("starting");
+    if (!since) return;
+    mine.lost = 0;
+    mine.reconnects += 1;
+    const logged = await completion(url).catch(() => null);
+    if (late() || mine.lost || !logged) return;
+    const seconds = ((Date.now() - since) / 1000).toFixed(1);
+    const resumed = `Resumed after ${seconds} s: ${compared(mine.text, logged.text)}.`;
+    if (mine.ended) tell(resumed); // What is said of the end stays below the answer.
+    else notice(resumed, "good");
   }
 
   async function ended(end) {
     mine.ended = true;
     setState(end.state);
     facts(end);
+    hearWhole(mine.text);
     balance();
+    count();
+    replicas();
     const logged = await completion(url).catch(() => null);
     if (late() || mine.failed || !logged) return;
     const same = logged.text === mine.text;
-    const size = `${mine.text.length} characters`;
-    if (same) notice(`What you see is what the gateway logged: ${size}, none lost, none twice.`, "good");
-    else notice(`The log says something else (${logged.text.length} of ${size}).`, "bad");
+    const size = wordsOf(mine.text);
+    const stopped = end.state === "cancelled" ? "Stopped by you. " : "";
+    if (same) notice(`${stopped}${size}, as logged: 0 lost, 0 twice.`, "good");
+    else notice(`The log says something else than these ${size}.`, "bad");
   }
 
   mine.follower = follow(url, {
     open: reopened,
-    lost(id) {
-      mine.lost = true;
-      notice(`Connection lost, reconnecting… from id ${id || "none"}.`, "wait");
+    lost() {
+      if (!mine.lost) notice(`Connection lost. ${wordsOf(mine.text)} are safe.`, "wait");
+      mine.lost ||= Date.now();
+      show($("state"), "lost");
     },
-    event(name, data, id) {
-      row(name, data, id);
-      if (name === "message" || NAMED.includes(name)) setState("streaming");
-    },
+    event: row,
     text: write,
     discard(why) {
       mine.text = $("answer").textContent = "";
+      hush();
       notice(`${VOID[why]}: the text so far is void.`, "wait");
     },
     failure({ code, message, status }) {
       mine.failed = true;
-      const answered = status ? `, upstream status ${status}` : "";
+      const answered = status ? `, its status was ${status}` : "";
       notice(`${message} (${code}${answered})`, "bad");
     },
     end: ended,
@@ -148,11 +175,11 @@ function watch(url) {
       setState("closed");
       notice(words(refusal), "bad");
     },
-  }, NAMED);
+  });
 }
 
 function forget() {
-  for (const name of ["stream_url", "prompt"]) sessionStorage.removeItem(name);
+  sessionStorage.removeItem("asked");
 }
 
 /** Leave the stream on the page, cancelling it if it still runs, and clear the page. */
@@ -162,6 +189,8 @@ function leave() {
   closeSecond();
   current = null;
   forget();
+  begin();
+  hush();
   $("answer").textContent = $("events").textContent = "";
   $("last-id").textContent = "none";
   $("facts").hidden = true;
@@ -170,91 +199,93 @@ function leave() {
 
 async function submit(event) {
   event.preventDefault();
+  if ($("ask").getAttribute("aria-disabled") === "true") return;
   leave();
   setState("asking");
-  const messages = [{ role: "user", content: $("prompt").value }];
-  const body = { model: $("model").value, messages };
-  if ($("fault").value) body.pretend = { fault: $("fault").value };
-  $("ask").disabled = true;
+  enable("ask", false);
+  const [prompt, fault, ask] = [$("prompt").value, $("fault").value, crypto.randomUUID()];
+  const preset = fault ? "" : PRESET;
+  const asked = fault && fault !== "keeps-nothing" ? fault : "";
+  const pretend = { ...(PRESET && { ask }), ...(asked && { fault: asked }) };
+  store("ask", ask);
   try {
-    const { stream_url, left } = await ticketFor(body);
+    const { stream_url, left } = await ticketFor(prompt, pretend, preset);
     spend(left);
-    sessionStorage.setItem("stream_url", stream_url);
-    sessionStorage.setItem("prompt", $("prompt").value);
+    store("asked", { stream_url, prompt, fault });
     notice(TIP);
     watch(stream_url);
+    askPlainly({ ask, prompt, fault: asked });
+    $("stop").focus();
   } catch (error) {
     setState("refused");
     notice(words(error), "bad");
   } finally {
-    $("ask").disabled = false;
+    enable("ask", true);
   }
 }
 
 async function cancel() {
-  $("stop").disabled = true;
+  enable("stop", false);
+  stopPlain();
   try {
     await stop(current.url); // The `end` event tells the rest, to every viewer.
   } catch (error) {
     notice(`Not stopped. ${words(error)}`, "bad");
-    $("stop").disabled = false;
+    enable("stop", true);
   }
 }
 
 async function cut() {
   const ticket = new URL(current.url, location.href).searchParams.get("ticket");
-  const answer = await fetch(`/demo/cut?ticket=${encodeURIComponent(ticket)}`, { method: "POST" });
+  const both = fetch(`/demo/cut?ticket=${encodeURIComponent(ticket)}`, { method: "POST" });
+  cutPlain();
+  const answer = await both;
   const { closed } = await answer.json().catch(() => ({}));
   if (answer.status === 404) notice("This page cannot cut it. Stop or restart a replica instead.", "wait");
   else if (!closed) notice("There was no open connection to cut.", "wait");
 }
 
-function openSecond() {
-  const label = $("state2");
-  const es = new EventSource(current.url);
-  $("answer2").textContent = "";
-  es.onmessage = (event) => $("answer2").append(delta(event.data));
-  for (const name of NAMED) es.addEventListener(name, es.onmessage);
-  for (const name in VOID) es.addEventListener(name, () => ($("answer2").textContent = ""));
-  es.onopen = () => (label.textContent = "following");
-  es.onerror = () => {
-    // After the end's id the gateway answers 204, which is how a browser is told to stop for good.
-    const closed = es.readyState === EventSource.CLOSED;
-    const same = $("answer2").textContent === $("answer").textContent;
-    label.textContent = closed ? `closed, ${same ? "same text" : "other text"}` : "reconnecting…";
-    label.dataset.state = closed && same ? "done" : "";
-  };
-  second = es;
-  showSecond(true);
+async function kill() {
+  const answer = await fetch("/demo/kill", { method: "POST" });
+  const { killed } = await answer.json().catch(() => ({}));
+  if (killed) tell(`Replica ${killed.number} (process ${killed.pid}) was killed: kill -9.`);
+  else notice("The other replica is not up yet. Once it is, this one may die.", "wait");
+  replicas();
 }
 
-function closeSecond() {
-  second?.close();
-  second = null;
-  showSecond(false);
+function toggleSecond() {
+  if (secondIsOpen()) closeSecond();
+  else openSecond(current.url, Object.keys(VOID), () => $("answer").textContent);
 }
 
-function showSecond(open) {
-  $("viewer2").hidden = !open;
-  $("second").setAttribute("aria-expanded", String(open));
-  $("second").textContent = open ? "Close the second viewer" : "Open a second viewer";
+function showIds() {
+  document.body.classList.toggle("ids", $("ids").checked);
+  store("ids", $("ids").checked);
 }
 
 function restore() {
-  const url = sessionStorage.getItem("stream_url");
-  if (!url) return;
-  $("prompt").value = sessionStorage.getItem("prompt") ?? "";
+  $("ids").checked = stored("ids", false);
+  showIds();
+  const asked = stored("asked", null);
+  if (!asked) return;
+  $("prompt").value = asked.prompt ?? "";
+  $("fault").value = asked.fault ?? "";
   notice("Picked up after a reload: the log replays, then follows live.", "good");
-  watch(url);
+  watch(asked.stream_url);
 }
 
+for (const each of document.querySelectorAll("[data-own]")) each.hidden = !PRESET;
+for (const each of document.querySelectorAll("[data-kill-only]")) each.hidden = !KILLS;
 $("form").addEventListener("submit", submit);
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
-$("stop").addEventListener("click", cancel);
-$("cut").addEventListener("click", cut);
-$("second").addEventListener("click", () => (second ? closeSecond() : openSecond()));
+$("language").addEventListener("change", () => ($("prompt").value = $("language").value));
+$("ids").addEventListener("change", showIds);
+onPress("stop", cancel);
+onPress("cut", cut);
+onPress("kill", kill);
+onPress("second", toggleSecond);
 document.addEventListener("spent", balance);
 notice(TIP);
 balance();

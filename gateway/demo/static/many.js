@@ -1,10 +1,10 @@
 /** The second card: messages for this browser and twelve streams, all over one connection. */
 
 import { completion, followAll, stop } from "./gateway.js";
-import { $, GATEWAY, renew, ticketFor, words } from "./session.js";
+import { $, count, enable, GATEWAY, onPress, renew, store, stored, ticketFor, words } from "./session.js";
 import { later, Tile } from "./tiles.js";
 
-const TIP = "While they write, cut the connection, push a message, or reload this page.";
+const TIP = "While they write, cut the line, push a message, or reload this page.";
 const TITLES = [
   ...["A tunnel", "A lift", "A deploy", "A reload", "A second tab", "A full train"],
   ...["A closed lid", "A new phone", "A slow proxy", "A router", "A night bus", "A long flight"],
@@ -14,7 +14,7 @@ const SEEN = 200; // Messages that a reload is to know again.
 
 let tiles = [];
 let late = null; // The late joiner's connection.
-const seen = new Set(JSON.parse(sessionStorage.getItem("seen") ?? "[]"));
+const seen = new Set(stored("seen", []));
 const came = Date.now();
 const line = { follower: null, events: 0, reconnects: 0, state: "", draw };
 
@@ -23,16 +23,12 @@ function notice(text, kind = "") {
   $("many-notice").dataset.kind = kind;
 }
 
-function count(number, what) {
-  return `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
-}
-
 function draw() {
   const streams = tiles.length ? count(tiles.length, "stream") : "No stream yet";
   const connections = Number(line.state === "open") + Number(Boolean(late));
   const parts = [streams, count(connections, "connection"), count(line.events, "event")];
   if (line.reconnects) parts.push(count(line.reconnects, "reconnect"));
-  $("many-line").textContent = `${parts.join(", ")}, last position `;
+  $("many-line").textContent = parts.join(", ");
   $("position").textContent = $("position").title = line.follower?.lastId || "none";
   drawLate();
 }
@@ -70,7 +66,7 @@ function connect(after = "") {
     message: show,
     missed: () => notice("Some messages are not kept any more.", "wait"),
     closed,
-  }, { url: `${GATEWAY}/events?from=start`, after });
+  }, { url: `${GATEWAY}/events?from=start&format=text`, after });
   later(line);
 }
 
@@ -95,8 +91,8 @@ function lay(streams) {
   leaveLate();
   tiles = streams.map((each, k) => new Tile(each, k + 1));
   $("tiles").replaceChildren(...tiles.map(({ box }) => box));
-  $("join").disabled = !tiles.length;
-  sessionStorage.setItem("streams", JSON.stringify(streams));
+  enable("join", tiles.length > 0);
+  store("streams", streams);
 }
 
 /** Look, once all have ended, whether what was shown is what the gateway has logged. */
@@ -116,7 +112,7 @@ async function ended(tile, state) {
 }
 
 async function askAll() {
-  $("ask-all").disabled = true;
+  enable("ask-all", false);
   try {
     const first = await streamOf(TITLES[0]); // Alone: it may be that the cookie has to be changed.
     const rest = await Promise.allSettled(TITLES.slice(1).map(streamOf));
@@ -130,13 +126,12 @@ async function askAll() {
     notice(`Nothing was asked. ${words(error)}`, "bad");
   } finally {
     document.dispatchEvent(new Event("spent"));
-    $("ask-all").disabled = false;
+    enable("ask-all", true);
   }
 }
 
 async function streamOf(title) {
-  const messages = [{ role: "user", content: title }];
-  const { ticket, stream_url } = await ticketFor({ model: $("model").value, messages });
+  const { ticket, stream_url } = await ticketFor(title);
   return { ticket, stream_url, title };
 }
 
@@ -156,7 +151,7 @@ function join() {
       settleLate();
     },
     closed: leaveLate,
-  }, { url: `${GATEWAY}/events?snapshot=1` });
+  }, { url: `${GATEWAY}/events?snapshot=1&format=text` });
 }
 
 function leaveLate() {
@@ -192,7 +187,7 @@ function show(data) {
   $("messages").prepend(row);
   $("messages").children[ROWS]?.remove();
   seen.add(id);
-  sessionStorage.setItem("seen", JSON.stringify([...seen].slice(-SEEN)));
+  store("seen", [...seen].slice(-SEEN));
 }
 
 /** Ask the page's own server; `elsewhere` says what to do where it has no gateway. */
@@ -227,13 +222,13 @@ async function cut() {
   if (told?.closed === 0) notice("There was no open connection to cut.", "wait");
 }
 
-$("ask-all").addEventListener("click", askAll);
-$("push").addEventListener("click", push);
-$("join").addEventListener("click", join);
-$("cut-all").addEventListener("click", cut);
+onPress("ask-all", askAll);
+onPress("push", push);
+onPress("join", join);
+onPress("cut-all", cut);
 document.addEventListener("renewed", () => {
   lay([]); // Of who the browser was before.
   connect();
 });
-lay(JSON.parse(sessionStorage.getItem("streams") ?? "[]"));
+lay(stored("streams", []));
 connect();

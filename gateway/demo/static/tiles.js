@@ -1,6 +1,6 @@
 /** Tiles: the small boxes of the second card, one a stream. They are drawn once a frame. */
 
-import { $ } from "./session.js";
+import { $, show } from "./session.js";
 
 const dirty = new Set();
 
@@ -76,8 +76,8 @@ export class Tile {
     this.body.append(this.text.slice(this.drawn));
     this.drawn = this.text.length;
     this.body.scrollTop = this.body.scrollHeight;
-    this.box.dataset.state = this.badge.dataset.state = this.state;
-    this.badge.textContent = this.state;
+    this.box.dataset.state = this.state;
+    show(this.badge, this.state);
     this.foot.textContent = [this.trouble, this.#told()].filter(Boolean).join(" ");
     this.foot.hidden = !this.foot.textContent;
   }
