@@ -48,7 +48,7 @@ class Answer:
         **options: Any,
     ) -> None:
         self.text, self.end = "", dict[str, Any]()  # So far, and what the last event told.
-        self.stream_url = "" if body else url
+        self.stream_url = "" if body is not None else url
         self._url, self._body, self._discard, self._patience = url, body, discard, patience
         self._options = {"timeout": _SILENCE, **options}
         self._last_id, self._failure, self._failing = "", dict[str, Any](), 0.0
@@ -62,7 +62,6 @@ class Answer:
         key = {"Idempotency-Key": str(uuid4())}
         async with httpx.AsyncClient(**self._options) as http:
             while not self.end:
-                began = time.monotonic()
                 try:
                     if not self.stream_url:
                         asked = await http.post(self._url, json=self._body, headers=key)
@@ -73,14 +72,15 @@ class Answer:
                     if not self.end:
                         raise Refused({"code": "sent_away", "title": "It did not end."}, 503)
                 except (httpx.TransportError, Refused) as error:
-                    await self._wait(error, time.monotonic() - began)
+                    await self._wait(error)
         if self.end["state"] != "done":
             raise Refused(self._failure, self._failure.get("status", 0), self.end["state"])
 
     async def _connection(self, http: httpx.AsyncClient) -> AsyncIterator[str]:
         headers = {"Last-Event-ID": self._last_id} if self._last_id else {}
-        url = str(httpx.URL(self.stream_url).copy_set_param("format", "text"))
-        async with httpx_sse.aconnect_sse(http, "GET", url, headers=headers) as source:
+        form = {"format": "text", "heartbeat": "event"}  # Whoever sends one is not failing.
+        url = httpx.URL(self.stream_url).copy_merge_params(form)
+        async with httpx_sse.aconnect_sse(http, "GET", str(url), headers=headers) as source:
             await _checked(source.response)
             async for event in source.aiter_sse():
                 self._failing, self._last_id = 0.0, event.id or self._last_id
@@ -98,9 +98,9 @@ class Answer:
                 elif event.event == "end":
                     self.end = event.json()
 
-    async def _wait(self, error: httpx.TransportError | Refused, lasted: float) -> None:
+    async def _wait(self, error: httpx.TransportError | Refused) -> None:
         now = time.monotonic()
-        self._failing = self._failing if lasted < 5 and self._failing else now  # A new trouble.
+        self._failing = self._failing or now
         failing = now - self._failing
         if failing > self._patience or not getattr(error, "passes", True):
             raise error

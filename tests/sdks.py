@@ -76,9 +76,10 @@ async def ollama(url: str, prompt: str, model: str = "m", key: str = "k") -> Hea
 
 async def gemini(url: str, prompt: str, model: str = "m", key: str = "k") -> Heard:
     """Return an answer as Google's SDK reads it."""
-    where = {"base_url": url, "api_version": "v1beta"}
+    http = httpx.AsyncClient(timeout=60)  # Else it takes aiohttp if it can, and warns.
+    where = {"base_url": url, "api_version": "v1beta", "httpx_async_client": http}
     client = sdk("google.genai").Client(api_key=key, http_options=where).aio
-    async with client:
+    async with http, client:
         stream = await client.models.generate_content_stream(model=model, contents=prompt)
         parts = [part async for part in stream]
     usage = parts[-1].usage_metadata

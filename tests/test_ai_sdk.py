@@ -274,7 +274,7 @@ async def test_two_hundred_reloads_and_a_dead_replica_double_no_part_and_pay_onc
 
 async def play(script: Path, dying: Process, other: Served, stages: Stages) -> None:
     """Reload pages of both replicas until one dies, and then of the other; judge what they show."""
-    anew: dict[str, Any] = {"headers": ALICE, "last_id": ""}
+    anew: dict[str, Any] = {"headers": {**ALICE, "Idempotency-Key": "anew"}, "last_id": ""}
     async with client(dying.url) as http:
         some = await read(http, "/chat/anew", body=asked(), enough=has("text-delta"), **anew)
     urls = [f"{each}/chat" for each in (dying.url, other.url)]
@@ -299,3 +299,5 @@ async def play(script: Path, dying: Process, other: Served, stages: Stages) -> N
         return "finish" in kinds(got) and begun and said(got) == "".join(WORDS)
 
     await until(whole, "what was begun anew is shown from its start", 30)
+    joined = await read(other.http, "/chat/anew", body=asked(), headers=anew["headers"])
+    assert (kinds(joined)[-1], said(joined)) == ("finish", "".join(WORDS))

@@ -118,6 +118,38 @@ async def test_a_gateway_that_never_comes_is_given_up() -> None:
         await _text(asked(f"http://127.0.0.1:{free_port()}", patience=0.2))
 
 
+class Away(httpx.AsyncBaseTransport):
+    """A network that loses what is sent, in which each try takes its ten seconds."""
+
+    def __init__(self) -> None:
+        self.now, self.tries = 0.0, 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.now, self.tries = self.now + 10, self.tries + 1
+        if self.tries > 3:
+            raise AssertionError("It is asked for ever.")
+        raise httpx.ConnectTimeout("lost")
+
+
+async def test_a_gateway_that_is_silent_is_given_up_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = Away()
+    monkeypatch.setattr("gateway.client.time", away)
+    with pytest.raises(httpx.ConnectTimeout):
+        await _text(asked("http://gateway.test", patience=5, transport=away))
+    assert away.tries == 2
+
+
+async def test_a_body_without_members_is_a_body() -> None:
+    async with running() as gateway:
+        told = await refused(complete(f"{gateway.url}/tickets", {}, headers=ALICE))
+        assert told.code == "upstream_unreachable"
+
+
 async def test_after_a_kill_the_text_is_cleared_or_raised_and_never_two_answers_in_one(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:

@@ -83,7 +83,8 @@ window.React = had.react;
 const { useCompletion } = await import("/react.js");
 const { createElement, StrictMode } = React;
 function Shown() {
-  window.one = useCompletion({ key: "draft" });
+  const [key, rename] = React.useState("draft");
+  Object.assign(window, { one: useCompletion({ key }), rename });
   return `${one.state}:${one.text}`;
 }
 const root = had["react-dom-client"].createRoot(document.getElementById("root"));
@@ -413,6 +414,22 @@ async def test_a_reload_before_the_ticket_came_asks_with_the_same_key(site: Site
         assert visit.paid(prompt) == 1
 
 
+async def test_an_answer_that_fails_does_not_take_the_key_of_the_next_one(site: Site) -> None:
+    async with site.visit() as visit:
+        tab, bad, prompt = await visit.tab(), visit.prompt("break"), visit.prompt()
+        await begin(tab, "bad", COMPLETE, ask(bad), {"key": "draft"})
+        await half(tab, "bad")
+        await begin(tab, "one", COMPLETE, ask(prompt), {"key": "draft"})
+        await half(tab)
+        visit.go_on(bad)
+        assert (await over(tab, "bad"))["error"]["state"] == "truncated"
+        await tab.reload()
+        visit.go_on(prompt)
+        await begin(tab, "one", "() => gw.resume('draft')")
+        assert "".join((await over(tab))["pieces"]) == WHOLE
+        assert visit.paid(prompt) == 1
+
+
 async def test_what_was_another_users_is_refused_alone_and_forgotten(site: Site) -> None:
     async with site.visit() as visit:
         tab, prompt, mine = await visit.tab(), visit.prompt(), visit.prompt("mine")
@@ -546,6 +563,22 @@ async def test_the_hook_shows_an_answer_goes_on_after_a_reload_and_stops(site: S
         await shown(tab, f"truncated:{HALF}")
         assert await tab.evaluate("one.error.code") == "upstream_cut"
         assert [visit.paid(each) for each in (prompt, other, bad)] == [1, 1, 1]
+
+
+async def test_the_hook_shows_under_another_key_what_that_key_names(site: Site) -> None:
+    async with site.visit() as visit:
+        tab, prompt = await visit.context.new_page(), visit.prompt()
+        await tab.goto(f"{visit.road.url}/react")
+        await shown(tab, "idle:")
+        await tab.evaluate("(body) => { one.ask(body); }", ask(prompt))
+        await shown(tab, f"streaming:{HALF}")
+        await tab.evaluate("rename('other')")
+        await shown(tab, "idle:")
+        await tab.evaluate("rename('draft')")
+        await shown(tab, f"streaming:{HALF}")
+        visit.go_on(prompt)
+        await shown(tab, f"done:{WHOLE}")
+        assert visit.paid(prompt) == 1
 
 
 async def shown(tab: Page, text: str) -> None:

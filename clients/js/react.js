@@ -1,12 +1,15 @@
 import { useCallback, useEffect, useRef, useState } from "react";
 import { complete, forget, resume } from "./gateway.js";
 
+const NOTHING = { text: "", state: "idle", error: null };
+
 /** One answer of a component: `{text, state, error, ask, stop}`; react.d.ts tells the rest. */
 export function useCompletion(options = {}) {
   const { key } = options;
-  const [shown, show] = useState({ text: "", state: "idle", error: null });
+  const [shown, show] = useState(NOTHING);
   const latest = useRef(options);
   const life = useRef(null);
+  const of = useRef(key);
   latest.current = options;
 
   const read = useCallback(async (begin) => {
@@ -28,6 +31,11 @@ export function useCompletion(options = {}) {
   useEffect(() => {
     // With a key it goes on without the component, and is there again for the next one.
     if (!key) return () => life.current?.abort();
+    if (of.current !== key) {
+      of.current = key;
+      life.current = null; // What the other key names goes on, and is not shown as this one's.
+      show(NOTHING);
+    }
     if (!life.current) read((reading) => resume(key, reading));
   }, [key, read]);
 

@@ -66,7 +66,7 @@ class Naming(NamedTuple):
 
     request: str
     stream: Callable[[str], str]  # Of the digest.
-    joins: bool  # Whether that may be one that runs.
+    runs: str  # One that runs, and may be it; "" for none.
 
 
 class TicketEndpoints:
@@ -153,7 +153,7 @@ class TicketEndpoints:
         """
         self._life.check_stays()
         key, again = idempotency_key(request), is_retry(request)
-        self._limits.check(subject, claims=not (key or again or (naming and naming.joins)))
+        self._limits.check(subject, claims=not (key or again or naming))
         made = self._made(name, preset, body, stream_ref(request))
         repeat = "" if key or naming else asked(subject, f"sdk {name}", made.digest)
         if again and repeat and (first := await self._first_try(repeat)):
@@ -165,6 +165,8 @@ class TicketEndpoints:
             stream_id, created = await self._of_key(key, subject, name, made)
         elif naming:
             stream_id = naming.stream(made.digest)
+            if stream_id != naming.runs:  # Before it takes that one's place.
+                self._limits.check_streams(subject)
             created = await self._created(stream_id, subject, name, made, known=True)
         else:
             stream_id = self._records.new_stream()

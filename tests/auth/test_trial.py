@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import time
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.auth.test_frameworks import by_django, by_flask
 from tests.auth.test_jwt import RSA, key_set, token
 from tests.support import Process, served, settings
 
+DAY = 24 * 3600
 APP = "the secret of the app of thirty-two bytes or more"
 
 
@@ -38,7 +40,7 @@ async def test_each_says_whom_it_sees_or_why_nobody() -> None:
 COOKIES = {
     "flask": by_flask({"_user_id": "alice"}, APP),
     "django": by_django({"_auth_user_id": "alice"}, APP),
-    "jwt": token(APP, sub="alice"),
+    "jwt": token(APP, sub="alice", exp=time() + DAY),  # Made as the tests are collected.
     "signed": signed_cookie(settings(cookie_secrets=APP)).sign("alice"),
 }
 

@@ -44,7 +44,7 @@ export function delta(data) {
   try {
     return JSON.parse(data).choices.find((each) => each.index === 0).delta.content ?? "";
   } catch {
-    return ""; // "[DONE]", and whatever else has no text.
+    return ""; // As "[DONE]".
   }
 }
 
@@ -281,8 +281,9 @@ export function read(url, { signal, discard, key } = {}) {
   async function* pieces() {
     const stream = await (url.call ? url() : url);
     attach(on, stream);
+    const drop = () => key && kept(key)?.stream === stream && forget(key); // No later one.
     signal?.addEventListener("abort", () => {
-      on.over || forget(key); // Before it is asked again.
+      on.over || drop(); // Before it is asked again.
       wake?.();
     });
     try {
@@ -302,7 +303,7 @@ export function read(url, { signal, discard, key } = {}) {
         else await new Promise((resolve) => (wake = resolve));
       }
     } finally {
-      if (on.over !== true && !signal?.aborted) forget(key);
+      if (on.over !== true && !signal?.aborted) drop();
       if (!on.over) stop(stream).catch(() => {});
     }
   }

@@ -42,16 +42,15 @@ class ChatAnswers:
         ticket = self._tickets.verify(shown)
         if continued:
             await self._chats.note_continued(ticket.stream_id, continued)
-        opened = await self._redemption.open(ticket, subject, "")
+        began = await self._began(await self._redemption.record(ticket, subject))
+        opened = await self._redemption.open(ticket, subject, began)
         if isinstance(opened, NothingMore):
             raise Rejected("log_expired")
         return self._streamed(opened, ticket.stream_id, continued or ticket.stream_id)
 
     async def under_way(self, record: Record, position: EventId | None) -> UiStream | None:
         """Return an answer, to who is at a position of it or at none; None if there is no more."""
-        began = ""
-        if record.attempts > 1:  # What is before a `reset` could not be taken back.
-            began = (await self._snapshots.of(record)).began
+        began = await self._began(record)
         place = EventId.parse(began)
         if position is not None and place is not None and position <= place:
             position = None
@@ -67,6 +66,11 @@ class ChatAnswers:
         if isinstance(opened, NothingMore):
             return None
         return self._streamed(opened, record.stream_id, message_id, position)
+
+    async def _began(self, record: Record) -> str:
+        """Return the event after which an answer begins, "" for the first: no page takes back what
+        is before a `reset`."""
+        return (await self._snapshots.of(record)).began if record.attempts > 1 else ""
 
     async def note_shown(self, stream_id: str) -> None:
         """Note that a stream is not to be shown any more."""

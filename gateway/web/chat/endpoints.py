@@ -74,7 +74,8 @@ class ChatEndpoints:
             words = f"{asked.anew} {name} {digest}"
             return next_stream(subject, asked.chat_id, words, before.stream_id)
 
-        naming = Naming(chat_name(subject, asked.chat_id), stream, joins=before.goes_on)
+        runs = before.stream_id if before.goes_on else ""
+        naming = Naming(chat_name(subject, asked.chat_id), stream, runs)
         sent = _body(preset, body, asked)
         begun = await self._requests.begin(request, subject, name, preset, sent, naming)
         url = self._url(request, asked.chat_id)
@@ -111,8 +112,8 @@ class ChatEndpoints:
 
     async def _is_over(self, chat: Chat, record: Record, position: EventId | None) -> bool:
         """Whether there is nothing to be shown of a chat, to who is at a position."""
-        if record.expired or (position is not None and str(position) == record.end_id):
-            return True
+        if record.expired or position is not None:  # Who tells it lacks what is after it.
+            return record.expired or str(position) == record.end_id
         return not chat.goes_on and await self._chats.was_shown(chat.stream_id)
 
     def _url(self, request: Request, chat_id: str) -> str:

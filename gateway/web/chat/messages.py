@@ -21,7 +21,8 @@ from gateway.upstream.protocols.readings import Noted
 
 OWN = frozenset({"id", "messages", "trigger", "messageId"})  # What the transport itself sends.
 
-_LONGEST = 200  # Characters of a chat's id.
+_LONGEST = 200  # Characters of an id.
+_MOST = 10_000  # Messages and parts: while they are read nobody's stream goes on.
 _SILENT = ("step-start", "source-url", "source-document")
 _TRIGGERS = ("submit-message", "regenerate-message")
 _DENIED = "The user denied this."
@@ -46,12 +47,23 @@ def chat_request(body: dict[str, Any]) -> ChatRequest:
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
         raise Rejected("bad_chat", '"messages" is a list of UI messages.')
+    if sum(1 + _count(each.get("parts")) for each in messages) > _MOST:
+        raise Rejected("bad_chat", f"Its messages and their parts are more than {_MOST}.")
     turns = [turn for at, each in enumerate(messages) for turn in _turns(f"messages[{at}]", each)]
     if not turns:
         raise Rejected("bad_chat", "Its messages say nothing.")
-    last, anew = messages[-1], trigger != _TRIGGERS[0]
-    goes_on = not anew and last.get("role") == "assistant" and isinstance(last.get("id"), str)
-    return ChatRequest(chat_id, turns, anew, last["id"] if goes_on else "")
+    anew = trigger != _TRIGGERS[0]
+    return ChatRequest(chat_id, turns, anew, "" if anew else _continued(messages[-1]))
+
+
+def _continued(last: dict[str, Any]) -> str:
+    """Return which message an answer goes on with, "" if with none; raises Rejected."""
+    message_id = last.get("id")
+    if last.get("role") != "assistant" or not isinstance(message_id, str):
+        return ""
+    if len(message_id) > _LONGEST or not message_id.isprintable():  # It is kept.
+        raise Rejected("bad_chat", f'The last "id" takes up to {_LONGEST} printable characters.')
+    return message_id
 
 
 def usable(chat_id: str) -> bool:
@@ -76,6 +88,10 @@ def _turns(where: str, message: dict[str, Any]) -> Iterator[Turn]:
             yield Turn(role, said)
     else:
         raise Rejected("bad_chat", f'"{where}.role" is user, assistant or system.')
+
+
+def _count(parts: Any) -> int:
+    return len(parts) if isinstance(parts, list) else 0
 
 
 def _kind(part: Any) -> str:

@@ -74,6 +74,7 @@ class UiParts:
         self._after = after
         self._parser = Parser(limit=sys.maxsize)  # A large event comes in slices.
         self._begun = False
+        self._had_some = False  # Of what `after` is an event of.
         self._failure: dict[str, Any] | None = None
         self._begin()
 
@@ -87,8 +88,10 @@ class UiParts:
 
     def start(self) -> bytes:
         """Return what an answer begins with, for who has nothing of it."""
-        begun = {"type": "start", "messageId": self._message_id}
-        return b"" if self._after else _framed([begun, {"type": "start-step"}])
+        return b"" if self._after else self._started()
+
+    def _started(self) -> bytes:
+        return _framed([{"type": "start", "messageId": self._message_id}, {"type": "start-step"}])
 
     def frames(self, frames: bytes) -> bytes:
         """Return the parts of frames; of what comes after they are void nothing."""
@@ -97,20 +100,22 @@ class UiParts:
             parts = self._of(event)
             if self.void:
                 break
-            if parts and not self._had(event):
+            if not self._had(event) and parts:
+                if self._after:
+                    told += [] if self._had_some else [self._started()]
+                    self._after = None
                 self._begun = True
                 told.append(_framed(parts, event.id))
         return b"".join(told)
 
     def _had(self, event: Event) -> bool:
-        """Whether the caller has what came of an event."""
+        """Whether the caller has what came of an event; who was at another answer has nothing."""
         if self._after is None:
             return False
         place = EventId.parse(event.id.decode())
-        if place is not None and place <= self._after:
-            return True
-        self._after = None
-        return False
+        had = place is not None and place <= self._after
+        self._had_some |= had
+        return had
 
     def _of(self, event: Event) -> Parts:
         if event.name not in OURS:
@@ -122,7 +127,7 @@ class UiParts:
             self.state = told["state"]
             return self._end(told.get("finish_reason"))
         else:
-            self.void = self._begun or self._after is not None
+            self.void = self._begun or self._had_some
             self._begin()
         return []
 

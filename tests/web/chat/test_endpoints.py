@@ -115,6 +115,9 @@ async def test_an_answer_is_a_ui_message_stream_and_is_not_shown_again() -> None
         assert got.events[-1] == Event(b"[DONE]")
         assert (await page.resume()).status == 204
         assert (await page.resume(last_id=got.last_id)).status == 204
+        had = kinds(got).index("text-delta") + 1  # To who lacks the rest it is shown still.
+        rest = await page.resume(last_id=got.events[had - 1].id.decode())
+        assert rest.events == got.events[had:]
         (call,) = upstream.calls
         assert call.json["messages"] == [{"role": "user", "content": "Hello?"}]
         assert call.json.keys() == {"model", "messages", "stream", "stream_options"}
@@ -180,6 +183,21 @@ async def test_an_idempotency_key_holds_after_the_end_too() -> None:
         assert (await page.ask(headers=key)).events == first.events
         other = await page.ask({**HI, "parts": [{"type": "text", "text": "No"}]}, headers=key)
         assert other.status == 422
+        assert len(upstream.calls) == 1
+
+
+async def test_who_may_begin_no_other_answer_still_finds_the_one_that_runs() -> None:
+    script, go_on = paused()
+    other = {**HI, "parts": [{"type": "text", "text": "And now?"}]}
+    async with gateway(script, subject_streams=1, **TIMES) as (gate, upstream):
+        page = Page(gate)
+        left = await page.ask(enough=has("text-delta"))
+        refused = await gate.http.post("/chat", json=asked(other), headers=page.headers)
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
+        joined = await page.ask(enough=has("text-delta"))
+        resumed = await page.resume(enough=has("text-delta"))
+        assert parts_of(joined)[0] == parts_of(resumed)[0] == parts_of(left)[0]
+        go_on.set()
         assert len(upstream.calls) == 1
 
 

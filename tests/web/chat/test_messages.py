@@ -23,6 +23,10 @@ def body(*messages: Any, **more: Any) -> dict[str, Any]:
     return {"id": "c1", "messages": [*messages], "trigger": "submit-message", **more}
 
 
+def named(message_id: str) -> dict[str, Any]:
+    return {**message("assistant", text("So")), "id": message_id}
+
+
 def tool(state: str, **more: Any) -> dict[str, Any]:
     return {"type": "tool-see", "toolCallId": "t1", "state": state, "input": {"a": 1}, **more}
 
@@ -95,6 +99,7 @@ def test_an_answer_goes_on_with_the_message_that_comes_last_unless_it_is_made_ag
     answer = message("assistant", text("So"))
     assert chat_request(body(HELLO, answer)).continued == "assistant-1"
     assert chat_request(body(HELLO)).continued == ""
+    assert chat_request(body(HELLO, {**answer, "id": ""})).continued == ""
     anew = chat_request(body(HELLO, answer, trigger="regenerate-message"))
     assert (anew.continued, anew.anew) == ("", True)
 
@@ -130,6 +135,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "an id that a URL takes away": body(HELLO, id=".."),
     "an id that is too long": body(HELLO, id="x" * 201),
     "an id that is no text": body(HELLO, id="a\n"),
+    "a message to go on with whose id is half a character": body(named("\ud800")),
+    "one whose id is too long": body(named("x" * 201)),
     "another trigger": body(HELLO, trigger="resume-stream"),
     "a trigger that is none": body(HELLO, trigger=[]),
     "no messages": body(messages=None),
@@ -143,6 +150,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "another role": body(message("tool", text("Hello"))),
     "nothing said": body(message("user", text(""))),
     "nobody": body(),
+    "more than can be read at once": body(*[HELLO] * 5_001),
 }
 
 

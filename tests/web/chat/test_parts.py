@@ -182,6 +182,14 @@ def test_what_is_no_json_is_an_input_that_failed(given_: str) -> None:
     assert "JSON" in failed["errorText"]
 
 
+def test_who_was_at_an_earlier_answer_has_this_one_from_its_start() -> None:
+    told: list[Told] = [[], [Said("a")], DONE]
+    ui = UiParts("s", "m", lambda: Script(told), EventId(0, 7))
+    assert ui.start() == b""
+    sent = [json.loads(each.data) for each in parse(ui.frames(b"".join(log(told))))]
+    assert sent == parts_of(told)
+
+
 def test_what_was_shown_and_is_void_ends_without_an_end() -> None:
     told: list[Told] = [[Said("a")], ("reset", {}), [Said("b")], DONE]
     ui = made(told)
