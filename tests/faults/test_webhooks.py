@@ -10,7 +10,7 @@ from tests.faults.viewer import Got, Transcript
 from tests.faults.webhooks import Told, judge_webhooks
 
 FACTS = Facts(lease=2.0)
-HEARD = Told("msg_a_1", 3, "done", signed=True, heard=True)
+HEARD = Told("msg_a_1", 3, "done", signed=True, heard=True, at=9.0)
 REFUSED = HEARD._replace(heard=False)
 
 
@@ -58,6 +58,13 @@ def test_what_is_not_heard_or_told_falsely_is_found(told: tuple[Told, ...], word
 )
 def test_an_end_may_be_unheard_only_where_redis_lost_it(loss: Loss, excused: bool) -> None:
     assert (found(facts=replace(FACTS, losses=(loss,))) == []) is excused
+
+
+@pytest.mark.parametrize(("at", "excused"), [(3.5, True), (8.5, False)], ids=["before", "after"])
+def test_an_end_may_have_been_another_only_before_redis_lost_it(at: float, excused: bool) -> None:
+    told = HEARD._replace(state="cancelled", at=at)
+    facts = replace(FACTS, losses=(Loss("empty", 4.0, 5.0),))
+    assert (found(told, HEARD, facts=facts) == []) is excused
 
 
 def test_a_stream_that_nobody_saw_end_need_not_be_told() -> None:
