@@ -1,5 +1,6 @@
 """Fixtures: the loop, the two stores, a real Redis."""
 
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -57,6 +58,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def anyio_backend() -> str:
     """All async tests run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def levels() -> Iterator[None]:
+    """Let no server of one test make another test hear what is of no interest to it."""
+    loggers = [logging.getLogger(), logging.getLogger("uvicorn.error")]
+    before = [each.level for each in loggers]
+    yield
+    for each, level in zip(loggers, before, strict=True):
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")
