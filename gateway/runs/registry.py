@@ -7,6 +7,7 @@ been paused, and would write on where Redis forgot the end.
 
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
+from itertools import chain
 
 from gateway import clock
 from gateway.config.presets import Preset
@@ -95,8 +96,8 @@ class RunRegistry(Mapping[str, Run]):
 
     def logs(self) -> Iterator[EventLog]:
         """Return the logs of all runs, and those that are kept without one."""
-        yield from [run.log for run in self._runs.values()]
-        yield from [log for log, _ in self._kept.values()]
+        kept = (log for log, _ in self._kept.values())
+        return chain((run.log for run in self._runs.values()), kept)
 
     def owes(self, stream_id: str) -> bool:
         """Whether a stream is to be written again here, should Redis have forgotten it."""

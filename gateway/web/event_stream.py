@@ -8,10 +8,12 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from gateway.errors import Unavailable
 from gateway.eventlog.fanout import Fanout
 from gateway.runs.redemption import Opened
 from gateway.sse import HEARTBEAT, OURS, Event, Parser, encode
@@ -116,6 +118,17 @@ class EventStream:
             self.viewer.sent()
             self._first = b""
         self._before = ()
+
+
+@contextmanager
+def readable(fanout: Fanout, opened: Opened) -> Iterator[None]:
+    """Let go of a viewer of what this replica turns out not to be able to read."""
+    try:
+        yield
+    except Unavailable:
+        fanout.detach(opened.viewer)
+        opened.seat()
+        raise
 
 
 class SnapshotEvent:

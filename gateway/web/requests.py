@@ -70,9 +70,15 @@ def view_of(request: Request) -> View:
     view = View(form, query.get("snapshot") == "1", heartbeat == "event")
     if view.is_text_alone and view.heartbeats:
         raise Rejected("bad_request", f"`{form}` is the text alone: there is no heartbeat in it.")
-    if view.is_text_alone and request.scope["http_version"] == "1.0":
-        raise Rejected("bad_request", "HTTP/1.0 cannot tell a cut from an end: ask in HTTP/1.1.")
+    if view.is_text_alone:
+        check_version(request)
     return view
+
+
+def check_version(request: Request) -> None:
+    """Raise Rejected where only a broken connection tells that an answer is not whole."""
+    if request.scope["http_version"] == "1.0":
+        raise Rejected("bad_request", "HTTP/1.0 cannot tell a cut from an end: ask in HTTP/1.1.")
 
 
 def cookies_of(request: Request) -> Cookies:

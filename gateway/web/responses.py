@@ -7,7 +7,7 @@ A browser's EventSource gives up for ever on anything but 200, so what will pass
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -29,6 +29,11 @@ STREAM_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
 ]
+
+
+def as_raw(headers: Mapping[str, str]) -> Headers:
+    """Return headers as ASGI has them."""
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 class Retry:

@@ -36,7 +36,7 @@ from gateway.web.requests import (
     too_large,
     view_of,
 )
-from gateway.web.responses import issued, left_headers
+from gateway.web.responses import as_raw, issued, left_headers
 from gateway.web.streams import StreamEndpoints
 from gateway.webhooks.message import receiver_of
 
@@ -133,8 +133,7 @@ class TicketEndpoints:
             if key and await request.is_disconnected():  # Without one it was looked at before.
                 raise ClientDisconnect  # Nobody else could find what would be paid for.
             opened = await self._open_at(url, request, self._tickets.verify(ticket), subject)
-            left = left_headers(created, self._presets.bounds(name))
-            opened.raw_headers += [(each.lower().encode(), left[each].encode()) for each in left]
+            opened.raw_headers += as_raw(left_headers(created, self._presets.bounds(name)))
             return opened
         return issued(ticket, url, created, self._presets.bounds(name))
 

@@ -41,10 +41,10 @@ class AnthropicReadings:
     def _begun(self, index: int, block: dict[str, Any]) -> list[Reading]:
         kind = block.get("type")
         if kind == "text":
-            return _said(block.get("text"), index)
+            return _piece(Said, block.get("text"), index)
         if kind == "thinking":
             self._signed[index] = string(block.get("signature"))
-            return _thought(block.get("thinking"), index)
+            return _piece(Thought, block.get("thinking"), index)
         if kind == "redacted_thinking":
             return [ThoughtOver(index, {"anthropic": {"redactedData": string(block.get("data"))}})]
         if kind == "tool_use":
@@ -62,10 +62,10 @@ class AnthropicReadings:
     def _added(self, index: int, delta: dict[str, Any]) -> list[Reading]:
         kind = delta.get("type")
         if kind == "text_delta":
-            return _said(delta.get("text"), index)
+            return _piece(Said, delta.get("text"), index)
         if kind == "thinking_delta":
             self._signed.setdefault(index, "")
-            return _thought(delta.get("thinking"), index)
+            return _piece(Thought, delta.get("thinking"), index)
         if kind == "signature_delta":
             self._signed[index] = self._signed.get(index, "") + string(delta.get("signature"))
         elif kind == "input_json_delta" and index in self._calls:
@@ -85,9 +85,5 @@ class AnthropicReadings:
         return [ThoughtOver(index, {"anthropic": {"signature": signature}} if signature else {})]
 
 
-def _said(text: Any, index: int) -> list[Reading]:
-    return [Said(text, index)] if isinstance(text, str) and text else []
-
-
-def _thought(text: Any, index: int) -> list[Reading]:
-    return [Thought(text, index)] if isinstance(text, str) and text else []
+def _piece(kind: type[Said] | type[Thought], text: Any, index: int) -> list[Reading]:
+    return [kind(piece, index)] if (piece := string(text)) else []

@@ -11,7 +11,6 @@ from gateway.upstream.protocols.readings import (
     Key,
     Reading,
     Said,
-    Source,
     Thought,
     objects,
     source_in,
@@ -45,8 +44,9 @@ class ChatReadings:
         for each in objects(chunk.get("search_results")):
             found += source_in(each)
         cited = chunk.get("citations")  # Perplexity's, in every chunk.
-        urls = [each for each in cited if isinstance(each, str)] if isinstance(cited, list) else []
-        return found + [Source(url) for url in urls if url.startswith(("http://", "https://"))]
+        for url in cited if isinstance(cited, list) else ():
+            found += source_in({"url": url})
+        return found
 
     def _message(self, choice: dict[str, Any]) -> dict[str, Any]:
         delta = choice.get("delta")

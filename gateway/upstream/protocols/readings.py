@@ -100,11 +100,10 @@ def whole_call(key: Key, called: Called, given: Any, noted: Noted) -> list[Readi
 
 def source_in(place: Any, url: str = "url") -> list[Reading]:
     """Return the source that an object tells, if it tells one."""
-    found = place.get(url) if isinstance(place, dict) else None
-    if not isinstance(found, str) or not found.startswith(("http://", "https://")):
+    found = string(place.get(url)) if isinstance(place, dict) else ""
+    if not found.startswith(("http://", "https://")):
         return []
-    title = place.get("title")
-    return [Source(found, title if isinstance(title, str) else "")]
+    return [Source(found, string(place.get("title")))]
 
 
 def string(value: Any) -> str:

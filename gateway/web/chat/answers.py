@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from gateway.auth.tickets import Tickets
+from gateway.auth.tickets import Ticket, Tickets
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
@@ -13,6 +13,7 @@ from gateway.runs.snapshot import CompletionSnapshots
 from gateway.upstream.protocols.table import logged_protocol
 from gateway.web.chat.parts import UiParts
 from gateway.web.chat.stream import UiStream
+from gateway.web.event_stream import readable
 
 _GONE = ("log_expired", "ticket_expired", "ticket_not_found")
 
@@ -55,10 +56,9 @@ class ChatAnswers:
         if position is not None and place is not None and position <= place:
             position = None
         message_id = await self._chats.message_of(record.stream_id)
-        ticket = self._tickets.issue(record.stream_id, record.subject, record.issued)
-        verified = self._tickets.verify(ticket)
+        ticket = Ticket.of(record.stream_id, record.subject, record.issued)
         try:
-            opened = await self._redemption.open(verified, record.subject, began)
+            opened = await self._redemption.open(ticket, record.subject, began)
         except Rejected as error:
             if error.code not in _GONE:
                 raise
@@ -80,13 +80,8 @@ class ChatAnswers:
     def _streamed(
         self, opened: Opened, stream_id: str, message_id: str, position: EventId | None = None
     ) -> UiStream:
-        """Return the response; lets go of the viewer where this replica cannot read the log."""
-        try:
+        with readable(self._fanout, opened):
             protocol = logged_protocol(opened.dialect)
-        except Unavailable:
-            self._fanout.detach(opened.viewer)
-            opened.seat()
-            raise
         parts = UiParts(stream_id, message_id, protocol.readings, position)
 
         async def shown() -> None:

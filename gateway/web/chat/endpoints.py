@@ -20,8 +20,8 @@ from gateway.web.chat.messages import OWN, ChatRequest, chat_request
 from gateway.web.chat.stream import UiStream
 from gateway.web.endpoint import AnyResponse, Guards, Methods
 from gateway.web.mount import Mount
-from gateway.web.requests import body_of, last_event_id
-from gateway.web.responses import nothing_more, reply
+from gateway.web.requests import body_of, check_version, last_event_id
+from gateway.web.responses import as_raw, nothing_more, reply
 from gateway.web.tickets import Naming, TicketEndpoints
 
 _PROMPT = "message"  # The variable of a role that has what the user said last.
@@ -59,7 +59,7 @@ class ChatEndpoints:
     async def create(self, request: Request) -> AnyResponse:
         """POST /chat: ask for the next answer, or watch the one that the same request has begun."""
         subject = await self._guards.caller(request)
-        _check_version(request)
+        check_version(request)
         name = request.path_params.get("preset", "default")
         preset = self._requests.preset(name)
         body = await body_of(request, self._max_body)
@@ -89,7 +89,7 @@ class ChatEndpoints:
     async def resume(self, request: Request) -> AnyResponse:
         """GET /chat/{id}/stream: the answer that is under way, or that nobody was shown."""
         subject = await self._guards.viewer(request)
-        _check_version(request)
+        check_version(request)
         chat_id, position = request.path_params["id"], EventId.parse(last_event_id(request))
         chat = await self._chats.find(subject, chat_id)
         record = chat.record
@@ -123,13 +123,8 @@ class ChatEndpoints:
 
 
 def _with(answer: UiStream, headers: dict[str, str]) -> UiStream:
-    answer.raw_headers += [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+    answer.raw_headers += as_raw(headers)
     return answer
-
-
-def _check_version(request: Request) -> None:
-    if request.scope["http_version"] == "1.0":
-        raise Rejected("bad_request", "HTTP/1.0 cannot tell a cut from an end: ask in HTTP/1.1.")
 
 
 def _body(preset: Preset, body: RequestBody, asked: ChatRequest) -> RequestBody:

@@ -155,14 +155,14 @@ def _note_call(where: str, part: dict[str, Any], said: list[Part], results: list
         return  # It was never whole, or its provider knows of it.
     given = part.get("input", part.get("rawInput"))
     said.append(Use(call_id, name, given, _noted(part.get("callProviderMetadata"))))
-    approval = part.get("approval")
-    denied = isinstance(approval, dict) and approval.get("approved") is False
+    told = part.get("approval")
+    approval: dict[str, Any] = told if isinstance(told, dict) else {}
     if state == "output-available":
         results.append(Result(call_id, name, part.get("output")))
     elif state == "output-error":
         results.append(Result(call_id, name, str(part.get("errorText")), failed=True))
-    elif denied:
-        reason = str(approval.get("reason") or _DENIED) if isinstance(approval, dict) else _DENIED
+    elif approval.get("approved") is False:
+        reason = str(approval.get("reason") or _DENIED)
         results.append(Result(call_id, name, reason, failed=True))
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from gateway.auth.tickets import Tickets
+from gateway.auth.tickets import Ticket, Tickets
 from gateway.errors import Rejected, Unavailable
 from gateway.eventlog.entries import EventId
 from gateway.eventlog.fanout import Fanout
@@ -16,8 +16,10 @@ from gateway.runs.repeats import Repeats
 from gateway.sse import Event
 from gateway.upstream.protocols.api import Api
 from gateway.upstream.protocols.apis import speaks
+from gateway.web.event_stream import readable
 from gateway.web.mount import Mount
 from gateway.web.requests import last_event_id
+from gateway.web.responses import as_raw
 from gateway.web.sdk.callers import SERVICE, SdkCaller
 from gateway.web.sdk.reading import Position, Reading
 from gateway.web.sdk.replies import UNNOTED, ObjectReply, Reply, Shown, StateReply, StreamReply
@@ -70,17 +72,15 @@ class Answers:
             raise Rejected("log_expired")
         reply = self._reply(api, opened, wanted, self._shown(api, begun, caller))
         told = {"content-location": url, api.request_id: begun.stream_id, **begun.left}
-        reply.raw_headers += [(each.lower().encode(), told[each].encode()) for each in told]
+        reply.raw_headers += as_raw(told)
         return reply
 
     async def of_record(self, api: Api, record: Record, wanted: Wanted) -> Reply:
         """Return a reply of a stream that was begun before; raises Rejected and Unavailable."""
         if not speaks(api, record.protocol):
             raise Rejected("ticket_not_found", "Its answer is of another API.")
-        ticket = self._tickets.issue(record.stream_id, record.subject, record.issued)
-        opened = await self._redemption.open(
-            self._tickets.verify(ticket), record.subject, wanted.after
-        )
+        ticket = Ticket.of(record.stream_id, record.subject, record.issued)
+        opened = await self._redemption.open(ticket, record.subject, wanted.after)
         if isinstance(opened, NothingMore):
             raise Rejected("log_expired", "There is nothing after this event.")
         reply = self._reply(api, opened, wanted, UNNOTED)
@@ -88,13 +88,8 @@ class Answers:
         return reply
 
     def _reply(self, api: Api, opened: Opened, wanted: Wanted, shown: Shown) -> Reply:
-        """Return the reply; lets go of the viewer where this replica cannot read the log."""
-        try:
+        with readable(self._fanout, opened):
             return self._made(api, opened, wanted, shown)
-        except Unavailable:
-            self._fanout.detach(opened.viewer)
-            opened.seat()
-            raise
 
     def _made(self, api: Api, opened: Opened, wanted: Wanted, shown: Shown) -> Reply:
         if not wanted.streams:

@@ -41,8 +41,8 @@ class Owned:
             if stream_id and await self._records.may_be_forgotten(stream_id, 0):
                 raise Unavailable("not_yet")
             raise Rejected("response_not_found")
-        ticket = self._tickets.issue(stream_id, subject, record.issued)
-        return await self._redemption.record(self._tickets.verify(ticket), subject)
+        ticket = Ticket.of(stream_id, subject, record.issued)
+        return await self._redemption.record(ticket, subject)
 
     async def _subject(self, ticket: Ticket) -> str:
         record = await self._records.read(ticket.stream_id)
